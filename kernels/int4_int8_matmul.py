@@ -1,0 +1,199 @@
+"""INT8 activations × INT4 weights (W4A8): nibbles become int8 operands for one shift, products are exact in int32.
+
+Weights come in the layout `int4_bytes`. A nibble moved to the upper half of a byte is 16 times its code, so every
+product is 16 times too large, exactly; the partial sums are shifted right by 4 before anything else happens.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .split_k import split_count, sum_of_splits, workspace
+from .target import Target, on_device_of, target_of
+from .tiles import TileConfig, tile_of_program
+from .unpack import byte_to_int8
+from .weight_only_matmul import slabs_per_scale
+
+_SLABS = 2
+
+
+@triton.jit
+def int4_int8_matmul_kernel(
+    x_ptr,  # int8 [M, K], row stride stride_x
+    x_scale_ptr,  # float32 [M]
+    w_ptr,  # int8 bytes [N, stride_w]
+    w_scale_ptr,  # float [G, N]
+    bias_ptr,  # float [N], or None
+    out_ptr,  # float [M, N]
+    partials_ptr,  # int32 (one group) or float32 [tiles, SPLITS, BLOCK_N, BLOCK_M], or None
+    counters_ptr,  # int32 [tiles], or None
+    M,
+    N,
+    K,
+    stride_x,
+    stride_w,
+    blocks,  # of 2 · SLAB columns, per row of the weight
+    groups,
+    group_size,
+    padded_group,  # columns that a group takes in the weight's layout
+    SLAB: tl.constexpr,
+    SLABS_PER_SCALE: tl.constexpr,  # 0: one group, its scale applied at the end
+    GROUPS_ARE_PADDED: tl.constexpr,
+    EVEN_K: tl.constexpr,  # the blocks hold exactly K columns
+    SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One [BLOCK_N, BLOCK_M] tile of outᵀ, or one split of it."""
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    tile_n, tile_m = tile_of_program(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    s = tl.arange(0, SLAB)
+    n_wrapped = n % N
+    w_rows = w_ptr + n_wrapped.to(tl.int64)[:, None] * stride_w  # [BLOCK_N, 1]
+    x_rows = x_ptr + (m % M).to(tl.int64)[None, :] * stride_x  # [1, BLOCK_M]
+
+    blocks_per_split = tl.cdiv(blocks, SPLITS)
+    first = split * blocks_per_split
+    last = tl.minimum(first + blocks_per_split, blocks)
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    partial = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+    for block in range(first, last):
+        words = tl.load(w_rows + block * SLAB + s[None, :])  # [BLOCK_N, SLAB]
+        for position in tl.static_range(2):
+            column = (block * 2 + position) * SLAB
+            if GROUPS_ARE_PADDED:
+                within = column % padded_group + s
+                k = (column // padded_group) * group_size + within
+                x = tl.load(x_rows + k[:, None], mask=((within < group_size) & (k < K))[:, None], other=0)
+            elif EVEN_K:
+                x = tl.load(x_rows + (column + s)[:, None])
+            else:
+                x = tl.load(x_rows + (column + s)[:, None], mask=(column + s)[:, None] < K, other=0)
+            if SLABS_PER_SCALE > 0:
+                if position % SLABS_PER_SCALE == 0:
+                    partial = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+            # [BLOCK_N, SLAB] @ [SLAB, BLOCK_M]
+            partial = tl.dot(byte_to_int8(words, position), x, partial, out_dtype=tl.int32)
+            if SLABS_PER_SCALE > 0:
+                if (position + 1) % SLABS_PER_SCALE == 0:
+                    # Blocks of nothing but padding lie behind the last group: any scale will do there.
+                    group = tl.minimum(column // padded_group, groups - 1)
+                    scale = tl.load(w_scale_ptr + group * N + n_wrapped).to(tl.float32)
+                    total += (partial >> 4).to(tl.float32) * scale[:, None]
+
+    m_inside = m < M
+    x_scale = tl.load(x_scale_ptr + m, mask=m_inside, other=1.0)
+    if SLABS_PER_SCALE == 0:
+        accumulator = partial >> 4
+        if SPLITS > 1:
+            accumulator, is_last = sum_of_splits(accumulator, partials_ptr, counters_ptr, tile, split, SPLITS)
+            m_inside = m_inside & is_last
+        scale = tl.load(w_scale_ptr + n_wrapped).to(tl.float32)
+        total = (accumulator.to(tl.float32) * x_scale[None, :]) * scale[:, None]
+    else:
+        if SPLITS > 1:
+            total, is_last = sum_of_splits(total, partials_ptr, counters_ptr, tile, split, SPLITS)
+            m_inside = m_inside & is_last
+        total = total * x_scale[None, :]
+    if bias_ptr is not None:
+        total = total + tl.load(bias_ptr + n_wrapped).to(tl.float32)[:, None]
+    out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+    tl.store(out_ptrs, total.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
+
+
+def int4_int8_matmul(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+    out_dtype: torch.dtype,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """x [M, K] · wᵀ → [M, N] of out_dtype.
+
+    Args:
+        x: int8 [M, K], symmetric codes.
+        x_scale: float32 [M, 1].
+        w: int8 bytes [N, ·] of layout `int4_bytes`.
+        w_scale: float [G, N], contiguous.
+        bias: float [N] or None.
+        group_size, padded_group, slab_width: of the weight's layout.
+        out_dtype: float dtype of the result.
+        config: tile shape; None chooses.
+    """
+    rows, columns = x.shape
+    features = w.shape[0]
+    groups = w_scale.shape[0]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    out = torch.empty(rows, features, dtype=out_dtype, device=x.device)
+    if rows == 0:
+        return out
+    blocks = w.shape[1] // slab_width
+    if config is None:
+        config = choose_config(target_of(x), rows, features, blocks, slab_width)
+    tiles = config.tiles(features, rows)
+    partials = counters = None
+    with on_device_of(x):
+        if config.splits > 1:
+            partials, counters = workspace(
+                x.device, tiles * config.splits * config.block_n * config.block_m, tiles
+            )
+            if groups > 1:
+                partials = partials.view(torch.float32)
+        int4_int8_matmul_kernel[(tiles, config.splits)](
+            x,
+            x_scale,
+            w,
+            w_scale,
+            bias,
+            out,
+            partials,
+            counters,
+            rows,
+            features,
+            columns,
+            x.stride(0),
+            w.stride(0),
+            blocks,
+            groups,
+            group_size,
+            padded_group,
+            SLAB=slab_width,
+            SLABS_PER_SCALE=slabs_per_scale(groups, padded_group, slab_width, _SLABS),
+            GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
+            EVEN_K=columns == blocks * _SLABS * slab_width,
+            SPLITS=config.splits,
+            BLOCK_N=config.block_n,
+            BLOCK_M=config.block_m,
+            GROUP=8,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def choose_config(target: Target, rows: int, features: int, blocks: int, slab_width: int) -> TileConfig:
+    """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
+    block_m = min(128, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
+    block_n, num_warps, num_stages = (64, 4, 4) if rows <= 64 else (128, 8, 3)
+    if target.backend == "hip":
+        num_stages = 2
+    while num_stages > 1 and num_stages * (block_n + 2 * block_m) * slab_width > target.shared_memory - 8192:
+        num_stages -= 1
+    tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
+    programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
+    splits = split_count(tiles, blocks, programs_per_multiprocessor * target.multiprocessors)
+    return TileConfig(block_n, block_m, slab_width * _SLABS, splits, num_warps, num_stages)

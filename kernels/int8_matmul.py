@@ -1,0 +1,223 @@
+"""INT8 activations × INT8 weights, exact in int32, with everything around the product in the epilogue:
+
+    zero points   Σ(x - zx)(w - zw) = Σxw - zw·Σx - zx·(Σw - K·zw)
+    float out     (float(acc) · s_x) · s_w + b
+    int8 out      v = acc · m + b',  m = (s_x · s_w) / s_y,  b' = b / s_y;  code = clamp(rint v + z_y)
+
+Weights are stored in the layout `int8`: rows padded with code 0 to a multiple of 16 columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rounding import to_code
+from .split_k import split_count, sum_of_splits, workspace
+from .target import Target, on_device_of, target_of
+from .tiles import TileConfig, tile_of_program
+
+
+@triton.jit
+def int8_matmul_kernel(
+    x_ptr,  # int8 [M, K], row stride stride_x
+    x_scale_ptr,  # float32 [M] or [1]
+    x_zero_ptr,  # int8 [M] or [1], or None for 0
+    w_ptr,  # int8 [N, stride_w], columns K onwards are padding
+    w_scale_ptr,  # float [N]
+    w_zero_ptr,  # int8 [N], or None for 0
+    w_sum_ptr,  # int32 [N], the sum of each row's codes
+    bias_ptr,  # float [N], or None
+    out_scale_ptr,  # float32 [1], or None for float output
+    out_zero_ptr,  # int8 [1], or None for float output
+    out_ptr,  # float or int8 [M, N]
+    partials_ptr,  # int32 [tiles, SPLITS, BLOCK_N, BLOCK_M], or None
+    counters_ptr,  # int32 [tiles], or None
+    M,
+    N,
+    K,
+    stride_x,
+    stride_w,
+    X_QPARAM_STRIDE: tl.constexpr,  # 1: per token, 0: per tensor
+    OUT_QMIN: tl.constexpr,
+    EVEN_K: tl.constexpr,  # K % (BLOCK_K · SPLITS) == 0
+    SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One [BLOCK_N, BLOCK_M] tile of outᵀ, or one split of it."""
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    tile_n, tile_m = tile_of_program(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    # Rows beyond the edge wrap around: a modulo here is cheaper than a mask in the loop.
+    w_rows = w_ptr + (n % N).to(tl.int64)[:, None] * stride_w  # [BLOCK_N, 1]
+    x_rows = x_ptr + (m % M).to(tl.int64)[None, :] * stride_x  # [1, BLOCK_M]
+
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS)
+    first = split * steps * BLOCK_K
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+    x_sum = tl.zeros((BLOCK_M,), tl.int32)
+    for step in range(0, steps):
+        columns = first + step * BLOCK_K + k
+        if EVEN_K:
+            w = tl.load(w_rows + columns[None, :])
+            x = tl.load(x_rows + columns[:, None])
+        else:
+            w = tl.load(w_rows + columns[None, :], mask=columns[None, :] < K, other=0)
+            x = tl.load(x_rows + columns[:, None], mask=columns[:, None] < K, other=0)
+        acc = tl.dot(w, x, acc, out_dtype=tl.int32)
+        if w_zero_ptr is not None:
+            x_sum += tl.sum(x.to(tl.int32), axis=0)
+
+    n_inside = n < N
+    if w_zero_ptr is not None:
+        w_zero = tl.load(w_zero_ptr + n, mask=n_inside, other=0).to(tl.int32)
+        acc -= w_zero[:, None] * x_sum[None, :]
+    m_inside = m < M
+    if SPLITS > 1:
+        acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
+        m_inside = m_inside & is_last
+
+    x_scale = tl.load(x_scale_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=1.0)
+    w_scale = tl.load(w_scale_ptr + n, mask=n_inside, other=1.0).to(tl.float32)
+    if x_zero_ptr is not None:
+        x_zero = tl.load(x_zero_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=0).to(tl.int32)
+        w_sum = tl.load(w_sum_ptr + n, mask=n_inside, other=0)
+        if w_zero_ptr is not None:
+            w_sum -= K * w_zero
+        acc -= x_zero[None, :] * w_sum[:, None]
+
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + n, mask=n_inside, other=0.0).to(tl.float32)
+    out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+    inside = n_inside[:, None] & m_inside[None, :]
+    values = acc.to(tl.float32)
+    if out_scale_ptr is not None:
+        out_scale = tl.load(out_scale_ptr)
+        if X_QPARAM_STRIDE == 0:
+            multiplier = tl.math.div_rn(tl.load(x_scale_ptr) * w_scale, out_scale)[:, None]
+        else:
+            multiplier = tl.math.div_rn(x_scale[None, :] * w_scale[:, None], out_scale)
+        values = values * multiplier
+        if bias_ptr is not None:
+            values = values + tl.math.div_rn(bias, out_scale)[:, None]
+        out_zero = tl.load(out_zero_ptr).to(tl.float32)
+        tl.store(out_ptrs, to_code(values, out_zero, OUT_QMIN, 127.0), mask=inside)
+    else:
+        values = (values * x_scale[None, :]) * w_scale[:, None]
+        if bias_ptr is not None:
+            values = values + bias[:, None]
+        tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def int8_matmul(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    w_sum: Tensor,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+    out_scale: Tensor | None = None,
+    out_zero: Tensor | None = None,
+    out_symmetric: bool = False,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """x [M, K] · wᵀ → [M, N].
+
+    Args:
+        x: int8 [M, K].
+        x_scale: float32, one per row or one for all.
+        x_zero: int8, like x_scale; None for 0.
+        w: int8 [N, ≥ K], layout `int8`.
+        w_scale: float [N], contiguous.
+        w_zero: int8 [N] or None for 0.
+        w_sum: int32 [N], Σ_k w.
+        bias: float [N] or None.
+        out_dtype: float dtype of the result; ignored for int8 output.
+        out_scale, out_zero: float32 [1] and int8 [1]: the grid of an int8 result.
+        out_symmetric: int8 codes in [-127, 127].
+        config: tile shape; None chooses.
+    """
+    rows, columns = x.shape
+    features = w.shape[0]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    out = torch.empty(rows, features, dtype=torch.int8 if out_scale is not None else out_dtype, device=x.device)
+    if rows == 0:
+        return out
+    if config is None:
+        config = choose_config(target_of(x), rows, features, columns)
+    tiles = config.tiles(features, rows)
+    partials = counters = None
+    with on_device_of(x):
+        if config.splits > 1:
+            partials, counters = workspace(
+                x.device, tiles * config.splits * config.block_n * config.block_m, tiles
+            )
+        int8_matmul_kernel[(tiles, config.splits)](
+            x,
+            x_scale,
+            x_zero,
+            w,
+            w_scale,
+            w_zero,
+            w_sum,
+            bias,
+            out_scale,
+            out_zero,
+            out,
+            partials,
+            counters,
+            rows,
+            features,
+            columns,
+            x.stride(0),
+            w.stride(0),
+            X_QPARAM_STRIDE=int(x_scale.numel() > 1),
+            OUT_QMIN=-127.0 if out_symmetric else -128.0,
+            EVEN_K=columns % (config.block_k * config.splits) == 0,
+            SPLITS=config.splits,
+            BLOCK_N=config.block_n,
+            BLOCK_M=config.block_m,
+            BLOCK_K=config.block_k,
+            GROUP=8,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def choose_config(target: Target, rows: int, features: int, columns: int) -> TileConfig:
+    """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle."""
+    if target.backend == "hip":
+        shape = (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2) if rows <= 128 else (128, 128, 64, 8, 2)
+    elif rows <= 16:
+        shape = (64, 16, 256, 4, 4)
+    elif rows <= 32:
+        shape = (64, 32, 256, 4, 3)
+    elif rows <= 64:
+        shape = (64, 64, 128, 4, 4)
+    elif rows <= 512:
+        shape = (128, 128, 128, 8, 3)
+    else:
+        shape = (256, 128, 128, 8, 3)
+    block_n, block_m, block_k, num_warps, num_stages = shape
+    while num_stages > 2 and num_stages * (block_n + block_m) * block_k > target.shared_memory - 4096:
+        num_stages -= 1
+    while block_k > 64 and num_stages * (block_n + block_m) * block_k > target.shared_memory - 4096:
+        block_k //= 2
+    tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
+    programs_per_multiprocessor = 3 if rows <= 64 else 1
+    splits = split_count(tiles, triton.cdiv(columns, block_k), programs_per_multiprocessor * target.multiprocessors)
+    return TileConfig(block_n, block_m, block_k, splits, num_warps, num_stages)

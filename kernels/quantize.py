@@ -1,0 +1,146 @@
+"""Quantizing activations: per token with the scale found in the same launch, and per tensor with a given scale.
+
+One program quantizes one row. Rows that fit a block are read once and stay in registers; longer ones are read twice,
+the second time from cache. A row's finiteness rides on the integer maximum of its float bits, which, unlike a
+floating-point maximum, cannot lose a NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rounding import FLOAT_INFINITY_BITS, SCALE_FLOOR, round_to_even, to_code
+from .target import on_device_of
+
+_LARGEST_ROW_BLOCK = 16384
+_ELEMENTS_PER_PROGRAM = 4096
+
+
+@triton.jit
+def quantize_per_token_kernel(
+    x_ptr,  # float [M, K], row stride stride_x
+    codes_ptr,  # int8 [M, K]
+    scale_ptr,  # float32 [M]
+    zero_ptr,  # int8 [M]
+    K,
+    stride_x,
+    SYMMETRIC: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,  # K ≤ BLOCK
+    BLOCK: tl.constexpr,
+):
+    """codes, scale and zero point of row program_id(0)."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    x_row = x_ptr + row * stride_x
+    codes_row = codes_ptr + row * K
+
+    x = tl.load(x_row + columns, mask=columns < K, other=0.0).to(tl.float32)
+    bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0)
+    low = tl.minimum(tl.min(x, axis=0), 0.0)
+    high = tl.maximum(tl.max(x, axis=0), 0.0)
+    if not ONE_BLOCK:
+        for start in range(BLOCK, K, BLOCK):
+            x = tl.load(x_row + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
+            bits = tl.maximum(bits, tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0))
+            low = tl.minimum(low, tl.min(x, axis=0))
+            high = tl.maximum(high, tl.max(x, axis=0))
+
+    finite = bits < FLOAT_INFINITY_BITS
+    # A row that is not finite is computed as if it were all zeros; its scale then becomes NaN.
+    low = tl.where(finite, low, 0.0)
+    high = tl.where(finite, high, 0.0)
+    if SYMMETRIC:
+        qmin = -127.0
+        scale = tl.maximum(tl.math.div_rn(tl.maximum(-low, high), 127.0), SCALE_FLOOR)
+    else:
+        qmin = -128.0
+        scale = tl.maximum(tl.math.div_rn(high, 255.0) - tl.math.div_rn(low, 255.0), SCALE_FLOOR)
+    scale = tl.where((low == 0.0) & (high == 0.0), 1.0, scale)
+    zero = 0.0
+    if not SYMMETRIC:
+        zero = tl.minimum(tl.maximum(qmin - round_to_even(tl.math.div_rn(low, scale)), qmin), 127.0)
+        zero = tl.where(finite, zero, 0.0)
+    inverse = tl.math.div_rn(1.0, scale)
+
+    if ONE_BLOCK:
+        codes = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)
+        tl.store(codes_row + columns, codes, mask=columns < K)
+    else:
+        for start in range(0, K, BLOCK):
+            x = tl.load(x_row + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
+            codes = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)
+            tl.store(codes_row + start + columns, codes, mask=start + columns < K)
+    tl.store(scale_ptr + row, tl.where(finite, scale, float("nan")))
+    tl.store(zero_ptr + row, zero.to(tl.int8))
+
+
+@triton.jit
+def quantize_per_tensor_kernel(
+    x_ptr,  # float [elements]
+    codes_ptr,  # int8 [elements]
+    scale_ptr,  # float32 [1]
+    zero_ptr,  # int8 [1]
+    elements,
+    SYMMETRIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """codes of elements program_id(0) · BLOCK onwards."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < elements, other=0.0).to(tl.float32)
+    inverse = tl.math.div_rn(1.0, tl.load(scale_ptr))
+    zero = tl.load(zero_ptr).to(tl.float32)
+    codes = to_code(x * inverse, zero, -127.0 if SYMMETRIC else -128.0, 127.0)
+    tl.store(codes_ptr + offsets, codes, mask=offsets < elements)
+
+
+def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]; see the reference."""
+    rows, columns = x.shape
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    codes = torch.empty(rows, columns, dtype=torch.int8, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    zero_point = torch.empty(rows, 1, dtype=torch.int8, device=x.device)
+    if rows == 0:
+        return codes, scale, zero_point
+    block = min(triton.next_power_of_2(columns), _LARGEST_ROW_BLOCK)
+    with on_device_of(x):
+        quantize_per_token_kernel[(rows,)](
+            x,
+            codes,
+            scale,
+            zero_point,
+            columns,
+            x.stride(0),
+            SYMMETRIC=symmetric,
+            ONE_BLOCK=columns <= block,
+            BLOCK=block,
+            num_warps=max(1, min(16, block // 512)),
+            enable_fp_fusion=False,
+        )
+    return codes, scale, zero_point
+
+
+def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
+    """x float, any shape; scale float32 [1]; zero point int8 [1] → int8 codes, contiguous; see the reference."""
+    x = x.contiguous()
+    codes = torch.empty_like(x, dtype=torch.int8)
+    elements = x.numel()
+    if elements == 0:
+        return codes
+    with on_device_of(x):
+        quantize_per_tensor_kernel[(triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),)](
+            x,
+            codes,
+            scale,
+            zero_point,
+            elements,
+            SYMMETRIC=symmetric,
+            BLOCK=_ELEMENTS_PER_PROGRAM,
+            num_warps=8,
+            enable_fp_fusion=False,
+        )
+    return codes

@@ -1,0 +1,78 @@
+"""What a launcher must know of the GPU it launches on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+
+import torch
+import triton
+from torch import Tensor
+
+#: True when kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1 before triton is imported).
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A GPU as the configuration tables see it.
+
+    Attributes:
+        backend: "cuda", "hip" or "interpreter".
+        arch: compute capability times ten (90) on CUDA, 0 elsewhere.
+        multiprocessors: SMs or compute units.
+        shared_memory: bytes that one block may use.
+    """
+
+    backend: str
+    arch: int
+    multiprocessors: int
+    shared_memory: int
+
+
+INTERPRETER = Target("interpreter", 0, 4, 64 * 1024)
+
+
+def target_of(x: Tensor) -> Target:
+    """The target that a tensor lies on.
+
+    Raises:
+        ValueError: for a tensor that is not on a GPU, unless kernels are interpreted.
+    """
+    if x.is_cuda:
+        return _gpu_target(x.get_device())
+    if INTERPRETED and x.device.type == "cpu":
+        return INTERPRETER
+    raise ValueError(f"Triton kernels need tensors on a GPU, found device {x.device}")
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.get_device())
+    return contextlib.nullcontext()
+
+
+def operand_dtype(x: Tensor) -> triton.language.dtype:
+    """The dtype of the matrix instruction's operands: x's own; the interpreter has no bfloat16 arithmetic."""
+    if INTERPRETED:
+        return triton.language.float32
+    return _TRITON_DTYPES[x.dtype]
+
+
+_TRITON_DTYPES = {
+    torch.float32: triton.language.float32,
+    torch.float16: triton.language.float16,
+    torch.bfloat16: triton.language.bfloat16,
+}
+
+
+@functools.cache
+def _gpu_target(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return Target("hip", 0, properties.multi_processor_count, 64 * 1024)
+    shared = getattr(properties, "shared_memory_per_block_optin", 96 * 1024)
+    return Target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count, shared)

@@ -1,0 +1,48 @@
+"""Which output tile a program computes, and the shapes that tiles take.
+
+All products here put the weight on the left: outᵀ [N, M] = W [N, K] · xᵀ [K, M]. At small M the 64 rows that a matrix
+instruction wants are then rows of the weight, and a weight unpacked in registers is already where the left operand is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import triton
+import triton.language as tl
+
+
+@dataclasses.dataclass(frozen=True)
+class TileConfig:
+    """One configuration of a matmul kernel.
+
+    Attributes:
+        block_n: rows of the weight per program.
+        block_m: rows of x per program.
+        block_k: columns of K per load (a hint: kernels with slabs take the slab's).
+        splits: programs that share the K of one tile.
+        num_warps, num_stages: Triton's launch options.
+    """
+
+    block_n: int
+    block_m: int
+    block_k: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+    def tiles(self, rows: int, columns: int) -> int:
+        """Tiles of an [N = rows, M = columns] output."""
+        return triton.cdiv(rows, self.block_n) * triton.cdiv(columns, self.block_m)
+
+
+@triton.jit
+def tile_of_program(program, N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr):
+    """(tile row along N, tile column along M), in bands of GROUP tile rows, so that neighbours share operands in L2."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    band = program // (GROUP * tiles_m)
+    first_n = band * GROUP
+    band_height = tl.minimum(tiles_n - first_n, GROUP)
+    within = program % (GROUP * tiles_m)
+    return first_n + within % band_height, within // band_height

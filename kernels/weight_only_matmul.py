@@ -1,0 +1,227 @@
+"""Float activations × INT4 or INT8 weights: the weight is read packed, turned into x's dtype in registers, multiplied,
+and the scale of its group applied to the float32 partial product.
+
+INT4 weights come in the layout `int4_words`, INT8 in `int8`. float16 and bfloat16 hold code - zero point exactly;
+float32 activations are multiplied in IEEE float32, never in tf32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .split_k import split_count, sum_of_splits, workspace
+from .target import Target, on_device_of, operand_dtype, target_of
+from .tiles import TileConfig, tile_of_program
+from .unpack import word_to_float
+
+
+@triton.jit
+def weight_only_matmul_kernel(
+    x_ptr,  # float [M, K], row stride stride_x
+    w_ptr,  # int16 or int8 words [N, stride_w]
+    scale_ptr,  # float [G, N]
+    zero_ptr,  # int8 [G, N], or None for 0
+    bias_ptr,  # float [N], or None
+    out_ptr,  # x's dtype [M, N]
+    partials_ptr,  # float32 [tiles, SPLITS, BLOCK_N, BLOCK_M], or None
+    counters_ptr,  # int32 [tiles], or None
+    M,
+    N,
+    K,
+    stride_x,
+    stride_w,
+    blocks,  # of SLABS · SLAB columns, per row of the weight
+    groups,
+    group_size,
+    padded_group,  # columns that a group takes in the weight's layout
+    SLAB: tl.constexpr,
+    SLABS: tl.constexpr,  # codes per word: 4 (int4) or 1 (int8)
+    SLABS_PER_SCALE: tl.constexpr,  # 0: one group, its scale applied at the end
+    GROUPS_ARE_PADDED: tl.constexpr,
+    EVEN_K: tl.constexpr,  # the blocks of all splits hold exactly K columns
+    OPERAND: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One [BLOCK_N, BLOCK_M] tile of outᵀ, or one split of it."""
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    tile_n, tile_m = tile_of_program(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    s = tl.arange(0, SLAB)
+    n_wrapped = n % N
+    w_rows = w_ptr + n_wrapped.to(tl.int64)[:, None] * stride_w  # [BLOCK_N, 1]
+    x_rows = x_ptr + (m % M).to(tl.int64)[None, :] * stride_x  # [1, BLOCK_M]
+
+    blocks_per_split = tl.cdiv(blocks, SPLITS)
+    first = split * blocks_per_split
+    last = tl.minimum(first + blocks_per_split, blocks)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    zero = 0
+    if SLABS_PER_SCALE == 0:
+        scale = tl.load(scale_ptr + n_wrapped).to(tl.float32)
+        if zero_ptr is not None:
+            zero = tl.load(zero_ptr + n_wrapped).to(tl.int16)[:, None]
+    for block in range(first, last):
+        if SLABS == 1 and not EVEN_K:
+            words = tl.load(w_rows + block * SLAB + s[None, :], mask=(block * SLAB + s)[None, :] < stride_w, other=0)
+        else:
+            words = tl.load(w_rows + block * SLAB + s[None, :])  # [BLOCK_N, SLAB]
+        for position in tl.static_range(SLABS):
+            column = (block * SLABS + position) * SLAB
+            if SLABS_PER_SCALE > 0:
+                if position % SLABS_PER_SCALE == 0:
+                    # Blocks of nothing but padding lie behind the last group: any scale will do there.
+                    group = tl.minimum(column // padded_group, groups - 1)
+                    scale = tl.load(scale_ptr + group * N + n_wrapped).to(tl.float32)
+                    if zero_ptr is not None:
+                        zero = tl.load(zero_ptr + group * N + n_wrapped).to(tl.int16)[:, None]
+                    partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            if SLABS == 4:
+                w = word_to_float(words, zero, position, OPERAND)
+            else:
+                w = (words.to(tl.int16) - zero).to(OPERAND)
+            if GROUPS_ARE_PADDED:
+                within = column % padded_group + s
+                k = (column // padded_group) * group_size + within
+                x = tl.load(x_rows + k[:, None], mask=((within < group_size) & (k < K))[:, None], other=0.0)
+            elif EVEN_K:
+                x = tl.load(x_rows + (column + s)[:, None])
+            else:
+                x = tl.load(x_rows + (column + s)[:, None], mask=(column + s)[:, None] < K, other=0.0)
+            partial = tl.dot(w, x.to(OPERAND), partial, input_precision="ieee")  # [BLOCK_N, SLAB] @ [SLAB, BLOCK_M]
+            if SLABS_PER_SCALE > 0:
+                if (position + 1) % SLABS_PER_SCALE == 0:
+                    acc += partial * scale[:, None]
+    if SLABS_PER_SCALE == 0:
+        acc = partial * scale[:, None]
+
+    m_inside = m < M
+    if SPLITS > 1:
+        acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
+        m_inside = m_inside & is_last
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + n_wrapped).to(tl.float32)[:, None]
+    out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
+
+
+def weight_only_matmul(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """x [M, K] · dequantized wᵀ → [M, N] of x's dtype.
+
+    Args:
+        x: float [M, K].
+        w: int16 words [N, ·] of layout `int4_words`, or int8 [N, ·] of layout `int8`.
+        scale: float [G, N], contiguous.
+        zero_point: int8 [G, N], contiguous, or None for 0.
+        bias: float [N] or None.
+        group_size, padded_group, slab_width: of the weight's layout.
+        config: tile shape; None chooses.
+    """
+    rows, columns = x.shape
+    features = w.shape[0]
+    groups = scale.shape[0]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
+    if rows == 0:
+        return out
+    slabs = 4 if w.dtype == torch.int16 else 1
+    target = target_of(x)
+    if slabs == 1:
+        slab_width = int8_slab_width(padded_group, groups, x.element_size())
+    blocks = triton.cdiv(w.shape[1], slab_width)
+    if config is None:
+        config = choose_config(target, rows, features, blocks, slabs, slab_width, x.element_size())
+    tiles = config.tiles(features, rows)
+    partials = counters = None
+    with on_device_of(x):
+        if config.splits > 1:
+            partials, counters = workspace(
+                x.device, tiles * config.splits * config.block_n * config.block_m, tiles
+            )
+            partials = partials.view(torch.float32)
+        weight_only_matmul_kernel[(tiles, config.splits)](
+            x,
+            w,
+            scale,
+            zero_point,
+            bias,
+            out,
+            partials,
+            counters,
+            rows,
+            features,
+            columns,
+            x.stride(0),
+            w.stride(0),
+            blocks,
+            groups,
+            group_size,
+            padded_group,
+            SLAB=slab_width,
+            SLABS=slabs,
+            SLABS_PER_SCALE=slabs_per_scale(groups, padded_group, slab_width, slabs),
+            GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
+            EVEN_K=columns == blocks * slabs * slab_width,
+            OPERAND=operand_dtype(x),
+            SPLITS=config.splits,
+            BLOCK_N=config.block_n,
+            BLOCK_M=config.block_m,
+            GROUP=8,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+    return out
+
+
+def slabs_per_scale(groups: int, padded_group: int, slab_width: int, slabs: int) -> int:
+    """How many slabs of a block in a row share a scale; 0 where the whole row does."""
+    if groups == 1:
+        return 0
+    per_group = padded_group // slab_width
+    return next(count for count in (4, 2, 1) if count <= slabs and per_group % count == 0)
+
+
+def int8_slab_width(padded_group: int, groups: int, element_size: int) -> int:
+    """Columns per step over int8 weights: a power of two that divides a group, at most 128 (64 for float32 x)."""
+    most = 64 if element_size == 4 else 128
+    if groups == 1:
+        return min(most, max(16, triton.next_power_of_2(padded_group)))
+    return min(most, padded_group & -padded_group)
+
+
+def choose_config(
+    target: Target, rows: int, features: int, blocks: int, slabs: int, slab_width: int, element_size: int
+) -> TileConfig:
+    """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
+    block_m = min(128, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
+    block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
+    if element_size == 4:
+        block_m, num_stages = min(block_m, 64), 2
+    if target.backend == "hip":
+        num_stages = 2
+    bytes_per_stage = block_n * slab_width * (2 if slabs == 4 else 1) + block_m * slabs * slab_width * element_size
+    while num_stages > 1 and num_stages * bytes_per_stage > target.shared_memory - 8192:
+        num_stages -= 1
+    tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
+    programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
+    splits = split_count(tiles, blocks, programs_per_multiprocessor * target.multiprocessors)
+    return TileConfig(block_n, block_m, slab_width * slabs, splits, num_warps, num_stages)

@@ -1,0 +1,279 @@
+"""Compile the kernels for GPUs that are not here, exactly as their launchers would launch them.
+
+Run as a program in a process of its own (`python -m tests.ahead_of_time TARGET [CASE …]`): the interpreter's variable
+poisons a process for compiling. A launcher is called with real CPU tensors and a made-up `Target`; the kernel object it
+launches is replaced by a recorder, which turns the launch's arguments into the signature that Triton's own launch would
+specialise on, and compiles that. Prints one JSON object per case: registers, stack, shared memory, instructions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
+FEATURES, COLUMNS = 4096, 4096
+KERNEL_MODULES = ("quantize", "int8_matmul", "weight_only_matmul", "int4_int8_matmul")
+MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
+CASES: dict[str, Callable[[], object]] = {}
+
+
+def main(target_name: str, *names: str) -> None:
+    """Compile the named cases (all of them by default) for one target."""
+    from triton.backends.compiler import GPUTarget
+
+    gpu, target = {
+        "sm_80": (GPUTarget("cuda", 80, 32), ("cuda", 80, 108, 163 * 1024)),
+        "sm_89": (GPUTarget("cuda", 89, 32), ("cuda", 89, 142, 99 * 1024)),
+        "sm_90": (GPUTarget("cuda", 90, 32), ("cuda", 90, 132, 227 * 1024)),
+        "sm_100": (GPUTarget("cuda", 100, 32), ("cuda", 100, 148, 227 * 1024)),
+        "gfx942": (GPUTarget("hip", "gfx942", 64), ("hip", 0, 304, 64 * 1024)),
+    }[target_name]
+    _define_cases()
+    for name in names or CASES:
+        for launch in _launches_of(CASES[name], target):
+            print(json.dumps({"case": name, **dataclasses.asdict(_compile(launch, gpu))}), flush=True)
+
+
+@dataclasses.dataclass
+class Launch:
+    """A recorded `kernel[grid](*arguments, **keywords)`."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Compiled:
+    """What the compiler made of a launch; shared memory and stack in bytes."""
+
+    kernel: str
+    options: dict[str, Any]
+    shared: int
+    registers: int | None
+    stack: int | None
+    instructions: list[str]
+    asynchronous_copies: bool
+
+
+def _define_cases() -> None:
+    from tritonq import config, layouts, qparams, reference
+    from tritonq.kernels import int4_int8_matmul, int8_matmul, quantize, weight_only_matmul
+
+    def case(name: str) -> Callable[[Callable[[], object]], None]:
+        return lambda function: CASES.__setitem__(name, function)
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(FEATURES, COLUMNS, generator=generator)
+
+    def operands(made: config.QuantConfig) -> tuple[Any, ...]:
+        group_size = made.weight.resolve_group_size(COLUMNS)
+        layout = layouts.slab_layout(layouts.weight_form(made), COLUMNS, group_size)
+        codes, scale, zero = qparams.quantize_weight(weight.bfloat16(), made.weight)
+        zero = None if zero is None else zero.t().contiguous()
+        return layouts.pack(codes, layout), scale.t().contiguous(), zero, layout
+
+    def tokens(rows: int, symmetric: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return reference.quantize_per_token(torch.randn(rows, COLUMNS, generator=generator), symmetric)
+
+    for symmetric in (True, False):
+        for columns in (COLUMNS, 20_000):
+            x = torch.randn(4, columns, generator=generator).bfloat16()
+
+            @case(f"quantize_per_token-{columns}-{'symmetric' if symmetric else 'affine'}")
+            def _(x: Any = x, symmetric: bool = symmetric) -> object:
+                return quantize.quantize_per_token(x, symmetric)
+
+    @case("quantize_per_tensor")
+    def _() -> object:
+        x = torch.randn(4, COLUMNS, generator=generator).bfloat16()
+        return quantize.quantize_per_tensor(x, torch.ones(1), torch.zeros(1, dtype=torch.int8), False)
+
+    for size, rows in ROWS.items():
+
+        @case(f"w8a8-{size}")
+        def _(rows: int = rows) -> object:
+            packed, scale, _, _ = operands(config.W8A8())
+            codes, x_scale, _ = tokens(rows)
+            sums, bias = torch.zeros(FEATURES, dtype=torch.int32), torch.zeros(FEATURES)
+            return int8_matmul.int8_matmul(
+                codes, x_scale, None, packed, scale, None, sums, bias, torch.bfloat16
+            )
+
+        @case(f"w8a8-affine-requantize-{size}")
+        def _(rows: int = rows) -> object:
+            packed, scale, zero, _ = operands(config.W8A8(symmetric=False))
+            codes, _, _ = tokens(rows, symmetric=False)
+            sums, bias = torch.zeros(FEATURES, dtype=torch.int32), torch.zeros(FEATURES)
+            one, code = torch.ones(1), torch.zeros(1, dtype=torch.int8)
+            return int8_matmul.int8_matmul(
+                codes, one, code, packed, scale, zero, sums, bias, torch.int8, one, code
+            )
+
+        for scheme, made in {
+            "w4a16-g128": config.W4A16(group_size=128),
+            "w4a16-g64-affine": config.W4A16(group_size=64, symmetric=False),
+            "w4a16-g32": config.W4A16(group_size=32),
+            "w4a16-channel": config.W4A16(group_size=None),
+            "w8a16": config.W8A16(),
+            "w8a16-g128-affine": config.W8A16(group_size=128, symmetric=False),
+        }.items():
+            for dtype in (torch.bfloat16, torch.float16):
+                if dtype == torch.float16 and scheme != "w4a16-g128":
+                    continue
+
+                @case(f"{scheme}-{str(dtype).removeprefix('torch.')}-{size}")
+                def _(rows: int = rows, made: Any = made, dtype: torch.dtype = dtype) -> object:
+                    packed, scale, zero, layout = operands(made)
+                    x = torch.randn(rows, COLUMNS, generator=generator).to(dtype)
+                    return weight_only_matmul.weight_only_matmul(
+                        x, packed, scale, zero, None, layout.group_size, layout.padded_group, layout.slab_width
+                    )
+
+        for scheme, made in {"w4a8-g128": config.W4A8(), "w4a8-channel": config.W4A8(group_size=None)}.items():
+
+            @case(f"{scheme}-{size}")
+            def _(rows: int = rows, made: Any = made) -> object:
+                packed, scale, _, layout = operands(made)
+                codes, x_scale, _ = tokens(rows)
+                return int4_int8_matmul.int4_int8_matmul(
+                    codes,
+                    x_scale,
+                    packed,
+                    scale,
+                    None,
+                    layout.group_size,
+                    layout.padded_group,
+                    layout.slab_width,
+                    torch.bfloat16,
+                )
+
+
+def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) -> list[Launch]:
+    """Run a case with every kernel replaced by a recorder and every tensor seemingly on `target`."""
+    import importlib
+
+    from triton.runtime.jit import JITFunction
+    from tritonq.kernels.target import Target
+
+    launches: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            def record(*positional: Any, **keywords: Any) -> None:
+                names = [parameter.name for parameter in self.kernel.params]
+                options = {key: value for key, value in keywords.items() if key not in names}
+                constants = {key: value for key, value in keywords.items() if key in names}
+                arguments = dict(zip(names, positional, strict=False)) | constants
+                launches.append(Launch(self.kernel, arguments, options))
+
+            return record
+
+    with mock.patch.object(torch.Tensor, "is_pinned", lambda self: False):
+        patches = []
+        for module_name in KERNEL_MODULES:
+            module = importlib.import_module(f"tritonq.kernels.{module_name}")
+            for name, value in list(vars(module).items()):
+                if isinstance(value, JITFunction) and name.endswith("_kernel"):
+                    patches.append(mock.patch.object(module, name, Recorder(value)))
+            if hasattr(module, "target_of"):
+                patches.append(mock.patch.object(module, "target_of", lambda x: Target(*target)))
+        for patch in patches:
+            patch.start()
+        try:
+            case()
+        finally:
+            for patch in patches:
+                patch.stop()
+    return launches
+
+
+def _compile(launch: Launch, gpu: Any) -> Compiled:
+    import triton
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = _pointer_type(value.dtype)
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=gpu, options=launch.options)
+    text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
+    registers, stack = _resources(compiled.asm, text, gpu.backend)
+    return Compiled(
+        kernel=compiled.metadata.name,
+        options=launch.options,
+        shared=compiled.metadata.shared,
+        registers=registers,
+        stack=stack,
+        instructions=sorted(set(_matrix_instructions(text))),
+        asynchronous_copies="cp.async.cg.shared.global" in text,
+    )
+
+
+def _matrix_instructions(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        for name in MATRIX_INSTRUCTIONS:
+            found = re.search(rf"{re.escape(name)}\S*", line)
+            if found:
+                yield found.group()
+
+
+def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int | None, int | None]:
+    """(registers per thread, bytes of stack per thread)."""
+    if backend == "hip":
+        registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
+        stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
+        return (int(registers.group(1)) if registers else None, int(stack.group(1)) if stack else None)
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(assembly["cubin"])
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    return (int(found.group(1)), int(found.group(2))) if found else (None, None)
+
+
+def _pointer_type(dtype: torch.dtype) -> str:
+    names = {
+        torch.float32: "*fp32",
+        torch.float16: "*fp16",
+        torch.bfloat16: "*bf16",
+        torch.int8: "*i8",
+        torch.int16: "*i16",
+        torch.int32: "*i32",
+    }
+    return names[dtype]
+
+
+if __name__ == "__main__":
+    assert os.environ.get("TRITON_INTERPRET", "0") != "1", "nothing compiles in the interpreter's process"
+    main(*sys.argv[1:])

@@ -1,0 +1,97 @@
+"""A quantized weight in the layout of files: to tensors, and back with every number checked.
+
+The layout is that of compressed-tensors, `pack-quantized` for weight-only and int4, `int-quantized` for int8 × int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from tritonq import packing, qparams
+from tritonq.config import QuantConfig
+
+
+def is_packed(config: QuantConfig) -> bool:
+    """True for `pack-quantized`: weight-only schemes, and int4 weights with any activation."""
+    return config.weight_only or config.weight.bits == 4
+
+
+def weight_state(config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> dict[str, Tensor]:
+    """Tensors by name from codes int8 [N, K], scale [N, G] and zero point int8 [N, G]; per-tensor rows all agree."""
+    bits = config.weight.bits
+    per_tensor = config.weight.granularity == "tensor"
+    if per_tensor:
+        scale, zero_point = scale[:1, 0], None if zero_point is None else zero_point[:1]
+    state = {"weight_scale": scale.contiguous()}
+    if is_packed(config):
+        state["weight_packed"] = packing.pack_int32(codes, bits)
+        state["weight_shape"] = torch.tensor(codes.shape, dtype=torch.int64, device=codes.device)
+        if zero_point is not None:
+            state["weight_zero_point"] = packing.pack_int32(zero_point.t(), bits).t().contiguous()
+    else:
+        state["weight"] = codes.contiguous()
+        if zero_point is not None:
+            state["weight_zero_point"] = zero_point[:, 0].contiguous() if per_tensor else zero_point.contiguous()
+    return state
+
+
+def read_weight_state(
+    config: QuantConfig, in_features: int, out_features: int, state: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The inverse: codes int8 [N, K], scale [N or 1, G], zero point int8 [N or 1, G] or None.
+
+    Raises:
+        ValueError: naming the tensor that is missing or has a wrong dtype, shape or value.
+    """
+    spec = config.weight
+    groups = -(-in_features // spec.resolve_group_size(in_features))
+    per_tensor = spec.granularity == "tensor"
+    rows = 1 if per_tensor else out_features
+    scale = expect(state, "weight_scale", (1,) if per_tensor else (rows, groups), qparams.FLOAT_DTYPES)
+    if not torch.isfinite(scale).all():
+        raise ValueError("weight_scale must be finite, found NaN or Inf")
+    zero_point = None
+    if is_packed(config):
+        width = packing.packed_width(in_features, spec.bits)
+        words = expect(state, "weight_packed", (out_features, width), (torch.int32,))
+        shape = expect(state, "weight_shape", (2,), (torch.int64,)).tolist()
+        if shape != [out_features, in_features]:
+            raise ValueError(f"weight_shape must be {[out_features, in_features]}, found {shape}")
+        codes = packing.unpack_int32(words, spec.bits, in_features)
+        if not spec.symmetric:
+            width = packing.packed_width(rows, spec.bits)
+            words = expect(state, "weight_zero_point", (width, groups), (torch.int32,))
+            zero_point = packing.unpack_int32(words.t(), spec.bits, rows).t()
+    else:
+        codes = expect(state, "weight", (out_features, in_features), (torch.int8,))
+        if not spec.symmetric:
+            shape = (1,) if per_tensor else (rows, groups)
+            zero_point = expect(state, "weight_zero_point", shape, (torch.int8,)).reshape(rows, groups)
+    return codes, scale.reshape(rows, groups), zero_point
+
+
+def read_activation_qparams(state: Mapping[str, Tensor], side: str, affine: bool) -> tuple[Tensor, Tensor]:
+    """(scale float32 [1], zero point int8 [1]) of `side` "input" or "output"; without `affine` the zero point is 0."""
+    scale = expect(state, f"{side}_scale", (1,), qparams.FLOAT_DTYPES).float()
+    if not (torch.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"{side}_scale must be finite and positive, found {scale.item()}")
+    if not affine:
+        return scale, torch.zeros(1, dtype=torch.int8, device=scale.device)
+    return scale, expect(state, f"{side}_zero_point", (1,), (torch.int8,))
+
+
+def expect(
+    state: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtypes: Collection[torch.dtype]
+) -> Tensor:
+    """The tensor `name`, or a ValueError if it is missing or has another shape or dtype."""
+    if name not in state:
+        raise ValueError(f"{name} is missing")
+    tensor = state[name]
+    if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        raise ValueError(f"{name} must be {allowed} {list(shape)}, found {found}")
+    return tensor

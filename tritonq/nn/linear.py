@@ -1,0 +1,396 @@
+"""`QuantizedLinear`: what replaces `nn.Linear`.
+
+While it runs it holds the weight packed in slabs (tritonq/layouts.py). What `state_dict` returns and takes is the
+canonical layout of files (compressed-tensors), converted on the way out and in:
+
+    weight-only, int4   weight_packed int32 [N, ceil(K·bits/32)]    weight_scale [N, G]    weight_shape int64 [2]
+                        weight_zero_point int32 [ceil(N·bits/32), G] if affine
+    int8 × int8         weight int8 [N, K]                          weight_scale [N, 1]
+                        weight_zero_point int8 [N, 1] if affine
+    static              input_scale float32 [1]    input_zero_point int8 [1] if affine
+    hands over int8     output_scale float32 [1]   output_zero_point int8 [1]
+    bias                [N]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritonq import canonical, layouts, ops, qparams
+from tritonq.buffers import FixedDtypeModule
+from tritonq.config import QuantConfig
+from tritonq.tensor import QuantizedTensor
+
+_INT32_MAX = 2**31 - 1
+#: Largest |code - zero point|: of affine and of symmetric int8 (files hold -128 too).
+_AFFINE_RANGE, _SYMMETRIC_RANGE = 255, 128
+
+
+class QuantizedLinear(FixedDtypeModule):
+    """y = x · Wᵀ + b with W in int8 or int4, and x in float or int8, as `config` says.
+
+    Built by `from_float`, or by `empty` for a checkpoint to fill. Takes inputs of any rank ≥ 1 with `in_features` last,
+    any strides, float32, float16 or bfloat16, and returns the input's dtype; a static layer also takes, and where it
+    has output qparams returns, a `QuantizedTensor`.
+
+    Attributes:
+        in_features, out_features: K and N.
+        config: the QuantConfig.
+        dtype: the float dtype that the layer stands for; follows `.to(dtype)`, unlike codes, scales and zero points.
+        bias: Parameter [N] or None.
+        packed_weight: the slabs, [N, ·].
+        scales: [G, N] in the dtype that stores them; zero_points: int8 [G, N] or None.
+        code_sums: int32 [N], Σ_k of the codes (int8 × int8 only, else None).
+        input_scale, input_zero_point, output_scale, output_zero_point: float32 [1] and int8 [1], or None.
+        weight_sqnr: signal to quantization noise of the weight in dB, None where it is not known.
+    """
+
+    packed_weight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    code_sums: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    output_scale: Tensor | None
+    output_zero_point: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: QuantConfig,
+        *,
+        bias: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        has_input_qparams: bool = False,
+        has_output_qparams: bool = False,
+        name: str = "",
+    ) -> None:
+        """An empty layer, for `from_float` or a checkpoint to fill; see the class for the words."""
+        super().__init__()
+        self.in_features, self.out_features, self.config = in_features, out_features, config
+        self.dtype, self.module_name = dtype, name
+        self.group_size = config.weight.resolve_group_size(in_features)
+        self.layout = layouts.slab_layout(layouts.weight_form(config), in_features, self.group_size)
+        self.weight_sqnr: float | None = None
+        self._activation = None if config.activation is None else ("dynamic" if config.dynamic else "static")
+        self._activation_symmetric = config.activation is not None and config.activation.symmetric
+
+        def empty(*shape: int, dtype: torch.dtype, present: bool = True) -> Tensor | None:
+            return torch.zeros(*shape, dtype=dtype, device=device) if present else None
+
+        groups = self.layout.groups
+        affine = not config.weight.symmetric
+        sums = self._activation is not None and self.layout.form == "int8"
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+        self.register_buffer("packed_weight", empty(out_features, self.layout.words, dtype=self.layout.dtype))
+        self.register_buffer("scales", empty(groups, out_features, dtype=dtype))
+        self.register_buffer("zero_points", empty(groups, out_features, dtype=torch.int8, present=affine))
+        self.register_buffer("code_sums", empty(out_features, dtype=torch.int32, present=sums))
+        for side, present in (("input", has_input_qparams), ("output", has_output_qparams)):
+            self.register_buffer(f"{side}_scale", empty(1, dtype=torch.float32, present=present))
+            self.register_buffer(f"{side}_zero_point", empty(1, dtype=torch.int8, present=present))
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        config: QuantConfig,
+        *,
+        weight_qparams: tuple[Tensor, Tensor | None] | None = None,
+        input_qparams: tuple[Tensor, Tensor] | None = None,
+        output_qparams: tuple[Tensor, Tensor] | None = None,
+        name: str = "",
+    ) -> QuantizedLinear:
+        """Quantize a float layer.
+
+        Args:
+            linear: weight [N, K], finite, float32, float16 or bfloat16. It is not changed; its bias is shared.
+            config: how.
+            weight_qparams: (scale, zero point or None) found by an observer, shaped as `qparams.weight_qparams`
+                returns them; None computes them from the weight.
+            input_qparams, output_qparams: (scale float32 [1], zero point int8 [1]) of a static layer.
+            name: the layer's, for error messages.
+
+        Raises:
+            TypeError, ValueError: naming the layer, what was found and what is allowed.
+        """
+        check_linear(linear, config, name)
+        weight = linear.weight.detach()
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            config,
+            bias=False,
+            dtype=weight.dtype,
+            device="meta",
+            has_input_qparams=input_qparams is not None,
+            has_output_qparams=output_qparams is not None,
+            name=name,
+        )
+        layer.bias = linear.bias
+        layer.train(linear.training)
+        codes, scale, zero_point = qparams.quantize_weight(weight, config.weight, weight_qparams)
+        layer._set_codes(codes, scale, zero_point)
+        for side, pair in (("input", input_qparams), ("output", output_qparams)):
+            if pair is not None:
+                layer._buffers[f"{side}_scale"] = pair[0].detach().float().reshape(1).to(weight.device, copy=True)
+                layer._buffers[f"{side}_zero_point"] = pair[1].to(torch.int8).reshape(1).to(weight.device, copy=True)
+        layer.weight_sqnr = _sqnr(weight, layer.dequantize(torch.float32))
+        return layer
+
+    # --- inspection ------------------------------------------------------------------------------------------------
+
+    def int_weight(self) -> Tensor:
+        """The weight's codes, int8 [N, K]."""
+        return layouts.unpack(self.packed_weight, self.layout)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight as float [N, K], in `dtype` (the layer's own if None)."""
+        zero = None
+        if self.zero_points is not None:
+            zero = qparams.expand_groups(self.zero_points.t(), self.in_features, self.group_size)
+        scale = qparams.expand_groups(self.scales.t(), self.in_features, self.group_size)
+        return qparams.dequantize(self.int_weight(), scale, zero, dtype or self.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight [N, K], computed at each access; read-only."""
+        return self.dequantize()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that codes, scales, zero points and sums take now."""
+        held = (self.packed_weight, self.scales, self.zero_points, self.code_sums)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+    def extra_repr(self) -> str:
+        weight = self.config.weight
+        words = [
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}",
+            f"scheme={self.config.scheme}, granularity={weight.granularity}",
+        ]
+        if weight.granularity == "group":
+            words.append(f"group_size={self.group_size}")
+        words.append(f"symmetric={weight.symmetric}")
+        if self.output_scale is not None:
+            words.append("hands_over=int8")
+        return ", ".join(words)
+
+    # --- forward ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
+        """x float [..., K] → [..., N] of the same dtype; a QuantizedTensor [..., K] → QuantizedTensor or float."""
+        self._check_input(x)
+        if isinstance(x, QuantizedTensor):
+            return self._forward_codes(x.data, x.scale, x.zero_point, x.dtype, hand_over=True)
+        rows = x.reshape(-1, self.in_features)  # [M, K]
+        if self._activation is None:
+            out = ops.weight_only_linear(
+                rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
+            )
+        elif self._activation == "static":
+            assert self.input_scale is not None and self.input_zero_point is not None
+            codes = ops.quantize_per_tensor(
+                rows, self.input_scale, self.input_zero_point, self._activation_symmetric
+            )
+            out = self._forward_codes(codes, self.input_scale, self.input_zero_point, x.dtype, hand_over=False)
+            assert isinstance(out, Tensor)
+        else:
+            codes, scale, zero_point = ops.quantize_per_token(rows, self._activation_symmetric)
+            if self.code_sums is None:
+                out = ops.int4_int8_linear(
+                    codes, scale, self.packed_weight, self.scales, self.bias, self.group_size, x.dtype
+                )
+            else:
+                out = ops.int8_linear(
+                    codes,
+                    scale,
+                    None if self._activation_symmetric else zero_point,
+                    self.packed_weight,
+                    self.scales,
+                    self.zero_points,
+                    self.code_sums,
+                    self.bias,
+                    x.dtype,
+                )
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _forward_codes(
+        self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, hand_over: bool
+    ) -> Tensor | QuantizedTensor:
+        """int8 codes [..., K] on one grid → the next layer's QuantizedTensor, or float."""
+        assert self.code_sums is not None
+        shape = (*codes.shape[:-1], self.out_features)
+        inputs = (
+            codes.reshape(-1, self.in_features),
+            scale,
+            zero_point,
+            self.packed_weight,
+            self.scales,
+            self.zero_points,
+            self.code_sums,
+            self.bias,
+        )
+        if not hand_over or self.output_scale is None:
+            return ops.int8_linear(*inputs, dtype).reshape(shape)
+        assert self.output_zero_point is not None
+        out = ops.int8_linear_requantize(
+            *inputs, self.output_scale, self.output_zero_point, self._activation_symmetric
+        )
+        return QuantizedTensor(out.reshape(shape), self.output_scale, self.output_zero_point, dtype)
+
+    def _check_input(self, x: Any) -> None:
+        """Raise a TypeError or ValueError unless `forward` can compute this input."""
+        where = f"QuantizedLinear {self.module_name!r}"
+        if isinstance(x, QuantizedTensor):
+            if self.code_sums is None:
+                raise TypeError(
+                    f"{where} ({self.config.scheme}) takes float inputs, found a QuantizedTensor: put a DeQuantStub "
+                    "before it, or give it the scheme w8a8_static"
+                )
+        elif not isinstance(x, Tensor) or x.dtype not in qparams.FLOAT_DTYPES:
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{where}: input must be float32, float16 or bfloat16, found {found}")
+        elif self._activation == "static" and self.input_scale is None:
+            raise TypeError(
+                f"{where} was calibrated between QuantStub and DeQuantStub and takes a QuantizedTensor, found a float "
+                "tensor: put a QuantStub before it, or leave it out with ignore"
+            )
+        if x.dim() < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(f"{where}: input must have {self.in_features} features last, found shape {list(x.shape)}")
+        if x.device != self.packed_weight.device:
+            raise ValueError(f"{where} is on {self.packed_weight.device}, found an input on {x.device}")
+
+    # --- moving, saving and loading -----------------------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed_weight.device)).dtype
+        super()._apply(fn, recurse)
+        return self
+
+    def canonical_state(self) -> dict[str, Tensor]:
+        """The layer's tensors in the layout of files, bias aside; see the module's docstring."""
+        zero = None if self.zero_points is None else self.zero_points.t()
+        state = canonical.weight_state(self.config, self.int_weight(), self.scales.t().contiguous(), zero)
+        for side in ("input", "output"):
+            scale, zero_point = self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"]
+            if scale is not None and zero_point is not None:
+                state[f"{side}_scale"] = scale
+                if side == "output" or not self._activation_symmetric:
+                    state[f"{side}_zero_point"] = zero_point
+        return state
+
+    def load_canonical_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take tensors in the layout of files (bias aside, others ignored), on the device that they are on.
+
+        Raises:
+            ValueError: for a tensor that is missing or has a wrong dtype, shape or value; the layer is unchanged then.
+        """
+        codes, scale, zero_point = canonical.read_weight_state(
+            self.config, self.in_features, self.out_features, state
+        )
+        sides = {}
+        for side in ("input", "output"):
+            if self._buffers[f"{side}_scale"] is not None:
+                affine = side == "output" or not self._activation_symmetric
+                sides[side] = canonical.read_activation_qparams(state, side, affine)
+        self._set_codes(codes, scale, zero_point)
+        for side, pair in sides.items():
+            self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"] = pair
+        self.weight_sqnr = None
+
+    def _set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> None:
+        """codes int8 [N, K], scale [N or 1, G], zero point int8 [N or 1, G] or None → the buffers."""
+        shape = (self.out_features, self.layout.groups)
+        self._buffers["packed_weight"] = layouts.pack(codes, self.layout)
+        self._buffers["scales"] = scale.expand(shape).t().contiguous()
+        self._buffers["zero_points"] = None if zero_point is None else zero_point.expand(shape).t().contiguous()
+        if self._buffers["code_sums"] is not None:
+            self._buffers["code_sums"] = codes.sum(dim=1, dtype=torch.int32)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, tensor in self.canonical_state().items():
+            destination[prefix + name] = tensor
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        wanted = {*self.canonical_state(), *(["bias"] if self.bias is not None else [])}
+        missing = wanted - own.keys()
+        missing_keys += [prefix + key for key in sorted(missing)]
+        if strict:
+            unexpected_keys += [prefix + key for key in own if key not in wanted]
+        if missing:
+            return
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        device = self.packed_weight.device
+        try:
+            if self.bias is not None:
+                bias = canonical.expect(own, "bias", (self.out_features,), qparams.FLOAT_DTYPES)
+            self.load_canonical_state({key: own[key] if assign else own[key].to(device) for key in wanted})
+        except ValueError as error:
+            error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+            return
+        if self.bias is not None and assign:
+            self.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
+        elif self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(bias)
+
+
+def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None:
+    """Raise unless `linear` can be quantized as `config` says.
+
+    Raises:
+        TypeError: for a weight that is not float32, float16 or bfloat16.
+        ValueError: for a weight on the meta device, empty or non-finite, or K too large for int32 accumulation.
+    """
+    weight = linear.weight
+    where = f"Linear {name!r}" if name else "Linear"
+    if weight.dtype not in qparams.FLOAT_DTYPES:
+        raise TypeError(f"{where}: weight must be float32, float16 or bfloat16, found {weight.dtype}")
+    if weight.is_meta:
+        raise ValueError(f"{where}: weight must hold values, found one on the meta device")
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"{where}: weight must be [N, K] with N and K ≥ 1, found {list(weight.shape)}")
+    for part, tensor in (("weight", weight), ("bias", linear.bias)):
+        if tensor is not None and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(f"{where}: {part} must be finite, found {count} NaN or Inf values")
+    limit = largest_in_features(config)
+    if weight.shape[1] > limit:
+        raise ValueError(
+            f"{where}: in_features must be at most {limit:,} for {config.scheme}, which accumulates in int32, "
+            f"found {weight.shape[1]:,}"
+        )
+
+
+def largest_in_features(config: QuantConfig) -> int:
+    """The largest K whose exact int32 accumulation cannot overflow; no limit (int32's own) for float activations."""
+    if config.activation is None:
+        return _INT32_MAX
+    ranges = [_SYMMETRIC_RANGE if spec.symmetric else _AFFINE_RANGE for spec in (config.weight, config.activation)]
+    return _INT32_MAX // (ranges[0] * ranges[1])
+
+
+def _sqnr(weight: Tensor, dequantized: Tensor) -> float:
+    """10 · log10(Σ w² / Σ (w - ŵ)²) in dB; inf where nothing was lost."""
+    signal = weight.double().square().sum()
+    noise = (weight.double() - dequantized.double()).square().sum()
+    return float(10 * torch.log10(signal / noise)) if noise > 0 else float("inf")

@@ -1,0 +1,17 @@
+"""The only door to the kernels: `torch.library` operators, computed by Triton on a GPU and by the reference elsewhere."""
+
+from tritonq.ops.int4 import int4_int8_linear
+from tritonq.ops.int8 import int8_linear, int8_linear_requantize
+from tritonq.ops.library import backend
+from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token
+from tritonq.ops.weight_only import weight_only_linear
+
+__all__ = [
+    "backend",
+    "int4_int8_linear",
+    "int8_linear",
+    "int8_linear_requantize",
+    "quantize_per_tensor",
+    "quantize_per_token",
+    "weight_only_linear",
+]

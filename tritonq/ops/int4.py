@@ -1,0 +1,47 @@
+"""The operator on int8 activations and int4 weights (W4A8). Weights come in the layout `int4_bytes`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq import layouts, reference
+from tritonq.ops.library import gradient_of_bias_only, operator, uses_kernels
+
+def _fake(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
+
+
+@operator(
+    "int4_int8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, int group_size, "
+    "ScalarType dtype) -> Tensor",
+    _fake,
+    gradient_of_bias_only("int4_int8_linear", x_scale_index=1, bias_index=4),
+)
+def int4_int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """int8 [M, K] · int4 [N, K]ᵀ → float [M, N]; x_scale float32 [M, 1]; weight_scale float [G, N]."""
+    layout = layouts.slab_layout("int4_bytes", x.shape[1], group_size)
+    if uses_kernels(x):
+        from tritonq.kernels.int4_int8_matmul import int4_int8_matmul
+
+        return int4_int8_matmul(
+            x, x_scale, weight, weight_scale, bias, group_size, layout.padded_group, layout.slab_width, dtype
+        )
+    codes = layouts.unpack(weight, layout)
+    return reference.int4_int8_linear(x, x_scale, codes, weight_scale.t(), bias, group_size, dtype)

@@ -1,0 +1,101 @@
+"""Declaring an operator: its schema, the one implementation for all devices, its shapes for tracing, its gradient."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "tritonq"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def operator(
+    schema: str,
+    fake: Callable[..., Any],
+    gradient: tuple[Callable[..., None], Callable[..., Any]],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate an implementation; what comes back is the dispatched operator.
+
+    Args:
+        schema: in torch.library's language, without the namespace: "name(Tensor x, …) -> Tensor".
+        fake: same arguments → empty tensors of the right shape and dtype.
+        gradient: (setup_context, backward) as `torch.library.register_autograd` wants them.
+    """
+
+    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.partition("(")[0]
+        setup_context, backward = gradient
+        _library.define(schema)
+        _library.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+        )
+        return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    return register
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def uses_kernels(x: Tensor) -> bool:
+    """True where the Triton kernels compute: a GPU, with Triton installed. Elsewhere the reference does."""
+    return x.is_cuda and _triton_is_installed()
+
+
+def backend(device: torch.device | str) -> str:
+    """What computes on a device: "triton" or "reference"."""
+    return "triton" if torch.device(device).type == "cuda" and _triton_is_installed() else "reference"
+
+
+def gradient_of_bias_only(
+    name: str, x_scale_index: int, bias_index: int
+) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """(setup_context, backward) of an operator on quantized activations: the bias learns, the activation must not.
+
+    Args:
+        name: the operator's, for the error.
+        x_scale_index, bias_index: places of these two arguments.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        bias = inputs[bias_index]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.needs_input_grad[x_scale_index]:
+            raise refuse_gradient(name)
+        gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        if ctx.needs_input_grad[bias_index]:
+            gradients[bias_index] = gradient.float().sum(dim=0).to(ctx.bias_dtype)
+        return tuple(gradients)
+
+    return setup_context, backward
+
+
+def no_gradient(name: str) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """(setup_context, backward) of an operator that returns codes: a backward pass that reaches it is refused."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept."""
+
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        raise refuse_gradient(name)
+
+    return setup_context, backward
+
+
+def refuse_gradient(what: str) -> NotImplementedError:
+    """The error of a backward pass that reaches quantized activations."""
+    return NotImplementedError(
+        f"{what} has no gradient with respect to its quantized activation: train the float model, or quantize "
+        "weights only (w8a16, w4a16), through which gradients flow"
+    )

@@ -1,0 +1,47 @@
+"""Operators that turn float activations into int8 codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq import reference
+from tritonq.ops.library import no_gradient, operator, uses_kernels
+
+
+def _token_fake(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
+    return codes, scale, torch.empty_like(scale, dtype=torch.int8)
+
+
+def _tensor_fake(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device)
+
+
+@operator(
+    "quantize_per_token(Tensor x, bool symmetric) -> (Tensor, Tensor, Tensor)",
+    _token_fake,
+    no_gradient("quantize_per_token"),
+)
+def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
+    if uses_kernels(x):
+        from tritonq.kernels import quantize as kernels
+
+        return kernels.quantize_per_token(x, symmetric)
+    return reference.quantize_per_token(x, symmetric)
+
+
+@operator(
+    "quantize_per_tensor(Tensor x, Tensor scale, Tensor zero_point, bool symmetric) -> Tensor",
+    _tensor_fake,
+    no_gradient("quantize_per_tensor"),
+)
+def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
+    """float, any shape, with scale float32 [1] and zero point int8 [1] → int8 codes of the same shape."""
+    if uses_kernels(x):
+        from tritonq.kernels import quantize as kernels
+
+        return kernels.quantize_per_tensor(x, scale, zero_point, symmetric)
+    return reference.quantize_per_tensor(x, scale, zero_point, symmetric).contiguous()
