@@ -15,7 +15,7 @@ from torch import Tensor
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, operand_dtype, target_of
 from .tiles import TileConfig, tile_of_program
-from .unpack import word_to_float
+from .unpack import byte_to_float, word_to_float
 
 
 @triton.jit
@@ -43,6 +43,7 @@ def weight_only_matmul_kernel(
     GROUPS_ARE_PADDED: tl.constexpr,
     EVEN_K: tl.constexpr,  # the blocks of all splits hold exactly K columns
     OPERAND: tl.constexpr,
+    PTX: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -64,11 +65,12 @@ def weight_only_matmul_kernel(
     last = tl.minimum(first + blocks_per_split, blocks)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    zero = 0
+    scale = tl.zeros((BLOCK_N,), tl.float32)
+    zero = tl.zeros((BLOCK_N, 1), OPERAND)
     if SLABS_PER_SCALE == 0:
         scale = tl.load(scale_ptr + n_wrapped).to(tl.float32)
         if zero_ptr is not None:
-            zero = tl.load(zero_ptr + n_wrapped).to(tl.int16)[:, None]
+            zero = tl.load(zero_ptr + n_wrapped).to(OPERAND)[:, None]
     for block in range(first, last):
         if SLABS == 1 and not EVEN_K:
             words = tl.load(w_rows + block * SLAB + s[None, :], mask=(block * SLAB + s)[None, :] < stride_w, other=0)
@@ -82,12 +84,14 @@ def weight_only_matmul_kernel(
                     group = tl.minimum(column // padded_group, groups - 1)
                     scale = tl.load(scale_ptr + group * N + n_wrapped).to(tl.float32)
                     if zero_ptr is not None:
-                        zero = tl.load(zero_ptr + group * N + n_wrapped).to(tl.int16)[:, None]
+                        zero = tl.load(zero_ptr + group * N + n_wrapped).to(OPERAND)[:, None]
                     partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             if SLABS == 4:
-                w = word_to_float(words, zero, position, OPERAND)
+                w = word_to_float(words, position, OPERAND, PTX)
             else:
-                w = (words.to(tl.int16) - zero).to(OPERAND)
+                w = byte_to_float(words, OPERAND, PTX)
+            if zero_ptr is not None:
+                w = w - zero  # exact: |code - zero point| ≤ 255
             if GROUPS_ARE_PADDED:
                 within = column % padded_group + s
                 k = (column // padded_group) * group_size + within
@@ -182,6 +186,7 @@ def weight_only_matmul(
             GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
             EVEN_K=columns == blocks * slabs * slab_width,
             OPERAND=operand_dtype(x),
+            PTX=target.backend == "cuda" and target.arch >= 80,
             SPLITS=config.splits,
             BLOCK_N=config.block_n,
             BLOCK_M=config.block_m,
