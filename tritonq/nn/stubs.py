@@ -1,0 +1,115 @@
+"""Where a model's values become int8, and where they become float again.
+
+Before conversion QuantStub and DeQuantStub hand their input on; they only mark the two places. `convert` puts
+a `Quantize` with a calibrated scale and zero point at the first and a `DeQuantize` at the second. Between the
+two, layers hand each other a `QuantizedTensor`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tritonq import ops
+from tritonq.buffers import FixedDtypeModule
+from tritonq.observers.registry import is_from_torch
+from tritonq.tensor import QuantizedTensor
+
+
+class QuantStub(nn.Module):
+    """Marks where float values become int8. Identity until `convert`.
+
+    Args:
+        qconfig: a QConfig for this place; None takes the enclosing module's.
+    """
+
+    def __init__(self, qconfig: Any = None) -> None:
+        super().__init__()
+        if qconfig is not None:
+            self.qconfig = qconfig
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class DeQuantStub(nn.Module):
+    """Marks where int8 values become float again. Identity until `convert`.
+
+    Args:
+        qconfig: accepted as torch does; nothing here depends on it.
+    """
+
+    def __init__(self, qconfig: Any = None) -> None:
+        super().__init__()
+        if qconfig is not None:
+            self.qconfig = qconfig
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Quantize(FixedDtypeModule):
+    """A converted QuantStub: float of any shape → QuantizedTensor with this scale and zero point.
+
+    Args:
+        scale: float32 [1], > 0.
+        zero_point: int8 [1].
+        symmetric: codes in -127 … 127 rather than -128 … 127.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, symmetric: bool) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.symmetric = symmetric
+
+    def forward(self, x: Any) -> QuantizedTensor:
+        if isinstance(x, QuantizedTensor):
+            raise TypeError("Quantize needs a float tensor, found a QuantizedTensor: two QuantStubs in a row")
+        codes = ops.quantize_per_tensor(x, self.scale, self.zero_point, self.symmetric)
+        return QuantizedTensor(codes, self.scale, self.zero_point, x.dtype)
+
+    def extra_repr(self) -> str:
+        if self.scale.is_meta:
+            return f"symmetric={self.symmetric}"
+        return f"scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}, symmetric={self.symmetric}"
+
+
+class DeQuantize(nn.Module):
+    """A converted DeQuantStub: QuantizedTensor → tensor of the dtype it stands for; a float tensor passes."""
+
+    def forward(self, x: QuantizedTensor | Tensor) -> Tensor:
+        return x.dequantize() if isinstance(x, QuantizedTensor) else x
+
+
+class QuantWrapper(nn.Module):
+    """A module between a QuantStub and a DeQuantStub: dequant(module(quant(x))).
+
+    Args:
+        module: takes and returns one tensor; its `qconfig`, if it has one, is the stubs' too.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        qconfig = getattr(module, "qconfig", None)
+        self.quant = QuantStub(qconfig)
+        self.dequant = DeQuantStub(qconfig)
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dequant(self.module(self.quant(x)))
+
+
+def is_quant_stub(module: nn.Module) -> bool:
+    """True for a QuantStub of tritonq or torch."""
+    return isinstance(module, QuantStub) or is_from_torch(module, "QuantStub")
+
+
+def is_dequant_stub(module: nn.Module) -> bool:
+    """True for a DeQuantStub of tritonq or torch."""
+    return isinstance(module, DeQuantStub) or is_from_torch(module, "DeQuantStub")

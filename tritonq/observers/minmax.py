@@ -1,0 +1,181 @@
+"""Observers of the smallest and largest value: of all data, or as a moving average over batches.
+
+`min_val` and `max_val` are float32 buffers: scalars per tensor, which start at +inf and -inf, and [channels]
+per channel, which start empty. They are updated without waiting for the device. NaN and Inf travel through
+minimum, maximum and average, so the buffers themselves remember bad data until `calculate_qparams` reports
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonq.observers.base import ObserverBase
+
+
+class MinMaxObserver(ObserverBase):
+    """The smallest and largest value of all data, one range for the tensor. Arguments: see ObserverBase."""
+
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(self, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self.register_buffer("min_val", torch.empty(0))
+        self.register_buffer("max_val", torch.empty(0))
+        self.reset_min_max_vals()
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything observed."""
+        self.min_val = torch.full((), float("inf"), device=self.min_val.device)
+        self.max_val = torch.full((), float("-inf"), device=self.max_val.device)
+
+    def has_data(self) -> bool:
+        return not bool((self.min_val == float("inf")) & (self.max_val == float("-inf")))
+
+    def data_range(self) -> tuple[Tensor, Tensor]:
+        return self.min_val, self.max_val
+
+    def observe(self, x: Tensor) -> None:
+        low, high = self.extremes(x)
+        if low.device.type == "cpu":
+            self.check_finite(low, high)
+        # Statistics live where the data is: a stub has no parameter that would say so beforehand.
+        self.min_val, self.max_val = self.min_val.to(low.device), self.max_val.to(low.device)
+        self.merge(low, high)
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 smallest and largest value of one batch."""
+        low, high = torch.aminmax(x)
+        return low.float(), high.float()
+
+    def merge(self, low: Tensor, high: Tensor) -> None:
+        """Fold one batch's extremes into min_val and max_val."""
+        self.min_val = torch.minimum(self.min_val, low)
+        self.max_val = torch.maximum(self.max_val, high)
+
+
+class PerChannelMinMaxObserver(MinMaxObserver):
+    """The smallest and largest value of each channel.
+
+    Args:
+        ch_axis: the dimension that holds the channels.
+        others: see ObserverBase; qscheme must be per_channel_affine (the default) or per_channel_symmetric.
+
+    Raises:
+        ValueError: a batch has no dimension ch_axis, or another number of channels than the ones before.
+    """
+
+    per_channel = True
+
+    def __init__(
+        self,
+        ch_axis: int = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_channel_affine,
+        **words: Any,
+    ) -> None:
+        super().__init__(dtype, qscheme, **words)
+        if type(ch_axis) is not int:
+            raise TypeError(f"{type(self).__name__}: ch_axis must be an int, found {ch_axis!r}")
+        self.ch_axis = ch_axis
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything observed."""
+        self.min_val = torch.empty(0, device=self.min_val.device)
+        self.max_val = torch.empty(0, device=self.max_val.device)
+
+    def has_data(self) -> bool:
+        return self.min_val.numel() > 0
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not -x.dim() <= self.ch_axis < x.dim():
+            raise ValueError(
+                f"{self.title} needs a dimension ch_axis={self.ch_axis}, found shape {tuple(x.shape)}"
+            )
+        channels = x.shape[self.ch_axis]
+        if self.has_data() and channels != self.min_val.numel():
+            raise ValueError(f"{self.title} observes {self.min_val.numel()} channels, found {channels}")
+        low, high = torch.aminmax(x.movedim(self.ch_axis, 0).reshape(channels, -1), dim=1)
+        return low.float(), high.float()
+
+    def merge(self, low: Tensor, high: Tensor) -> None:
+        if self.has_data():
+            super().merge(low, high)
+        else:
+            self.min_val, self.max_val = low, high
+
+    def extra_repr(self) -> str:
+        return f"ch_axis={self.ch_axis}, {super().extra_repr()}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # The number of channels is known from the data alone: take the shape of what is loaded.
+        for name in ("min_val", "max_val"):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dim() == 1:
+                setattr(self, name, torch.empty(value.shape, device=self.min_val.device))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class MovingAverageMinMaxObserver(MinMaxObserver):
+    """Each batch's extremes, averaged: value ← value + averaging_constant · (batch's - value); the first is
+    taken whole.
+
+    Args:
+        averaging_constant: the weight of the newest batch, in (0, 1].
+        others: see ObserverBase.
+    """
+
+    def __init__(self, averaging_constant: float = 0.01, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self.averaging_constant = check_averaging_constant(self, averaging_constant)
+
+    def merge(self, low: Tensor, high: Tensor) -> None:
+        # Chosen on the device: asking whether this is the first batch would wait for it.
+        first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
+        self.min_val = torch.where(first, low, averaged(self.min_val, low, self.averaging_constant))
+        self.max_val = torch.where(first, high, averaged(self.max_val, high, self.averaging_constant))
+
+    def extra_repr(self) -> str:
+        return f"averaging_constant={self.averaging_constant}, {super().extra_repr()}"
+
+
+class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
+    """Each channel's extremes, averaged over batches as MovingAverageMinMaxObserver does.
+
+    Args:
+        averaging_constant: the weight of the newest batch, in (0, 1].
+        others: see PerChannelMinMaxObserver.
+    """
+
+    def __init__(self, averaging_constant: float = 0.01, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self.averaging_constant = check_averaging_constant(self, averaging_constant)
+
+    def merge(self, low: Tensor, high: Tensor) -> None:
+        if self.has_data():
+            self.min_val = averaged(self.min_val, low, self.averaging_constant)
+            self.max_val = averaged(self.max_val, high, self.averaging_constant)
+        else:
+            self.min_val, self.max_val = low, high
+
+    def extra_repr(self) -> str:
+        return f"averaging_constant={self.averaging_constant}, {super().extra_repr()}"
+
+
+def averaged(value: Tensor, newest: Tensor, averaging_constant: float) -> Tensor:
+    """value + averaging_constant · (newest - value)."""
+    return value + averaging_constant * (newest - value)
+
+
+def check_averaging_constant(observer: ObserverBase, averaging_constant: Any) -> float:
+    """Return it, or raise unless it is a number in (0, 1]."""
+    if isinstance(averaging_constant, (int, float)) and 0 < averaging_constant <= 1:
+        return averaging_constant
+    raise ValueError(
+        f"{type(observer).__name__}: averaging_constant must be a number in (0, 1], "
+        f"found {averaging_constant!r}"
+    )

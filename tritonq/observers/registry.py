@@ -1,0 +1,182 @@
+"""From what a QuantSpec says about its observer to the observer module, and to a weight's scales.
+
+    "minmax", "moving_average_minmax"   the per-tensor or the per-channel class, as the granularity asks
+    "MinMaxObserver", … or the class    that class
+    MinMaxObserver.with_args(…)         that class with these words
+    any callable without arguments      what it returns
+
+Words that are not given come from the spec. torch.ao.quantization's own observers are accepted wherever a
+class or a factory is, and become the ones here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritonq.config import QuantSpec
+from tritonq.observers.base import ObserverBase, ObserverFactory, PlaceholderObserver
+from tritonq.observers.minmax import (
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+
+#: name → (observer of a whole tensor, observer of channels)
+OBSERVERS: dict[str, tuple[type[ObserverBase], type[ObserverBase]]] = {
+    "minmax": (MinMaxObserver, PerChannelMinMaxObserver),
+    "moving_average_minmax": (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver),
+}
+_QSCHEMES = {
+    # (per channel, symmetric)
+    (False, False): torch.per_tensor_affine,
+    (False, True): torch.per_tensor_symmetric,
+    (True, False): torch.per_channel_affine,
+    (True, True): torch.per_channel_symmetric,
+}
+_TORCH_MODULES = ("torch.ao.quantization", "torch.quantization")
+
+
+def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> ObserverBase:
+    """A fresh observer of one tensor.
+
+    Args:
+        spec: says which; None means "minmax". A weight in groups gets a per-channel observer, a row being a
+            group.
+        for_weight: the tensor is a weight; only then may there be several scales.
+        name: the module it is for, for messages.
+
+    Raises:
+        TypeError, ValueError: an unknown observer, or one that contradicts the spec.
+    """
+    where = f"{name}: " if name else ""
+    per_channel = for_weight and spec.granularity != "tensor"
+    factory = as_observer_factory(_by_name(spec.observer or "minmax", per_channel, where), where)
+    if isinstance(factory, ObserverFactory):
+        words: dict[str, Any] = {"qscheme": _QSCHEMES[per_channel, spec.symmetric]}
+        if spec.bits == 4:
+            words.update(dtype=torch.qint8, quant_min=spec.qmin, quant_max=spec.qmax)
+        observer = factory(**{**words, **dict(factory.arguments)})
+    else:
+        observer = factory()
+    kind = type(observer).__name__
+    if isinstance(observer, PlaceholderObserver):
+        raise ValueError(
+            f"{where}{kind} observes nothing; a calibrated tensor needs an observer such as MinMaxObserver"
+        )
+    if observer.per_channel != per_channel:
+        wanted = "per-channel" if per_channel else "per-tensor"
+        raise ValueError(f"{where}granularity {spec.granularity!r} needs a {wanted} observer, found {kind}")
+    if observer.symmetric != spec.symmetric:
+        raise ValueError(
+            f"{where}symmetric={spec.symmetric} contradicts {kind} with qscheme {observer.qscheme}"
+        )
+    if per_channel and getattr(observer, "ch_axis", 0) != 0:
+        raise ValueError(
+            f"{where}a weight's observer needs ch_axis=0, found {getattr(observer, 'ch_axis', 0)}"
+        )
+    observer.name = name
+    return observer
+
+
+def observed_weight_qparams(
+    weight: Tensor, spec: QuantSpec, name: str = ""
+) -> tuple[Tensor, Tensor | None] | None:
+    """Scale and zero point that the spec's observer finds for a weight, or None where the plain extremes do.
+
+    Args:
+        weight: [N, K], finite.
+        spec: granularity tensor, channel or group, and the observer.
+        name: the module, for messages.
+
+    Returns:
+        None if spec.observer is None or "minmax"; else as `qparams.weight_qparams` returns them.
+    """
+    if spec.observer is None or spec.observer == "minmax":
+        return None
+    observer = make_observer(spec, for_weight=True, name=name).to(weight.device)
+    rows, columns = weight.shape
+    if spec.granularity == "tensor":
+        observer(weight)
+        rows = 1
+    else:
+        group_size = spec.resolve_group_size(columns)
+        # One row per scale; zeros fill a shorter last group: they are on every grid.
+        padded = nn.functional.pad(weight.detach(), (0, -columns % group_size))
+        observer(padded.reshape(-1, group_size))
+    scale, zero_point = observer.calculate_qparams(weight.dtype)
+    return scale.reshape(rows, -1), None if spec.symmetric else zero_point.reshape(rows, -1)
+
+
+def as_observer_factory(observer: Any, where: str = "") -> Callable[..., ObserverBase]:
+    """An observer class, factory or callable, of tritonq or torch.ao.quantization → a callable that makes
+    tritonq's.
+
+    Raises:
+        TypeError: it makes something that is no observer.
+        ValueError: torch's observer has no counterpart here.
+    """
+    if isinstance(observer, ObserverFactory):
+        return observer
+    if isinstance(observer, type) and issubclass(observer, ObserverBase):
+        return ObserverFactory(observer)
+    if isinstance(observer, nn.Module) or not callable(observer):
+        raise TypeError(
+            f"{where}an observer class or what .with_args(…) returns is needed, found {observer!r}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its own words are old
+        made = observer()
+    if isinstance(made, ObserverBase):
+        return observer
+    if is_from_torch(made):
+        return _counterpart(made, where)
+    raise TypeError(f"{where}an observer class or what .with_args(…) returns is needed, found {observer!r}")
+
+
+def is_from_torch(module: object, *names: str) -> bool:
+    """True if torch's quantization defines an object's class, or a base of it, with one of these names."""
+    return any(
+        cls.__module__.startswith(_TORCH_MODULES) and (not names or cls.__name__ in names)
+        for cls in type(module).__mro__
+    )
+
+
+def _by_name(observer: Any, per_channel: bool, where: str) -> Any:
+    if not isinstance(observer, str):
+        return observer
+    if observer in OBSERVERS:
+        return OBSERVERS[observer][per_channel]
+    classes = {cls.__name__: cls for pair in OBSERVERS.values() for cls in pair}
+    if observer in classes:
+        return classes[observer]
+    allowed = ", ".join([*OBSERVERS, *classes])
+    raise ValueError(f"{where}observer must be one of {allowed}, found {observer!r}")
+
+
+def _counterpart(observer: Any, where: str) -> ObserverFactory:
+    """torch.ao.quantization's observer → the factory of the same observer here."""
+    kind = type(observer).__name__
+    classes: dict[str, type[ObserverBase]] = {
+        cls.__name__: cls for pair in OBSERVERS.values() for cls in pair
+    }
+    classes["PlaceholderObserver"] = PlaceholderObserver
+    if kind not in classes:
+        raise ValueError(f"{where}torch's {kind} has no counterpart, allowed are {', '.join(classes)}")
+    words = {"dtype": observer.dtype, "qscheme": observer.qscheme}
+    if kind == "PlaceholderObserver":
+        words["is_dynamic"] = observer.is_dynamic
+    else:
+        for word in ("reduce_range", "averaging_constant", "ch_axis"):
+            if hasattr(observer, word):
+                words[word] = getattr(observer, word)
+        if observer.has_customized_qrange:
+            words.update(quant_min=observer.quant_min, quant_max=observer.quant_max)
+    factory = classes[kind].with_args(**words)
+    factory()  # refuses dtypes that are not 8-bit integers here and now
+    return factory

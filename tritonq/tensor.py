@@ -1,0 +1,224 @@
+"""An int8 activation on its way from one quantized layer to the next.
+
+    value = (data - zero_point) · scale        one scale and one zero point for the whole tensor
+
+It is a plain class, not a tensor subclass: it does what leaves scale and zero point alone (max with zero, and
+moving elements about), and refuses the rest by naming DeQuantStub. torch functions reach it through
+`__torch_function__`, so nn.ReLU, nn.Flatten, nn.Identity and nn.Dropout in eval mode take it as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tritonq.qparams import dequantize
+
+ALLOWED = "relu, reshape, view, flatten, transpose of leading dimensions, dropout in eval mode and indexing"
+
+
+class QuantizedTensor:
+    """int8 codes with the scale and zero point that give them meaning.
+
+    Args:
+        data: int8, any shape: the codes, signed.
+        scale: float32 [1], > 0.
+        zero_point: int8 [1], the code of 0.0.
+        dtype: the floating-point dtype the values stand for, what `dequantize` returns.
+    """
+
+    data: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, data: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> None:
+        self.data = data
+        self.scale = scale
+        self.zero_point = zero_point
+        self._dtype = dtype
+
+    def dequantize(self) -> Tensor:
+        """The values as a tensor of `dtype`: (data - zero_point) · scale in float32, rounded once."""
+        return dequantize(self.data, self.scale, self.zero_point, self._dtype)
+
+    def int_repr(self) -> Tensor:
+        """The int8 codes (torch's word)."""
+        return self.data
+
+    def q_scale(self) -> float:
+        """The scale as a number (torch's word)."""
+        return float(self.scale)
+
+    def q_zero_point(self) -> int:
+        """The zero point as a number, in the signed range (torch's word)."""
+        return int(self.zero_point)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point dtype the values stand for; the codes are int8."""
+        return self._dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.data.shape if dim is None else self.data.shape[dim]
+
+    def dim(self) -> int:
+        return self.data.ndim
+
+    def numel(self) -> int:
+        return self.data.numel()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def relu(self, inplace: bool = False) -> QuantizedTensor:
+        """max(value, 0), on codes: max(data, zero_point)."""
+        codes = torch.maximum(self.data, self.zero_point.reshape(()))
+        if not inplace:
+            return self._with(codes)
+        self.data.copy_(codes)
+        return self
+
+    def relu_(self) -> QuantizedTensor:
+        """`relu` in place."""
+        return self.relu(inplace=True)
+
+    def reshape(self, *shape: Any) -> QuantizedTensor:
+        return self._with(self.data.reshape(*shape))
+
+    def view(self, *shape: Any) -> QuantizedTensor:
+        if any(isinstance(size, torch.dtype) for size in shape):
+            raise refusal("view(dtype)")
+        return self._with(self.data.view(*shape))
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> QuantizedTensor:
+        return self._with(self.data.flatten(start_dim, end_dim))
+
+    def transpose(self, dim0: int, dim1: int) -> QuantizedTensor:
+        """Swap two dimensions, neither of them the last, which holds a layer's features."""
+        last = self.data.ndim - 1
+        if last in (dim0 % max(last + 1, 1), dim1 % max(last + 1, 1)) and dim0 != dim1:
+            raise refusal(f"transpose({dim0}, {dim1}) of {last + 1} dimensions")
+        return self._with(self.data.transpose(dim0, dim1))
+
+    def dropout(self, p: float = 0.5, training: bool = True, inplace: bool = False) -> QuantizedTensor:
+        """Nothing, in eval mode."""
+        if training:
+            raise refusal("dropout in training mode")
+        return self
+
+    def contiguous(self) -> QuantizedTensor:
+        return self._with(self.data.contiguous())
+
+    def detach(self) -> QuantizedTensor:
+        return self._with(self.data.detach())
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> QuantizedTensor:
+        """Move codes, scale and zero point to a device."""
+        if not isinstance(device, (torch.device, str, int)):
+            raise refusal(f"to({device!r})")
+        return QuantizedTensor(
+            self.data.to(device, non_blocking=non_blocking),
+            self.scale.to(device, non_blocking=non_blocking),
+            self.zero_point.to(device, non_blocking=non_blocking),
+            self._dtype,
+        )
+
+    def __getitem__(self, index: Any) -> QuantizedTensor:
+        return self._with(self.data[index])
+
+    def _with(self, data: Tensor) -> QuantizedTensor:
+        return QuantizedTensor(data, self.scale, self.zero_point, self._dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"QuantizedTensor(shape={tuple(self.shape)}, scale={self.q_scale():.6g}, "
+            f"zero_point={self.q_zero_point()}, dtype={self._dtype}, device='{self.device}')"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        method = _METHODS.get(func)
+        if method is None or not args or not isinstance(args[0], QuantizedTensor):
+            raise refusal(getattr(func, "__name__", str(func)))
+        return getattr(args[0], method)(*args[1:], **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_refusal_text(f"attribute {name!r}"))
+
+    __hash__ = object.__hash__
+
+
+def refusal(what: str) -> TypeError:
+    """The error for anything a QuantizedTensor does not do."""
+    return TypeError(_refusal_text(what))
+
+
+def _refusal_text(what: str) -> str:
+    return f"a QuantizedTensor (int8) does not support {what}, only {ALLOWED}; put a DeQuantStub before it"
+
+
+_METHODS: dict[Callable[..., Any], str] = {
+    torch.relu: "relu",
+    torch.relu_: "relu_",
+    functional.relu: "relu",
+    torch.reshape: "reshape",
+    torch.flatten: "flatten",
+    torch.transpose: "transpose",
+    functional.dropout: "dropout",
+    torch.detach: "detach",
+    torch.dequantize: "dequantize",
+}
+
+
+def _refuse_operator(name: str) -> None:
+    def operator(self: QuantizedTensor, *others: Any) -> Any:
+        raise refusal(f"the operator {name}")
+
+    operator.__name__ = name
+    setattr(QuantizedTensor, name, operator)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    for _prefix in ("", "r", "i"):
+        _refuse_operator(f"__{_prefix}{_name}__")
+for _name in (
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "neg",
+    "pos",
+    "abs",
+    "invert",
+    "bool",
+    "float",
+    "int",
+    "index",
+):
+    _refuse_operator(f"__{_name}__")
+for _name in ("contains", "setitem", "array"):
+    _refuse_operator(f"__{_name}__")
