@@ -1,0 +1,78 @@
+"""tritonq: calibrate, quantize, fine-tune and run the Linear layers of a PyTorch model in INT8 and INT4.
+
+    import tritonq
+
+    tritonq.quantize_(model, "w4a16")                            # in place, one line
+    q = tritonq.quantize_dynamic(model)                          # W8A8, activations on the fly
+    p = tritonq.prepare(model, "w8a8_static"); p(data); q = tritonq.convert(p)
+    tritonq.save(q, "directory"); q = tritonq.load("directory", model)
+
+The words of `torch.ao.quantization` (QuantStub, QConfig, observers, prepare, convert, …) are here at top level too, so
+that its programs run with `import tritonq as quantization`.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from tritonq import nn, observers, ops
+from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
+from tritonq.convert import convert
+from tritonq.nn import DeQuantStub, QuantizedLinear, QuantStub, QuantWrapper
+from tritonq.observers import (
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+    default_dynamic_quant_observer,
+    default_observer,
+    default_per_channel_weight_observer,
+    default_weight_observer,
+)
+from tritonq.ops import backend
+from tritonq.prepare import prepare
+from tritonq.qconfig import QConfig, default_dynamic_qconfig, default_qconfig, get_default_qconfig
+from tritonq.quantize import quantize_, quantize_dynamic
+from tritonq.summary import summary
+from tritonq.tensor import QuantizedTensor
+
+try:
+    __version__ = version("tritonq")
+except PackageNotFoundError:  # used from a checkout, without an install
+    __version__ = "0+unknown"
+
+__all__ = [
+    "W4A8",
+    "W4A16",
+    "W8A8",
+    "W8A16",
+    "DeQuantStub",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "PerChannelMinMaxObserver",
+    "PlaceholderObserver",
+    "QConfig",
+    "QuantConfig",
+    "QuantSpec",
+    "QuantStub",
+    "QuantWrapper",
+    "QuantizedLinear",
+    "QuantizedTensor",
+    "W8A8Static",
+    "backend",
+    "convert",
+    "default_dynamic_qconfig",
+    "default_dynamic_quant_observer",
+    "default_observer",
+    "default_per_channel_weight_observer",
+    "default_qconfig",
+    "default_weight_observer",
+    "get_default_qconfig",
+    "nn",
+    "observers",
+    "ops",
+    "prepare",
+    "quantize_",
+    "quantize_dynamic",
+    "summary",
+]
