@@ -153,7 +153,7 @@ def weight_only_matmul(
         slab_width = int8_slab_width(padded_group, groups, x.element_size())
     blocks = triton.cdiv(w.shape[1], slab_width)
     if config is None:
-        config = choose_config(target, rows, features, blocks, slabs, slab_width, x.element_size())
+        config = choose_config(target, rows, features, blocks, groups, slabs, slab_width, x.element_size())
     tiles = config.tiles(features, rows)
     partials = counters = None
     with on_device_of(x):
@@ -214,14 +214,21 @@ def int8_slab_width(padded_group: int, groups: int, element_size: int) -> int:
 
 
 def choose_config(
-    target: Target, rows: int, features: int, blocks: int, slabs: int, slab_width: int, element_size: int
+    target: Target,
+    rows: int,
+    features: int,
+    blocks: int,
+    groups: int,
+    slabs: int,
+    slab_width: int,
+    element_size: int,
 ) -> TileConfig:
     """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
-    block_m = min(128, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
+    # Scales per group take a second accumulator: a [128, 128] tile of two would spill registers.
+    most_m = 64 if groups > 1 or element_size == 4 else 128
+    block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
     block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
-    if element_size == 4:
-        block_m, num_stages = min(block_m, 64), 2
-    if target.backend == "hip":
+    if target.backend == "hip" or element_size == 4:
         num_stages = 2
     bytes_per_stage = block_n * slab_width * (2 if slabs == 4 else 1) + block_m * slabs * slab_width * element_size
     while num_stages > 1 and num_stages * bytes_per_stage > target.shared_memory - 8192:
