@@ -62,7 +62,8 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
     Returns:
         int8 codes of x's shape.
     """
-    return qparams.quantize(x, scale, zero_point, -127 if symmetric else -128, 127)
+    codes = qparams.quantize(x, scale, zero_point, -127 if symmetric else -128, 127)
+    return codes.reshape(x.shape)  # a scalar has broadcast to the scale's [1]
 
 
 def int_matmul(x: Tensor, w: Tensor) -> Tensor:
