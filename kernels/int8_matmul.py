@@ -64,7 +64,7 @@ def int8_matmul_kernel(
     first = split * steps * BLOCK_K
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
     x_sum = tl.zeros((BLOCK_M,), tl.int32)
-    for step in range(0, steps):
+    for step in range(steps):
         columns = first + step * BLOCK_K + k
         if EVEN_K:
             w = tl.load(w_rows + columns[None, :])
@@ -152,7 +152,9 @@ def int8_matmul(
     features = w.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
-    out = torch.empty(rows, features, dtype=torch.int8 if out_scale is not None else out_dtype, device=x.device)
+    out = torch.empty(
+        rows, features, dtype=torch.int8 if out_scale is not None else out_dtype, device=x.device
+    )
     if rows == 0:
         return out
     if config is None:
@@ -201,7 +203,9 @@ def int8_matmul(
 def choose_config(target: Target, rows: int, features: int, columns: int) -> TileConfig:
     """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle."""
     if target.backend == "hip":
-        shape = (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2) if rows <= 128 else (128, 128, 64, 8, 2)
+        shape = (
+            (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2) if rows <= 128 else (128, 128, 64, 8, 2)
+        )
     elif rows <= 16:
         shape = (64, 16, 256, 4, 4)
     elif rows <= 32:
@@ -219,5 +223,7 @@ def choose_config(target: Target, rows: int, features: int, columns: int) -> Til
         block_k //= 2
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 3 if rows <= 64 else 1
-    splits = split_count(tiles, triton.cdiv(columns, block_k), programs_per_multiprocessor * target.multiprocessors)
+    splits = split_count(
+        tiles, triton.cdiv(columns, block_k), programs_per_multiprocessor * target.multiprocessors
+    )
     return TileConfig(block_n, block_m, block_k, splits, num_warps, num_stages)

@@ -73,7 +73,9 @@ def weight_only_matmul_kernel(
             zero = tl.load(zero_ptr + n_wrapped).to(OPERAND)[:, None]
     for block in range(first, last):
         if SLABS == 1 and not EVEN_K:
-            words = tl.load(w_rows + block * SLAB + s[None, :], mask=(block * SLAB + s)[None, :] < stride_w, other=0)
+            words = tl.load(
+                w_rows + block * SLAB + s[None, :], mask=(block * SLAB + s)[None, :] < stride_w, other=0
+            )
         else:
             words = tl.load(w_rows + block * SLAB + s[None, :])  # [BLOCK_N, SLAB]
         for position in tl.static_range(SLABS):
@@ -100,7 +102,9 @@ def weight_only_matmul_kernel(
                 x = tl.load(x_rows + (column + s)[:, None])
             else:
                 x = tl.load(x_rows + (column + s)[:, None], mask=(column + s)[:, None] < K, other=0.0)
-            partial = tl.dot(w, x.to(OPERAND), partial, input_precision="ieee")  # [BLOCK_N, SLAB] @ [SLAB, BLOCK_M]
+            partial = tl.dot(
+                w, x.to(OPERAND), partial, input_precision="ieee"
+            )  # [BLOCK_N, SLAB] @ [SLAB, BLOCK_M]
             if SLABS_PER_SCALE > 0:
                 if (position + 1) % SLABS_PER_SCALE == 0:
                     acc += partial * scale[:, None]
@@ -230,7 +234,9 @@ def choose_config(
     block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
     if target.backend == "hip" or element_size == 4:
         num_stages = 2
-    bytes_per_stage = block_n * slab_width * (2 if slabs == 4 else 1) + block_m * slabs * slab_width * element_size
+    bytes_per_stage = (
+        block_n * slab_width * (2 if slabs == 4 else 1) + block_m * slabs * slab_width * element_size
+    )
     while num_stages > 1 and num_stages * bytes_per_stage > target.shared_memory - 8192:
         num_stages -= 1
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)

@@ -8,6 +8,7 @@ specialise on, and compiles that. Prints one JSON object per case: registers, st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -139,10 +140,20 @@ def _define_cases() -> None:
                     packed, scale, zero, layout = operands(made)
                     x = torch.randn(rows, COLUMNS, generator=generator).to(dtype)
                     return weight_only_matmul.weight_only_matmul(
-                        x, packed, scale, zero, None, layout.group_size, layout.padded_group, layout.slab_width
+                        x,
+                        packed,
+                        scale,
+                        zero,
+                        None,
+                        layout.group_size,
+                        layout.padded_group,
+                        layout.slab_width,
                     )
 
-        for scheme, made in {"w4a8-g128": config.W4A8(), "w4a8-channel": config.W4A8(group_size=None)}.items():
+        for scheme, made in {
+            "w4a8-g128": config.W4A8(),
+            "w4a8-channel": config.W4A8(group_size=None),
+        }.items():
 
             @case(f"{scheme}-{size}")
             def _(rows: int = rows, made: Any = made) -> object:
@@ -166,6 +177,7 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
     import importlib
 
     from triton.runtime.jit import JITFunction
+
     from tritonq.kernels.target import Target
 
     launches: list[Launch] = []
@@ -184,22 +196,15 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
 
             return record
 
-    with mock.patch.object(torch.Tensor, "is_pinned", lambda self: False):
-        patches = []
+    with contextlib.ExitStack() as patches:
         for module_name in KERNEL_MODULES:
             module = importlib.import_module(f"tritonq.kernels.{module_name}")
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction) and name.endswith("_kernel"):
-                    patches.append(mock.patch.object(module, name, Recorder(value)))
+                    patches.enter_context(mock.patch.object(module, name, Recorder(value)))
             if hasattr(module, "target_of"):
-                patches.append(mock.patch.object(module, "target_of", lambda x: Target(*target)))
-        for patch in patches:
-            patch.start()
-        try:
-            case()
-        finally:
-            for patch in patches:
-                patch.stop()
+                patches.enter_context(mock.patch.object(module, "target_of", return_value=Target(*target)))
+        case()
     return launches
 
 
@@ -257,7 +262,9 @@ def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int |
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(assembly["cubin"])
         file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     return (int(found.group(1)), int(found.group(2))) if found else (None, None)
 

@@ -19,7 +19,9 @@ def is_packed(config: QuantConfig) -> bool:
     return config.weight_only or config.weight.bits == 4
 
 
-def weight_state(config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> dict[str, Tensor]:
+def weight_state(
+    config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: Tensor | None
+) -> dict[str, Tensor]:
     """Tensors by name from codes int8 [N, K], scale [N, G] and zero point int8 [N, G]; per-tensor rows all agree."""
     bits = config.weight.bits
     per_tensor = config.weight.granularity == "tensor"
@@ -34,7 +36,9 @@ def weight_state(config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: 
     else:
         state["weight"] = codes.contiguous()
         if zero_point is not None:
-            state["weight_zero_point"] = zero_point[:, 0].contiguous() if per_tensor else zero_point.contiguous()
+            state["weight_zero_point"] = (
+                zero_point[:, 0].contiguous() if per_tensor else zero_point.contiguous()
+            )
     return state
 
 
@@ -57,9 +61,9 @@ def read_weight_state(
     if is_packed(config):
         width = packing.packed_width(in_features, spec.bits)
         words = expect(state, "weight_packed", (out_features, width), (torch.int32,))
-        shape = expect(state, "weight_shape", (2,), (torch.int64,)).tolist()
-        if shape != [out_features, in_features]:
-            raise ValueError(f"weight_shape must be {[out_features, in_features]}, found {shape}")
+        stored_shape = expect(state, "weight_shape", (2,), (torch.int64,)).tolist()
+        if stored_shape != [out_features, in_features]:
+            raise ValueError(f"weight_shape must be {[out_features, in_features]}, found {stored_shape}")
         codes = packing.unpack_int32(words, spec.bits, in_features)
         if not spec.symmetric:
             width = packing.packed_width(rows, spec.bits)

@@ -72,7 +72,9 @@ class QuantSpec:
                 f"QuantSpec: group_size must be None with granularity {self.granularity!r}, found {self.group_size!r}"
             )
         if self.observer is not None and not isinstance(self.observer, str) and not callable(self.observer):
-            raise TypeError(f"QuantSpec: observer must be a name, an observer class or None, found {self.observer!r}")
+            raise TypeError(
+                f"QuantSpec: observer must be a name, an observer class or None, found {self.observer!r}"
+            )
 
     @property
     def qmin(self) -> int:
@@ -131,11 +133,15 @@ class QuantConfig:
         if not isinstance(weight, QuantSpec):
             raise TypeError(f"QuantConfig: weight must be a QuantSpec, found {weight!r}")
         if weight.granularity == "token":
-            raise ValueError("QuantConfig: a weight's granularity must be tensor, channel or group, found 'token'")
+            raise ValueError(
+                "QuantConfig: a weight's granularity must be tensor, channel or group, found 'token'"
+            )
         if weight.dynamic:
             raise ValueError("QuantConfig: a weight's spec must have dynamic=False, found True")
         if self.algorithm is not None:
-            raise ValueError(f"QuantConfig: algorithm must be None (round to nearest), found {self.algorithm!r}")
+            raise ValueError(
+                f"QuantConfig: algorithm must be None (round to nearest), found {self.algorithm!r}"
+            )
         if activation is None:
             return
         if not isinstance(activation, QuantSpec):
@@ -272,5 +278,7 @@ def _known_fields(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(map(str, fields)) - known)
     if unknown:
-        raise ValueError(f"{cls.__name__}.from_dict knows {', '.join(sorted(known))}, found {', '.join(unknown)}")
+        raise ValueError(
+            f"{cls.__name__}.from_dict knows {', '.join(sorted(known))}, found {', '.join(unknown)}"
+        )
     return dict(fields)

@@ -1,4 +1,4 @@
-"""How weights lie in memory while they are used: slabs, the form that the kernels read on a GPU and the reference on a CPU.
+"""How weights lie in memory while they are used: in slabs, for the kernels on a GPU as for the reference on a CPU.
 
 A row of K codes is cut into slabs of S consecutive columns; a block is `SLABS` slabs packed into S words, so that one
 load of S words feeds SLABS matrix products, each with S consecutive columns of x, and nothing is ever shuffled:
@@ -139,5 +139,7 @@ def _pad_groups(codes: Tensor, layout: SlabLayout) -> Tensor:
 
 def _drop_padding(padded: Tensor, layout: SlabLayout) -> Tensor:
     rows = padded.shape[0]
-    groups = padded[:, : layout.groups * layout.padded_group].reshape(rows, layout.groups, layout.padded_group)
+    groups = padded[:, : layout.groups * layout.padded_group].reshape(
+        rows, layout.groups, layout.padded_group
+    )
     return groups[:, :, : layout.group_size].reshape(rows, -1)[:, : layout.in_features]

@@ -140,7 +140,9 @@ def int8_linear_requantize(
     out_zero: Tensor,
     symmetric: bool,
 ) -> Tensor:
-    """The same product handed on as int8: v = fl(fl(acc · m) + b'), m = (x_scale · w_scale) / out_scale, b' = bias / out_scale.
+    """The same product handed on as int8, on the grid of the layer that reads it.
+
+    v = fl(fl(float(acc) · m) + b') with m = (x_scale · w_scale) / out_scale and b' = bias / out_scale.
 
     Args:
         x, x_scale, x_zero, w, w_scale, w_zero, bias: as `int8_linear`.

@@ -139,8 +139,12 @@ class QuantizedLinear(FixedDtypeModule):
         layer._set_codes(codes, scale, zero_point)
         for side, pair in (("input", input_qparams), ("output", output_qparams)):
             if pair is not None:
-                layer._buffers[f"{side}_scale"] = pair[0].detach().float().reshape(1).to(weight.device, copy=True)
-                layer._buffers[f"{side}_zero_point"] = pair[1].to(torch.int8).reshape(1).to(weight.device, copy=True)
+                layer._buffers[f"{side}_scale"] = (
+                    pair[0].detach().float().reshape(1).to(weight.device, copy=True)
+                )
+                layer._buffers[f"{side}_zero_point"] = (
+                    pair[1].to(torch.int8).reshape(1).to(weight.device, copy=True)
+                )
         layer.weight_sqnr = _sqnr(weight, layer.dequantize(torch.float32))
         return layer
 
@@ -195,11 +199,14 @@ class QuantizedLinear(FixedDtypeModule):
                 rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
             )
         elif self._activation == "static":
-            assert self.input_scale is not None and self.input_zero_point is not None
+            assert self.input_scale is not None
+            assert self.input_zero_point is not None
             codes = ops.quantize_per_tensor(
                 rows, self.input_scale, self.input_zero_point, self._activation_symmetric
             )
-            out = self._forward_codes(codes, self.input_scale, self.input_zero_point, x.dtype, hand_over=False)
+            out = self._forward_codes(
+                codes, self.input_scale, self.input_zero_point, x.dtype, hand_over=False
+            )
             assert isinstance(out, Tensor)
         else:
             codes, scale, zero_point = ops.quantize_per_token(rows, self._activation_symmetric)
@@ -263,7 +270,9 @@ class QuantizedLinear(FixedDtypeModule):
                 "tensor: put a QuantStub before it, or leave it out with ignore"
             )
         if x.dim() < 1 or x.shape[-1] != self.in_features:
-            raise ValueError(f"{where}: input must have {self.in_features} features last, found shape {list(x.shape)}")
+            raise ValueError(
+                f"{where}: input must have {self.in_features} features last, found shape {list(x.shape)}"
+            )
         if x.device != self.packed_weight.device:
             raise ValueError(f"{where} is on {self.packed_weight.device}, found an input on {x.device}")
 
@@ -310,7 +319,9 @@ class QuantizedLinear(FixedDtypeModule):
         shape = (self.out_features, self.layout.groups)
         self._buffers["packed_weight"] = layouts.pack(codes, self.layout)
         self._buffers["scales"] = scale.expand(shape).t().contiguous()
-        self._buffers["zero_points"] = None if zero_point is None else zero_point.expand(shape).t().contiguous()
+        self._buffers["zero_points"] = (
+            None if zero_point is None else zero_point.expand(shape).t().contiguous()
+        )
         if self._buffers["code_sums"] is not None:
             self._buffers["code_sums"] = codes.sum(dim=1, dtype=torch.int32)
 
@@ -369,7 +380,8 @@ def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None
         raise ValueError(f"{where}: weight must hold values, found one on the meta device")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"{where}: weight must be [N, K] with N and K ≥ 1, found {list(weight.shape)}")
-    for part, tensor in (("weight", weight), ("bias", linear.bias)):
+    parts: dict[str, Tensor | None] = {"weight": weight, "bias": linear.bias}
+    for part, tensor in parts.items():
         if tensor is not None and not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             raise ValueError(f"{where}: {part} must be finite, found {count} NaN or Inf values")
@@ -385,7 +397,9 @@ def largest_in_features(config: QuantConfig) -> int:
     """The largest K whose exact int32 accumulation cannot overflow; no limit (int32's own) for float activations."""
     if config.activation is None:
         return _INT32_MAX
-    ranges = [_SYMMETRIC_RANGE if spec.symmetric else _AFFINE_RANGE for spec in (config.weight, config.activation)]
+    ranges = [
+        _SYMMETRIC_RANGE if spec.symmetric else _AFFINE_RANGE for spec in (config.weight, config.activation)
+    ]
     return _INT32_MAX // (ranges[0] * ranges[1])
 
 

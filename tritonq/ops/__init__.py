@@ -1,4 +1,4 @@
-"""The only door to the kernels: `torch.library` operators, computed by Triton on a GPU and by the reference elsewhere."""
+"""The only door to the kernels: `torch.library` operators; Triton computes them on a GPU, the reference elsewhere."""
 
 from tritonq.ops.int4 import int4_int8_linear
 from tritonq.ops.int8 import int8_linear, int8_linear_requantize

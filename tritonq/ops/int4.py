@@ -8,6 +8,7 @@ from torch import Tensor
 from tritonq import layouts, reference
 from tritonq.ops.library import gradient_of_bias_only, operator, uses_kernels
 
+
 def _fake(
     x: Tensor,
     x_scale: Tensor,

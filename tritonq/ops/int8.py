@@ -8,6 +8,7 @@ from torch import Tensor
 from tritonq import reference
 from tritonq.ops.library import gradient_of_bias_only, no_gradient, operator, uses_kernels
 
+
 def _float_fake(
     x: Tensor,
     x_scale: Tensor,
@@ -70,7 +71,8 @@ def int8_linear(
 
 @operator(
     "int8_linear_requantize(Tensor x, Tensor x_scale, Tensor? x_zero, Tensor weight, Tensor weight_scale, "
-    "Tensor? weight_zero, Tensor weight_sum, Tensor? bias, Tensor out_scale, Tensor out_zero, bool symmetric) -> Tensor",
+    "Tensor? weight_zero, Tensor weight_sum, Tensor? bias, Tensor out_scale, Tensor out_zero, bool symmetric) "
+    "-> Tensor",
     _int8_fake,
     no_gradient("int8_linear_requantize"),
 )
