@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 NAMESPACE = "tritonq"
+#: Triton compiles int8 matrix products from here on.
+OLDEST_CUDA_CAPABILITY = (8, 0)
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -41,19 +44,33 @@ def operator(
     return register
 
 
-@functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def uses_kernels(x: Tensor) -> bool:
-    """True where the Triton kernels compute: a GPU, with Triton installed. Elsewhere the reference does."""
-    return x.is_cuda and _triton_is_installed()
+    """True where the Triton kernels compute; elsewhere the reference does."""
+    return x.is_cuda and _kernels_run_on(x.get_device())
 
 
 def backend(device: torch.device | str) -> str:
     """What computes on a device: "triton" or "reference"."""
-    return "triton" if torch.device(device).type == "cuda" and _triton_is_installed() else "reference"
+    device = torch.device(device)
+    if device.type != "cuda":
+        return "reference"
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return "triton" if _kernels_run_on(index) else "reference"
+
+
+@functools.cache
+def _kernels_run_on(gpu: int) -> bool:
+    """Whether Triton is installed and compiles int8 products for this GPU; where not, that is said once."""
+    obstacle = None
+    if importlib.util.find_spec("triton") is None:
+        obstacle = "Triton is not installed"
+    elif not torch.version.hip and torch.cuda.get_device_capability(gpu) < OLDEST_CUDA_CAPABILITY:
+        major, minor = OLDEST_CUDA_CAPABILITY
+        obstacle = f"its compute capability is below {major}.{minor}"
+    if obstacle is not None:
+        name = torch.cuda.get_device_name(gpu)
+        warnings.warn(f"tritonq computes in plain, slower torch on {name}: {obstacle}", stacklevel=2)
+    return obstacle is None
 
 
 def gradient_of_bias_only(
