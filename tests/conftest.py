@@ -1,0 +1,84 @@
+"""What every test runs in: kernels interpreted where there is no GPU, poisoned memory, fixed seeds, strict hypothesis.
+
+Whether kernels are compiled or interpreted is decided once, before anything imports triton: without a CUDA GPU
+TRITON_INTERPRET=1 is set, and kernels run in Triton's interpreter on CPU tensors. With a GPU, or where the variable is
+set already, nothing is touched, and the same tests run on what is there.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterator
+
+import hypothesis
+import numpy
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    assert "triton" not in sys.modules, "triton was imported before TRITON_INTERPRET could be set"
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from tests.poison import Poison, poisoned_kernels
+
+# The default draws the same examples every time. HYPOTHESIS_PROFILE=explore draws new ones and remembers failures.
+hypothesis.settings.register_profile("default", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def why_kernels_cannot_run() -> str | None:
+    """The reason that Triton kernels run neither compiled nor interpreted here, or None."""
+    try:
+        triton_version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return None if torch.cuda.is_available() else "no CUDA GPU, and TRITON_INTERPRET is not 1"
+    numpy_version = importlib.metadata.version("numpy")
+    if _release(triton_version) < (3, 7) and _release(numpy_version) >= (2, 4):
+        return f"the interpreter of Triton {triton_version} fails with NumPy {numpy_version} (2.4 or newer)"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+@pytest.fixture
+def device() -> str:
+    """Where tensors of the tests lie: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def kernels_can_run() -> Iterator[None]:
+    """Skip a test that launches kernels directly where nothing can run them."""
+    reason = why_kernels_cannot_run()
+    if reason is not None:
+        pytest.skip(reason)
+    # The interpreter computes with NumPy, which warns where a GPU silently gives the Inf or NaN that is meant.
+    with numpy.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
+    """Kernels write to poisoned, fenced memory in every test; the fences are inspected afterwards."""
+    poison = poisoned_kernels(monkeypatch)
+    yield poison
+    poison.check()
+
+
+@pytest.fixture(autouse=True)
+def gpu_only(request: pytest.FixtureRequest) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if request.node.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
