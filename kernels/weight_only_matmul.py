@@ -228,8 +228,10 @@ def choose_config(
     element_size: int,
 ) -> TileConfig:
     """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
-    # Scales per group take a second accumulator: a [128, 128] tile of two would spill registers.
-    most_m = 64 if groups > 1 or element_size == 4 else 128
+    # Scales per group take a second accumulator: a [128, 128] tile of two would spill registers. And of four products
+    # per step into one [128, 128] tile Triton 3.7 makes a kernel for sm_100 that does nothing but trap.
+    wide_tile_fails = groups > 1 or element_size == 4 or (slabs == 4 and 100 <= target.arch < 120)
+    most_m = 64 if wide_tile_fails else 128
     block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
     block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
     if target.backend == "hip" or element_size == 4:
