@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
-from .tiles import TileConfig, tile_of_program
+from .tiles import TileConfig, stages_that_fit, tile_of_program
 from .unpack import byte_to_int8
 from .weight_only_matmul import slabs_per_scale
 
@@ -191,8 +191,7 @@ def choose_config(target: Target, rows: int, features: int, blocks: int, slab_wi
     block_n, num_warps, num_stages = (64, 4, 4) if rows <= 64 else (128, 8, 3)
     if target.backend == "hip":
         num_stages = 2
-    while num_stages > 1 and num_stages * (block_n + 2 * block_m) * slab_width > target.shared_memory - 8192:
-        num_stages -= 1
+    num_stages = stages_that_fit(target, (block_n + 2 * block_m) * slab_width, num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
     splits = split_count(tiles, blocks, programs_per_multiprocessor * target.multiprocessors)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .rounding import to_code
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
-from .tiles import TileConfig, tile_of_program
+from .tiles import TileConfig, stages_that_fit, tile_of_program
 
 
 @triton.jit
@@ -217,10 +217,9 @@ def choose_config(target: Target, rows: int, features: int, columns: int) -> Til
     else:
         shape = (256, 128, 128, 8, 3)
     block_n, block_m, block_k, num_warps, num_stages = shape
-    while num_stages > 2 and num_stages * (block_n + block_m) * block_k > target.shared_memory - 4096:
-        num_stages -= 1
-    while block_k > 64 and num_stages * (block_n + block_m) * block_k > target.shared_memory - 4096:
+    while block_k > 64 and stages_that_fit(target, (block_n + block_m) * block_k, num_stages) < 2:
         block_k //= 2
+    num_stages = stages_that_fit(target, (block_n + block_m) * block_k, num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 3 if rows <= 64 else 1
     splits = split_count(

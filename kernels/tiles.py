@@ -11,6 +11,11 @@ import dataclasses
 import triton
 import triton.language as tl
 
+from .target import Target
+
+#: Of shared memory, for what Triton keeps there besides the pipeline's buffers.
+_RESERVED_BYTES = 8192
+
 
 @dataclasses.dataclass(frozen=True)
 class TileConfig:
@@ -34,6 +39,15 @@ class TileConfig:
     def tiles(self, rows: int, columns: int) -> int:
         """Tiles of an [N = rows, M = columns] output."""
         return triton.cdiv(rows, self.block_n) * triton.cdiv(columns, self.block_m)
+
+
+def stages_that_fit(target: Target, bytes_per_stage: int, wanted: int) -> int:
+    """The deepest software pipeline ≤ `wanted` whose buffers fit in shared memory; 1 where not even two do.
+
+    On AMD the newest stage waits in registers: one buffer less.
+    """
+    in_registers = int(target.backend == "hip")
+    return max(1, min(wanted, (target.shared_memory - _RESERVED_BYTES) // bytes_per_stage + in_registers))
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, operand_dtype, target_of
-from .tiles import TileConfig, tile_of_program
+from .tiles import TileConfig, stages_that_fit, tile_of_program
 from .unpack import byte_to_float, word_to_float
 
 
@@ -236,11 +236,14 @@ def choose_config(
     block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
     if target.backend == "hip" or element_size == 4:
         num_stages = 2
-    bytes_per_stage = (
-        block_n * slab_width * (2 if slabs == 4 else 1) + block_m * slabs * slab_width * element_size
-    )
-    while num_stages > 1 and num_stages * bytes_per_stage > target.shared_memory - 8192:
-        num_stages -= 1
+
+    def bytes_per_stage() -> int:
+        words = block_n * slab_width * (2 if slabs == 4 else 1)
+        return words + block_m * slabs * slab_width * element_size
+
+    while block_m > 16 and stages_that_fit(target, bytes_per_stage(), 2) < 2:
+        block_m //= 2
+    num_stages = stages_that_fit(target, bytes_per_stage(), num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
     splits = split_count(tiles, blocks, programs_per_multiprocessor * target.multiprocessors)
