@@ -1,0 +1,103 @@
+"""New modules from a checkpoint's tensors: every shape, dtype and value checked on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tritonq import canonical, qparams
+from tritonq.checkpoint import forms
+from tritonq.checkpoint.extras import Extras
+from tritonq.checkpoint.files import TensorFiles
+from tritonq.checkpoint.plan import LayerPlan, StubPlan
+from tritonq.config import QuantConfig
+from tritonq.nn.linear import QuantizedLinear, largest_in_features
+from tritonq.nn.stubs import Quantize
+
+
+def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> QuantizedLinear:
+    """The QuantizedLinear that takes a layer's place, on that layer's device.
+
+    Raises:
+        ValueError: naming file, layer and tensor.
+    """
+    old = plan.place.module
+    assert isinstance(old, (nn.Linear, QuantizedLinear))
+    where = f"{tensors.file_of[plan.tensors['weight_scale']]}: {plan.place.name}"
+    config = _with_observers(plan, extras)
+    limit = largest_in_features(config)
+    if old.in_features > limit:
+        raise ValueError(
+            f"{where}: in_features must be at most {limit:,} for {config.scheme}, found {old.in_features:,}"
+        )
+    _check_sizes(plan, old.in_features * old.out_features, tensors)
+    held = old.packed_weight if isinstance(old, QuantizedLinear) else old.weight
+    device = torch.device("cpu") if held.is_meta else held.device
+    state = {local: owned(tensors.get(stored), device) for local, stored in plan.tensors.items()}
+    try:
+        bias = None
+        if old.bias is not None:
+            bias = canonical.expect(state, "bias", (old.out_features,), qparams.FLOAT_DTYPES)
+        state = forms.to_canonical(config, plan.group.packed, old.in_features, old.out_features, state)
+        dtype = (state["weight_scale"] if bias is None else bias).dtype
+        layer = QuantizedLinear(
+            old.in_features,
+            old.out_features,
+            config,
+            bias=False,
+            dtype=next((extras.dtypes[name] for name in plan.place.names if name in extras.dtypes), dtype),
+            device="meta",
+            has_input_qparams="input_scale" in state,
+            has_output_qparams="output_scale" in state,
+            name=plan.place.name,
+        )
+        layer.load_canonical_state(state)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
+    if bias is not None and old.bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=old.bias.requires_grad)
+    return layer
+
+
+def build_stub(plan: StubPlan, tensors: TensorFiles, home: torch.device) -> Quantize:
+    """The Quantize that takes a stub's place: on the device of the one that is there, else on `home`."""
+    old = plan.place.module
+    device = old.scale.device if isinstance(old, Quantize) and not old.scale.is_meta else home
+    state = {f"input_{local}": owned(tensors.get(stored), device) for local, stored in plan.tensors.items()}
+    try:
+        scale, zero_point = canonical.read_activation_qparams(state, "input", affine=True)
+    except ValueError as error:
+        where = f"{tensors.file_of[plan.tensors['scale']]}: {plan.place.name}"
+        raise ValueError(f"{where}.{str(error).removeprefix('input_')}") from None
+    return Quantize(scale, zero_point, plan.symmetric)
+
+
+def owned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that does not need the file it came from."""
+    return tensor.to(device, copy=True)
+
+
+def _with_observers(plan: LayerPlan, extras: Extras) -> QuantConfig:
+    """The group's config with the observers that the layer was calibrated with."""
+    config = plan.group.config
+    for name in plan.place.names:
+        if name in extras.observers:
+            weight, activation = extras.observers[name]
+            config = dataclasses.replace(config, weight=dataclasses.replace(config.weight, observer=weight))
+            if config.activation is not None:
+                spec = dataclasses.replace(config.activation, observer=activation)
+                config = dataclasses.replace(config, activation=spec)
+    return config
+
+
+def _check_sizes(plan: LayerPlan, limit: int, tensors: TensorFiles) -> None:
+    """Raise for a tensor that is too large to be this layer's, before it is copied."""
+    for stored in plan.tensors.values():
+        if math.prod(tensors.shapes[stored]) > max(limit, 2):
+            where = f"{tensors.file_of[stored]}: {stored}"
+            raise ValueError(
+                f"{where} must have at most {limit:,} elements, found {tensors.describe(stored)}"
+            )

@@ -1,0 +1,285 @@
+"""QuantConfig to the dictionaries of compressed-tensors, and back.
+
+A config.json says how layers are quantized in groups, and which layers are not:
+
+    "quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized", …, "ignore": ["lm_head"],
+      "config_groups": {"group_0": {"targets": ["Linear"],
+        "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128, …},
+        "input_activations": null, "output_activations": null}}}
+
+A QuantSpec is one such dictionary of arguments: granularity is called strategy, and only the words differ. The format
+says in which tensors a weight lies: `pack-quantized` in int32 words, `int-quantized` in one int8 a code. A group may
+name its own; the format of the whole is then "mixed-precision".
+
+Source: compressed_tensors 0.20, quantization/quant_args.py, quant_scheme.py, quant_config.py, utils/match.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from tritonq import canonical
+from tritonq.config import QuantConfig, QuantSpec
+
+METHOD = "compressed-tensors"
+PACKED, UNPACKED, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
+#: Formats that are read, and whether codes are packed into int32 words; "naive-quantized" is an older name.
+FORMATS = {PACKED: True, UNPACKED: False, "naive-quantized": False}
+
+_SCHEME_KEYS = {"targets", "weights", "input_activations", "output_activations", "format"}
+_ARGUMENT_KEYS = {
+    "num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder", "scale_dtype",
+    "zp_dtype", "observer", "observer_kwargs",
+}  # fmt: skip
+#: Activation ordering that only decided in which order columns were rounded, and leaves no trace in the file.
+_HARMLESS_ORDERS = (None, False, "weight", "static")
+#: Parts of quantization_config that change what a layer computes in ways no layer here does.
+_UNSUPPORTED_PARTS = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """One config group.
+
+    Attributes:
+        name: its key, "group_0".
+        targets: module names, "re:…" patterns or class names.
+        config: how its layers are quantized.
+        packed: True if codes lie in int32 words.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    config: QuantConfig
+    packed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """All groups, and the modules that belong to none although a target matches them."""
+
+    groups: tuple[Group, ...]
+    ignore: tuple[str, ...]
+
+    def group_of(self, names: Iterable[str], classes: Collection[str]) -> Group | None:
+        """The group of a module, or None: names come before patterns, and patterns before classes.
+
+        Args:
+            names: all names that the module has in its model.
+            classes: the names of its class and of those it derives from.
+        """
+        names = list(names)
+        if any(_matches(pattern, names, classes) for pattern in self.ignore):
+            return None
+        groups = {target: group for group in self.groups for target in group.targets}
+        by_kind: tuple[Callable[[str], bool], ...] = (
+            lambda target: target in names,
+            lambda target: target.startswith("re:") and _matches(target, names, ()),
+            lambda target: target in classes,
+        )
+        for fits in by_kind:
+            found = next((target for target in sorted(groups) if fits(target)), None)
+            if found is not None:
+                return groups[found]
+        return None
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def plain_config(config: QuantConfig, in_features: int) -> QuantConfig:
+    """What compressed-tensors can say of a config for a layer of K columns: a number as group size, no observer."""
+    weight = dataclasses.replace(config.weight, observer=None)
+    if weight.granularity == "group":
+        weight = dataclasses.replace(weight, group_size=weight.resolve_group_size(in_features))
+    activation = config.activation
+    if activation is not None:
+        activation = dataclasses.replace(activation, observer=None)
+    return dataclasses.replace(config, weight=weight, activation=activation)
+
+
+def scheme_to_dict(layers: Mapping[str, QuantConfig], ignore: Iterable[str]) -> dict[str, Any]:
+    """The quantization_config of a model.
+
+    Args:
+        layers: module name → its `plain_config`; not empty.
+        ignore: the names of Linear modules that are not quantized.
+    """
+    members: dict[QuantConfig, list[str]] = {}
+    for name, config in layers.items():
+        members.setdefault(config, []).append(name)
+    formats = {PACKED if canonical.is_packed(config) else UNPACKED for config in members}
+    groups = {}
+    for index, (config, names) in enumerate(members.items()):
+        group: dict[str, Any] = {
+            "targets": ["Linear"] if len(members) == 1 else names,
+            "weights": _spec_to_dict(config.weight),
+            "input_activations": None if config.activation is None else _spec_to_dict(config.activation),
+            "output_activations": None,
+        }
+        # Readers that find no format here infer one: int-quantized for everything with quantized activations.
+        if len(formats) > 1 or (config.weight.bits == 4 and config.activation is not None):
+            group["format"] = PACKED if canonical.is_packed(config) else UNPACKED
+        groups[f"group_{index}"] = group
+    return {
+        "quant_method": METHOD,
+        "format": MIXED if len(formats) > 1 else formats.pop(),
+        "quantization_status": "compressed",
+        "ignore": list(ignore),
+        "config_groups": groups,
+    }
+
+
+def _spec_to_dict(spec: QuantSpec) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "num_bits": spec.bits,
+        "type": "int",
+        "symmetric": spec.symmetric,
+        "strategy": spec.granularity,
+    }
+    if spec.granularity == "group":
+        fields["group_size"] = spec.group_size
+    fields["dynamic"] = spec.dynamic
+    return fields
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_scheme(fields: Any) -> Scheme:
+    """The inverse of `scheme_to_dict`, for files of any writer.
+
+    Raises:
+        ValueError: beginning with the path inside quantization_config, naming what was found and what is allowed.
+    """
+    where = "quantization_config"
+    _check_type(fields, Mapping, where, "a dictionary")
+    method = fields.get("quant_method")
+    if method != METHOD:
+        raise ValueError(f"{where}: quant_method must be {METHOD!r}, found {_shown(method)}")
+    status = fields.get("quantization_status", "compressed")
+    if status != "compressed":
+        raise ValueError(f"{where}: quantization_status must be 'compressed', found {_shown(status)}")
+    for part in _UNSUPPORTED_PARTS:
+        if fields.get(part):
+            raise ValueError(f"{where}: {part} must be absent or null, found {_shown(fields[part])}")
+    overall = fields.get("format")
+    if overall is not None and overall != MIXED:
+        _check_format(overall, where)
+    groups = fields.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise ValueError(f"{where}: config_groups must be a dictionary of groups, found {_shown(groups)}")
+    read = tuple(_read_group(str(name), group, overall) for name, group in groups.items())
+    ignore = fields.get("ignore") or []
+    return Scheme(read, _read_targets(ignore, f"{where}: ignore"))
+
+
+def _read_group(name: str, fields: Any, overall: str | None) -> Group:
+    where = f"config_groups[{_shown(name)}]"
+    _check_type(fields, Mapping, where, "a dictionary")
+    _check_keys(fields, _SCHEME_KEYS, where)
+    if fields.get("output_activations") is not None:
+        found = _shown(fields["output_activations"])
+        raise ValueError(f"{where}: output_activations must be null, found {found}")
+    try:
+        weight = _read_spec(fields.get("weights"), f"{where}: weights")
+        inputs = fields.get("input_activations")
+        activation = None if inputs is None else _read_spec(inputs, f"{where}: input_activations")
+        config = QuantConfig(weight, activation)
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(where) else f"{where}: {message}") from None
+    form = fields.get("format") or overall
+    if form is None or (form == MIXED and fields.get("format") is None):
+        form = PACKED if activation is None else UNPACKED
+    _check_format(form, where)
+    targets = _read_targets(fields.get("targets"), f"{where}: targets")
+    if not targets:
+        raise ValueError(f"{where}: targets must name at least one module, found []")
+    return Group(name, targets, config, FORMATS[form])
+
+
+def _read_spec(fields: Any, where: str) -> QuantSpec:
+    _check_type(fields, Mapping, where, "a dictionary")
+    _check_keys(fields, _ARGUMENT_KEYS, where)
+    bits = fields.get("num_bits", 8)
+    if type(bits) is not int or bits not in (4, 8):
+        raise ValueError(f"{where}: num_bits must be 4 or 8, found {_shown(bits)}")
+    kind = _lowered(fields.get("type", "int"))
+    if kind != "int":
+        raise ValueError(f"{where}: type must be 'int', found {_shown(kind)}")
+    if fields.get("block_structure") is not None:
+        raise ValueError(f"{where}: block_structure must be null, found {_shown(fields['block_structure'])}")
+    order = _lowered(fields.get("actorder"))
+    if order not in _HARMLESS_ORDERS:
+        raise ValueError(f"{where}: actorder must be null or 'weight', found {_shown(order)}")
+    group_size = fields.get("group_size")
+    if group_size is not None and type(group_size) is not int:
+        raise ValueError(f"{where}: group_size must be an integer or null, found {_shown(group_size)}")
+    granularity = _lowered(fields.get("strategy"))
+    if granularity is None:
+        granularity = "tensor" if group_size is None else "channel" if group_size == -1 else "group"
+    if granularity not in ("tensor", "channel", "group", "token"):
+        raise ValueError(
+            f"{where}: strategy must be 'tensor', 'channel', 'group' or 'token', found {_shown(granularity)}"
+        )
+    if granularity != "group" and group_size == -1:
+        group_size = None
+    symmetric, dynamic = fields.get("symmetric", True), fields.get("dynamic", False)
+    try:
+        return QuantSpec(bits, symmetric, granularity, group_size, dynamic)
+    except (TypeError, ValueError) as error:
+        message = str(error).removeprefix("QuantSpec: ").replace("granularity", "strategy")
+        raise ValueError(f"{where}: {_shortened(message)}") from None
+
+
+def _read_targets(targets: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"{where} must be a list of names, found {_shown(targets)}")
+    for target in targets:
+        if target.startswith("re:"):
+            try:
+                re.compile(target[3:])
+            except (re.error, RecursionError, OverflowError) as error:
+                message = f"{where}: must be a valid expression after 're:', found {_shown(target)}: {error}"
+                raise ValueError(message) from None
+    return tuple(targets)
+
+
+def _matches(pattern: str, names: Iterable[str], classes: Collection[str]) -> bool:
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[3:], name) for name in names)
+    return pattern in names or pattern in classes
+
+
+def _check_format(form: Any, where: str) -> None:
+    if not isinstance(form, str) or form not in FORMATS:
+        raise ValueError(f"{where}: format must be one of {', '.join(FORMATS)}, found {_shown(form)}")
+
+
+def _check_type(value: Any, kind: type, where: str, words: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{where} must be {words}, found {_shown(value)}")
+
+
+def _check_keys(fields: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    unknown = sorted(key for key in fields if key not in known)
+    if unknown:
+        raise ValueError(f"{where} knows {', '.join(sorted(known))}, found {_shown(unknown[0])}")
+
+
+def _lowered(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    """A value from a file as it stands in messages: JSON, cut where it is long."""
+    return _shortened(json.dumps(value, ensure_ascii=False, default=repr))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"

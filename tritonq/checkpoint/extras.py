@@ -1,0 +1,135 @@
+"""What compressed-tensors has no words for: the top-level key `tritonq` of config.json.
+
+    "tritonq": {"version": 1,
+      "tied": {"lm_head.weight": "embed.weight"},                    alias → the tensor that is stored
+      "dtypes": {"float16": ["fc1"]},                                layers whose dtype is not that of bias or scales
+      "stubs": {"quant": {"symmetric": false}},                      modules that turn float into int8
+      "hands_over": ["fc1", "fc2"],                                  layers that hand int8 to the next
+      "observers": [{"weight": "mse", "activation": null, "layers": ["fc1"]}]}
+
+All but the version may be missing; and a file without the key is read too, everything then following from its tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tritonq.qparams import FLOAT_DTYPES
+
+KEY = "tritonq"
+VERSION = 1
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+Observers = tuple[str | None, str | None]
+
+
+@dataclasses.dataclass
+class Extras:
+    """The contents of the key.
+
+    Attributes:
+        tied: tensor name → name of the stored tensor that it shares its memory with.
+        dtypes: layer → its dtype.
+        stubs: name of a Quantize module → whether it is symmetric.
+        hands_over: layers with output qparams; None where the file does not say.
+        observers: layer → names of the observers of weight and activation.
+    """
+
+    tied: dict[str, str] = dataclasses.field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
+    stubs: dict[str, bool] = dataclasses.field(default_factory=dict)
+    hands_over: list[str] | None = None
+    observers: dict[str, Observers] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key's value; parts that say nothing are left out."""
+        fields: dict[str, Any] = {"version": VERSION}
+        if self.tied:
+            fields["tied"] = dict(self.tied)
+        if self.dtypes:
+            fields["dtypes"] = {
+                word: [name for name, own in self.dtypes.items() if own == dtype]
+                for word, dtype in DTYPES.items()
+                if dtype in self.dtypes.values()
+            }
+        if self.stubs:
+            fields["stubs"] = {name: {"symmetric": symmetric} for name, symmetric in self.stubs.items()}
+        if self.hands_over:
+            fields["hands_over"] = list(self.hands_over)
+        if self.observers:
+            pairs = dict.fromkeys(self.observers.values())
+            fields["observers"] = [
+                {
+                    "weight": pair[0],
+                    "activation": pair[1],
+                    "layers": [name for name, own in self.observers.items() if own == pair],
+                }
+                for pair in pairs
+            ]
+        return fields
+
+
+def read_extras(fields: Any) -> Extras:
+    """The inverse of `Extras.to_dict`; None, a missing key, gives what says nothing.
+
+    Raises:
+        ValueError: naming the part, what was found and what is allowed.
+    """
+    if fields is None:
+        return Extras()
+    known = ("version", "tied", "dtypes", "stubs", "hands_over", "observers")
+    _check(isinstance(fields, Mapping), KEY, "a dictionary", fields)
+    unknown = sorted(set(fields) - set(known))
+    _check(not unknown, KEY, f"a dictionary of {', '.join(known)}", unknown)
+    version = fields.get("version")
+    _check(type(version) is int and version == VERSION, f"{KEY}.version", str(VERSION), version)
+
+    tied = fields.get("tied", {})
+    is_map = isinstance(tied, Mapping) and all(isinstance(name, str) for name in tied.values())
+    _check(is_map, f"{KEY}.tied", "a dictionary of names", tied)
+    extras = Extras(tied=dict(tied), hands_over=None)
+
+    dtypes = fields.get("dtypes", {})
+    _check(isinstance(dtypes, Mapping), f"{KEY}.dtypes", "a dictionary", dtypes)
+    for word, names in dtypes.items():
+        _check(word in DTYPES, f"{KEY}.dtypes", f"keyed by {', '.join(DTYPES)}", word)
+        extras.dtypes.update(dict.fromkeys(_names(names, f"{KEY}.dtypes"), DTYPES[word]))
+
+    stubs = fields.get("stubs", {})
+    _check(isinstance(stubs, Mapping), f"{KEY}.stubs", "a dictionary", stubs)
+    for name, stub in stubs.items():
+        fits = (
+            isinstance(stub, Mapping) and set(stub) == {"symmetric"} and isinstance(stub["symmetric"], bool)
+        )
+        _check(fits, f"{KEY}.stubs[{name!r}]", '{"symmetric": true or false}', stub)
+        extras.stubs[name] = stub["symmetric"]
+
+    extras.hands_over = _names(fields.get("hands_over", []), f"{KEY}.hands_over")
+
+    entries = fields.get("observers", [])
+    _check(isinstance(entries, list), f"{KEY}.observers", "a list", entries)
+    for entry in entries:
+        fits = isinstance(entry, Mapping) and set(entry) == {"weight", "activation", "layers"}
+        fits = fits and all(
+            entry[key] is None or isinstance(entry[key], str) for key in ("weight", "activation")
+        )
+        _check(fits, f"{KEY}.observers", "a list of {weight, activation, layers}", entry)
+        names = _names(entry["layers"], f"{KEY}.observers")
+        extras.observers.update(dict.fromkeys(names, (entry["weight"], entry["activation"])))
+    return extras
+
+
+def _names(names: Any, where: str) -> list[str]:
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    _check(is_list, where, "a list of names", names)
+    return list(names)
+
+
+def _check(fits: bool, where: str, allowed: str, found: Any) -> None:
+    if not fits:
+        text = json.dumps(found, ensure_ascii=False, default=repr)
+        raise ValueError(f"{where} must be {allowed}, found {text[:200]}")

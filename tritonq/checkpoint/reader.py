@@ -1,0 +1,114 @@
+"""`load`: a directory into a model.
+
+    read config.json → plan by names and shapes → build every new layer and tensor → swap them in
+
+Whatever can be wrong shows before the last step, and the last step only assigns.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tritonq.checkpoint import files
+from tritonq.checkpoint.build import build_layer, build_stub, owned
+from tritonq.checkpoint.compressed_tensors import Scheme, read_scheme
+from tritonq.checkpoint.extras import KEY, Extras, read_extras
+from tritonq.checkpoint.files import TensorFiles
+from tritonq.checkpoint.plan import Slot, make_plan
+from tritonq.checkpoint.writer import unwrapped
+from tritonq.convert import move_hooks
+from tritonq.nn.stubs import DeQuantize
+from tritonq.selection import check_root
+
+
+def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Fill a model with a checkpoint, in place, replacing its Linear layers by quantized ones.
+
+    Args:
+        directory: written by `save`, or by any other program in compressed-tensors' pack-quantized or int-quantized
+            format.
+        model: the architecture that was saved: the float model (on the meta device too) or one quantized already. Its
+            hooks and training flags stay. Tensors go to the device of what they replace, those on the meta device to
+            the CPU; floating-point tensors take the dtype they were saved in.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: the directory or one of its files is missing.
+        ValueError: a file is damaged, says what no kernel here computes, or does not fit the model, naming the file or
+            the tensor, what was found and what is allowed. The model is unchanged in all cases.
+    """
+    inner = unwrapped(model)
+    check_root(inner)
+    path = files.check_directory(os.fspath(directory))
+    scheme, extras = read_config(path)
+    with files.open_tensors(path) as tensors:
+        try:
+            plan = make_plan(inner, scheme, extras, tensors)
+            layers = [(layer.place, build_layer(layer, extras, tensors)) for layer in plan.layers]
+            home = next(
+                (tensor.device for tensor in inner.parameters() if not tensor.is_meta), torch.device("cpu")
+            )
+            stubs = [(stub.place, build_stub(stub, tensors, home)) for stub in plan.stubs]
+            values = [(slot, _read_slot(slot, tensors)) for slot in plan.slots]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    for place, new in (*layers, *stubs, *((place, DeQuantize()) for place in plan.dequant_stubs)):
+        move_hooks(place.module, new, place)
+    for slot, value in values:
+        _fill(slot, value)
+    return model
+
+
+def read_config(directory: Path) -> tuple[Scheme, Extras]:
+    """What config.json says about quantization.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    fields = files.read_json(directory, files.CONFIG)
+    where = directory / files.CONFIG
+    if "quantization_config" not in fields:
+        raise ValueError(
+            f"{where} must have a quantization_config, found none: this checkpoint is not quantized"
+        )
+    try:
+        return read_scheme(fields["quantization_config"]), read_extras(fields.get(KEY))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _read_slot(slot: Slot, tensors: TensorFiles) -> Tensor:
+    """The new value, after a look at what the files hold under the slot's other names."""
+    for name in slot.names:
+        if (
+            name in tensors
+            and name != slot.stored
+            and not torch.equal(tensors.get(name), tensors.get(slot.stored))
+        ):
+            raise ValueError(
+                f"{name} and {slot.stored} are one tensor in the model, found two with different values"
+            )
+    device = torch.device("cpu") if slot.tensor.is_meta else slot.tensor.device
+    return owned(tensors.get(slot.stored), device)
+
+
+def _fill(slot: Slot, value: Tensor) -> None:
+    """Put the value into a parameter, which stays the same object where it can, or in a buffer's place."""
+    old = slot.tensor
+    if not isinstance(old, nn.Parameter):
+        for module, attribute in slot.owners:
+            module._buffers[attribute] = value
+        return
+    if old.is_meta or old.is_inference():
+        old = nn.Parameter(value, requires_grad=old.requires_grad)
+    else:
+        old.data = value
+    for module, attribute in slot.owners:
+        module._parameters[attribute] = old
