@@ -58,7 +58,7 @@ def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> Observer
     per_channel = for_weight and spec.granularity != "tensor"
     factory = as_observer_factory(_by_name(spec.observer or "minmax", per_channel, where), where)
     if isinstance(factory, ObserverFactory):
-        words: dict[str, Any] = {"qscheme": _QSCHEMES[per_channel, spec.symmetric]}
+        words: dict[str, Any] = {"qscheme": _QSCHEMES[factory.observer.per_channel, spec.symmetric]}
         if spec.bits == 4:
             words.update(dtype=torch.qint8, quant_min=spec.qmin, quant_max=spec.qmax)
         observer = factory(**{**words, **dict(factory.arguments)})
