@@ -230,12 +230,15 @@ def choose_config(
     """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
     # Scales per group take a second accumulator: a [128, 128] tile of two would spill registers. And of four products
     # per step into one [128, 128] tile Triton 3.7 makes a kernel for sm_100 that does nothing but trap.
-    wide_tile_fails = groups > 1 or element_size == 4 or (slabs == 4 and 100 <= target.arch < 120)
-    most_m = 64 if wide_tile_fails else 128
-    block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
+    most_m = 64 if groups > 1 or (slabs == 4 and 100 <= target.arch < 120) else 128
     block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
+    if element_size == 4:  # no matrix instruction multiplies IEEE float32 on NVIDIA: less fits in registers
+        most_m, block_n, num_warps = 32, 64, 4
+        if 100 <= target.arch < 120:  # from 64 rows on Triton 3.7 takes tf32 here, "ieee" or not
+            block_n = 32
     if target.backend == "hip" or element_size == 4:
         num_stages = 2
+    block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
 
     def bytes_per_stage() -> int:
         words = block_n * slab_width * (2 if slabs == 4 else 1)

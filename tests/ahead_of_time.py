@@ -131,8 +131,8 @@ def _define_cases() -> None:
             "w8a16": config.W8A16(),
             "w8a16-g128-affine": config.W8A16(group_size=128, symmetric=False),
         }.items():
-            for dtype in (torch.bfloat16, torch.float16):
-                if dtype == torch.float16 and scheme != "w4a16-g128":
+            for dtype in (torch.bfloat16, torch.float16, torch.float32):
+                if dtype != torch.bfloat16 and scheme != "w4a16-g128":
                     continue
 
                 @case(f"{scheme}-{str(dtype).removeprefix('torch.')}-{size}")
