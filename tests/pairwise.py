@@ -24,7 +24,7 @@ def pairwise(**factors: Sequence[Any]) -> list[Any]:
         for i in range(len(factors[names[a]]))
         for j in range(len(factors[names[b]]))
     }
-    cases = []
+    cases: list[dict[str, Any]] = []
     while uncovered:
         chosen = dict(min(uncovered))
         for factor in range(len(names)):
