@@ -235,7 +235,7 @@ def choose_config(
     if element_size == 4:  # no matrix instruction multiplies IEEE float32 on NVIDIA: less fits in registers
         most_m, block_n, num_warps = 32, 64, 4
         if 100 <= target.arch < 120:  # from 64 rows on Triton 3.7 takes tf32 here, "ieee" or not
-            block_n, num_warps = 32, 8
+            block_n, num_warps = 32, 4 if rows <= 8 else 8
     if target.backend == "hip" or element_size == 4:
         num_stages = 2
     block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))

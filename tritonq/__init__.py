@@ -14,6 +14,7 @@ that its programs run with `import tritonq as quantization`.
 from importlib.metadata import PackageNotFoundError, version
 
 from tritonq import nn, observers, ops
+from tritonq.checkpoint import info, load, save
 from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.convert import convert
 from tritonq.nn import DeQuantStub, QuantizedLinear, QuantStub, QuantWrapper
@@ -68,11 +69,14 @@ __all__ = [
     "default_qconfig",
     "default_weight_observer",
     "get_default_qconfig",
+    "info",
+    "load",
     "nn",
     "observers",
     "ops",
     "prepare",
     "quantize_",
     "quantize_dynamic",
+    "save",
     "summary",
 ]
