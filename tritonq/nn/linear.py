@@ -204,9 +204,10 @@ class QuantizedLinear(FixedDtypeModule):
             codes = ops.quantize_per_tensor(
                 rows, self.input_scale, self.input_zero_point, self._activation_symmetric
             )
-            out = self._forward_codes(
-                codes, self.input_scale, self.input_zero_point, x.dtype, hand_over=False
-            )
+            scale = self.input_scale
+            if torch.is_grad_enabled() and x.requires_grad:
+                scale = ops.scale_of_codes(scale, x)
+            out = self._forward_codes(codes, scale, self.input_zero_point, x.dtype, hand_over=False)
             assert isinstance(out, Tensor)
         else:
             codes, scale, zero_point = ops.quantize_per_token(rows, self._activation_symmetric)

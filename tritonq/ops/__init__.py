@@ -3,7 +3,7 @@
 from tritonq.ops.int4 import int4_int8_linear
 from tritonq.ops.int8 import int8_linear, int8_linear_requantize
 from tritonq.ops.library import backend
-from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token
+from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes
 from tritonq.ops.weight_only import weight_only_linear
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "int8_linear_requantize",
     "quantize_per_tensor",
     "quantize_per_token",
+    "scale_of_codes",
     "weight_only_linear",
 ]

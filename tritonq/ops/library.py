@@ -86,11 +86,12 @@ def gradient_of_bias_only(
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         bias = inputs[bias_index]
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.x_scale_shape = inputs[x_scale_index].shape
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.needs_input_grad[x_scale_index]:
-            raise refuse_gradient(name)
         gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        if ctx.needs_input_grad[x_scale_index]:
+            gradients[x_scale_index] = refused_gradient(gradient, ctx.x_scale_shape, torch.float32, name)
         if ctx.needs_input_grad[bias_index]:
             gradients[bias_index] = gradient.float().sum(dim=0).to(ctx.bias_dtype)
         return tuple(gradients)
@@ -102,12 +103,34 @@ def no_gradient(name: str) -> tuple[Callable[..., None], Callable[..., Any]]:
     """(setup_context, backward) of an operator that returns codes: a backward pass that reaches it is refused."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is kept."""
+        ctx.inputs = [(a.shape, a.dtype) if isinstance(a, Tensor) else None for a in inputs]
 
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        raise refuse_gradient(name)
+        arrived = next(gradient for gradient in gradients if gradient is not None)
+        return tuple(
+            refused_gradient(arrived, *ctx.inputs[i], name) if needed else None
+            for i, needed in enumerate(ctx.needs_input_grad)
+        )
 
     return setup_context, backward
+
+
+def refused_gradient(arrived: Tensor, shape: torch.Size, dtype: torch.dtype, what: str) -> Tensor:
+    """Raise, when the backward pass runs. Tracing a model for inference traces its backward pass too, and may go on."""
+    return torch.ops.tritonq.refused_gradient(arrived, shape, dtype, what)
+
+
+def _refused_gradient(arrived: Tensor, shape: torch.Size, dtype: torch.dtype, what: str) -> Tensor:
+    raise refuse_gradient(what)
+
+
+_library.define("refused_gradient(Tensor arrived, SymInt[] shape, ScalarType dtype, str what) -> Tensor")
+_library.impl("refused_gradient", _refused_gradient, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake(f"{NAMESPACE}::refused_gradient", lib=_library)
+def _(arrived: Tensor, shape: torch.Size, dtype: torch.dtype, what: str) -> Tensor:
+    return arrived.new_empty(shape, dtype=dtype)
 
 
 def refuse_gradient(what: str) -> NotImplementedError:

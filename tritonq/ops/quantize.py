@@ -45,3 +45,13 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
 
         return kernels.quantize_per_tensor(x, scale, zero_point, symmetric)
     return reference.quantize_per_tensor(x, scale, zero_point, symmetric).contiguous()
+
+
+@operator(
+    "scale_of_codes(Tensor scale, Tensor x) -> Tensor",
+    lambda scale, x: torch.empty_like(scale),
+    no_gradient("quantize_per_tensor"),
+)
+def scale_of_codes(scale: Tensor, x: Tensor) -> Tensor:
+    """A copy of `scale` that depends on x, as its codes cannot: a backward pass is refused there instead of lost."""
+    return scale.clone()

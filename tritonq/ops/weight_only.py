@@ -20,7 +20,7 @@ def _unpack(weight: Tensor, columns: int, group_size: int) -> Tensor:
 
 def _layout(weight: Tensor, columns: int, group_size: int) -> layouts.SlabLayout:
     form = "int4_words" if weight.dtype == torch.int16 else "int8"
-    return layouts.slab_layout(form, columns, group_size)
+    return layouts.slab_layout(form, int(columns), group_size)  # while tracing, K may come as a symbol
 
 
 def _fake(
