@@ -1,4 +1,4 @@
-"""The command line: `tritonq info DIR`, `tritonq --version`.
+"""The command line: `tritonq demo`, `tritonq info DIR`, `tritonq --version`.
 
 Commands are functions registered in `build_app`. What they raise as ValueError, TypeError or OSError is meant for the
 user: `main` prints it in one red sentence and exits with 1; a wrong command line exits with 2.
@@ -94,6 +94,23 @@ def build_app() -> "typer.Typer":
         if json_file is not None:
             write_json(json_file, found.to_dict())
         typer.echo(str(found))
+
+    @app.command()
+    def demo(
+        json_file: Annotated[
+            Path | None, typer.Option("--json", metavar="FILE", help="Write the same as JSON.")
+        ] = None,
+        plot_file: Annotated[
+            Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: png, svg or pdf.")
+        ] = None,
+        device: Annotated[
+            str | None, typer.Option(help="cuda or cpu; a GPU is used where there is one.")
+        ] = None,
+    ) -> None:
+        """Quantize a small language model in every way, and measure what each costs."""
+        from tritonq.demo import show
+
+        show.demo(json_file, plot_file, device)
 
     return app
 

@@ -1,0 +1,142 @@
+"""`tritonq demo`: the demo's report as a table on a terminal, as JSON, as Markdown and as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tritonq.demo.measure import FLOAT, DemoReport, SchemeResult, run_demo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADINGS = (
+    "scheme",
+    "MB",
+    "of fp32",
+    "of fp16",
+    "save s",
+    "load s",
+    "bits/byte",
+    "change",
+    "logits error",
+    "tokens/s",
+    "backend",
+)
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+_MEGABYTE = 1e6
+
+
+def demo(json_file: Path | None = None, plot_file: Path | None = None, device: str | None = None) -> None:
+    """Measure with a progress bar, print the table, write what is asked for.
+
+    Raises:
+        ValueError: a device or a picture's format that there is none of, before anything is measured.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    check_device(device)
+    if plot_file is not None and plot_file.suffix.lower() not in PLOT_FORMATS:
+        raise ValueError(
+            f"--plot needs a file that ends in {', '.join(PLOT_FORMATS)}, found {str(plot_file)!r}"
+        )
+    for file in (json_file, plot_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"the folder of {str(file)!r} does not exist")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Loading", total=None)
+
+        def progress(scheme: str, done: int, total: int) -> None:
+            bar.update(task, description=f"Evaluating {scheme}", completed=done, total=total)
+
+        report = run_demo(device, progress)
+    Console().print(rich_table(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        plot(report, plot_file)
+
+
+def check_device(device: str | None) -> None:
+    """Raise a ValueError unless it is None, "cpu", or "cuda" on a machine that has one."""
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device must be cuda or cpu, found {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda needs a GPU that torch can use, found none: leave it out to use the CPU"
+        )
+
+
+def cells(row: SchemeResult) -> tuple[str, ...]:
+    """One row's values, under HEADINGS."""
+    return (
+        row.scheme,
+        f"{row.weight_bytes / _MEGABYTE:.2f}",
+        f"{row.ratio_to_fp32:.2f}",
+        f"{row.ratio_to_fp16:.2f}",
+        f"{row.save_seconds:.3f}",
+        f"{row.load_seconds:.3f}",
+        f"{row.bits_per_byte:.4f}",
+        f"{row.change:+.4f}",
+        f"{row.logits_error:.1e}",
+        f"{row.tokens_per_second:,.0f}",
+        row.backend,
+    )
+
+
+def caption(report: DemoReport) -> str:
+    """What the numbers were measured on, in one line."""
+    triton = f", Triton {report.triton_version}" if report.triton_version else ""
+    return (
+        f"{report.parameters / 1e6:.1f} M parameters in {report.dtype} on {report.device}; "
+        f"{report.heldout_bytes:,} bytes of held-out text; torch {report.torch_version}{triton}, "
+        f"tritonq {report.tritonq_version}; {report.seconds:.0f} s in all"
+    )
+
+
+def rich_table(report: DemoReport) -> Table:
+    """For a terminal."""
+    from rich.table import Table
+
+    table = Table(title="What quantization costs", caption=caption(report))
+    for heading in HEADINGS:
+        table.add_column(
+            heading, justify="left" if heading in ("scheme", "backend") else "right", no_wrap=True
+        )
+    for row in report.rows:
+        table.add_row(*cells(row), style="bold" if row.scheme == FLOAT else None)
+    return table
+
+
+def markdown(report: DemoReport) -> str:
+    """For a document."""
+    lines = [HEADINGS, tuple("---" if heading in ("scheme", "backend") else "---:" for heading in HEADINGS)]
+    lines += [cells(row) for row in report.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(report)}\n"
+
+
+def plot(report: DemoReport, path: Path) -> None:
+    """Draw size against loss of quality; the suffix of `path` picks the format (png, svg, pdf)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    sizes, losses = figure.subplots(1, 2, sharey=True)
+    names = [row.scheme for row in report.rows]
+    colors = ["#8c8c8c" if row.scheme == FLOAT else "#2a6fbb" for row in report.rows]
+    bars = sizes.barh(names, [row.weight_bytes / _MEGABYTE for row in report.rows], color=colors)
+    sizes.bar_label(bars, [f" {row.ratio_to_fp16:.2f} × fp16" for row in report.rows])
+    sizes.set_xlabel("size of the model, MB")
+    sizes.margins(x=0.3)
+    bars = losses.barh(names, [max(row.change, 0.0) for row in report.rows], color=colors)
+    losses.bar_label(bars, [f" {row.change:+.4f}" for row in report.rows])
+    losses.set_xlabel("bits per byte lost on held-out text")
+    losses.margins(x=0.3)
+    sizes.invert_yaxis()  # shared: the float model on top of both
+    for axes in (sizes, losses):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"What quantization costs ({report.device})")
+    figure.savefig(path, dpi=150)
