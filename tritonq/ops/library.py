@@ -34,7 +34,7 @@ def operator(
         name = schema.partition("(")[0]
         setup_context, backward = gradient
         _library.define(schema)
-        _library.impl(name, implementation, "CompositeExplicitAutograd")
+        _library.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
@@ -42,6 +42,19 @@ def operator(
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
     return register
+
+
+def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast must not reach the reference's own float32 products: in bfloat16 not even integers stay exact."""
+
+    @functools.wraps(implementation)
+    def run(x: Tensor, *rest: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return implementation(x, *rest)
+        with torch.autocast(x.device.type, enabled=False):
+            return implementation(x, *rest)
+
+    return run
 
 
 def uses_kernels(x: Tensor) -> bool:
@@ -107,10 +120,12 @@ def no_gradient(name: str) -> tuple[Callable[..., None], Callable[..., Any]]:
 
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         arrived = next(gradient for gradient in gradients if gradient is not None)
-        return tuple(
-            refused_gradient(arrived, *ctx.inputs[i], name) if needed else None
-            for i, needed in enumerate(ctx.needs_input_grad)
-        )
+        answers: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for index, needed in enumerate(ctx.needs_input_grad):
+            if needed:
+                shape, dtype = ctx.inputs[index]
+                answers[index] = refused_gradient(arrived, shape, dtype, name)
+        return tuple(answers)
 
     return setup_context, backward
 
