@@ -1,0 +1,105 @@
+"""What a model's predictions are worth: bits per byte, and logits for comparing two models.
+
+The protocol of `bits_per_byte`: the text is cut into windows of `context` bytes that do not overlap. Each window is
+predicted on its own, beginning with the start symbol in place of what came before, so the model reads
+[start, b0, ..., b(n-2)] and is scored on [b0, ..., b(n-1)]: every byte of every window counts, once, the first one
+included. A last window that is not full is left out. The result is the mean of -log2 p(byte). It is higher
+than with a sliding window, which would give most bytes more context, but costs one pass over the text.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tritonq.demo.model import START_BYTE
+
+CONTEXT = 256
+BATCH = 16
+
+ProgressCallback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of one pass over a text."""
+
+    bits_per_byte: float
+    byte_count: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Bytes predicted per second, scoring included."""
+        return self.byte_count / self.seconds
+
+
+def cut_windows(data: bytes, context: int = CONTEXT) -> tuple[Tensor, Tensor]:
+    """Cut `data` into (inputs, targets), each int64 [windows, context], by the protocol of this module."""
+    if len(data) < context:
+        raise ValueError(f"the text has {len(data)} bytes, less than one window of {context}")
+    window_count = len(data) // context
+    targets = torch.tensor(list(data[: window_count * context])).view(window_count, context)
+    return F.pad(targets[:, :-1], (1, 0), value=START_BYTE), targets
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    data: bytes,
+    context: int = CONTEXT,
+    batch: int = BATCH,
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Measure `model` (byte ids [B, T] -> logits [B, T, 256]) on `data`, on the device of its parameters.
+
+    `progress(done, total)` is called after each batch with numbers of windows.
+    """
+    device = device_of(model)
+    inputs, targets = cut_windows(data, context)
+    window_count = len(inputs)
+    nats = 0.0
+    start = time.perf_counter()
+    for first in range(0, window_count, batch):
+        logits = model(inputs[first : first + batch].to(device))
+        wanted = targets[first : first + batch].to(device)
+        # Reading the sum back also waits for the device, so the clock sees all of its work.
+        nats += F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum").item()
+        if progress is not None:
+            progress(min(first + batch, window_count), window_count)
+    seconds = time.perf_counter() - start
+    return Evaluation(nats / math.log(2) / targets.numel(), targets.numel(), seconds)
+
+
+def bits_per_byte(
+    model: nn.Module,
+    data: bytes,
+    context: int = CONTEXT,
+    batch: int = BATCH,
+    progress: ProgressCallback | None = None,
+) -> float:
+    """The mean of -log2 p(byte) of `model` on `data`; see the module's docstring for the protocol."""
+    return evaluate(model, data, context, batch, progress).bits_per_byte
+
+
+@torch.inference_mode()
+def fixed_slice_logits(model: nn.Module, data: bytes, windows: int = 4, context: int = CONTEXT) -> Tensor:
+    """Logits, float32 [windows, context, 256] on the CPU, for the first `windows` windows of `data`."""
+    inputs, _ = cut_windows(data, context)
+    return model(inputs[:windows].to(device_of(model))).float().cpu()
+
+
+def relative_error(logits: Tensor, reference: Tensor) -> float:
+    """||logits - reference|| / ||reference||, both read as one long vector."""
+    return ((logits - reference).norm() / reference.norm()).item()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer (a quantized model may have only buffers)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    raise ValueError("the model has neither parameters nor buffers")
