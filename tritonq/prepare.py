@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -29,6 +29,8 @@ from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root
 
 OBSERVER = "activation_post_process"
 INPUT, OUTPUT = "input", "output"
+#: A model comes back as the class it went in as.
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +47,13 @@ class Plan:
 
 
 def prepare(
-    model: nn.Module,
+    model: Model,
     config: Any = None,
     *,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
     inplace: bool = False,
-) -> nn.Module:
+) -> Model:
     """Mark the layers to quantize and attach observers to those that need calibration.
 
     Run data through what is returned, then `convert` it.
@@ -74,14 +76,14 @@ def prepare(
     check_inplace(inplace)
     check_root(model)
     if config is None:
-        if not any("qconfig" in vars(module) for module in model.modules()):
+        if not any(hasattr(module, "qconfig") for module in model.modules()):
             raise ValueError("prepare needs a config, or a model with qconfig attributes, found neither")
         ignore = () if ignore is DEFAULT_IGNORE else ignore
     if not inplace:
         model = copy.deepcopy(model)
     if config is None:
         selected = select_inherited(
-            model, lambda module, _: vars(module).get("qconfig", NotImplemented), ignore, filter_fn
+            model, lambda module, _: getattr(module, "qconfig", NotImplemented), ignore, filter_fn
         )
     else:
         selected = select(model, config, ignore, filter_fn)

@@ -14,19 +14,19 @@ from tritonq.calibration import calibrate, check_calibration
 from tritonq.config import W8A8, QuantConfig
 from tritonq.convert import conversions, replace_all
 from tritonq.patterns import Pattern
-from tritonq.prepare import attach, check_inplace, detach
+from tritonq.prepare import Model, attach, check_inplace, detach
 from tritonq.qconfig import resolve_config
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 
 
 def quantize_(
-    model: nn.Module,
+    model: Model,
     config: Any,
     *,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
     calibration: Iterable[Any] | None = None,
-) -> nn.Module:
+) -> Model:
     """Quantize a model's Linear layers in place.
 
     Args:
@@ -60,14 +60,14 @@ def quantize_(
 
 
 def quantize_dynamic(
-    model: nn.Module,
+    model: Model,
     qconfig_spec: Any = None,
     dtype: torch.dtype = torch.qint8,
     *,
     inplace: bool = False,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
-) -> nn.Module:
+) -> Model:
     """Quantize weights to int8, and activations on the fly, per token.
 
     Args:
