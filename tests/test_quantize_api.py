@@ -345,9 +345,13 @@ def test_a_branch_without_data():
         (
             lambda: tritonq.prepare(tritonq.prepare(mlp(), "w8a8"), "w8a8"),
             ValueError,
-            "0 is prepared already: convert the model",
+            "the model is prepared already \\(0, …\\): convert it",
         ),
-        (lambda: tritonq.quantize_(tritonq.prepare(mlp(), "w8a8"), "w8a8"), ValueError, "prepared already"),
+        (
+            lambda: tritonq.quantize_(tritonq.prepare(mlp(), "w8a8"), "w8a8"),
+            ValueError,
+            "model is prepared already",
+        ),
         (
             lambda: tritonq.quantize_(mlp(), tritonq.W8A8Static(observer="median"), calibration=data()),
             ValueError,

@@ -65,6 +65,13 @@ def test_qconfigs_are_inherited_overridden_and_switched_off():
     assert plans == {"0": "w8a8_static", "1.0": "w8a8", "2": "w8a8_static"}
 
 
+def test_a_qconfig_of_the_class():
+    class Quantizable(Model):
+        qconfig = quantization.default_dynamic_qconfig
+
+    assert len(quantized_names(quantization.convert(quantization.prepare(Quantizable())))) == 3
+
+
 def test_only_a_part_has_a_qconfig():
     model: Any = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].qconfig = "w8a16"
@@ -131,9 +138,12 @@ def test_quantize_dynamic_and_the_head():
     assert quantized_names(quantization.quantize_dynamic(model, {nn.Linear})) == {"fc", "lm_head"}
 
 
-def test_quantize_dynamic_warns_of_what_it_does_not_find():
-    with pytest.warns(UserWarning, match=r"LSTM.* matches no module"):
-        quantization.quantize_dynamic(Model(), {nn.Linear, nn.LSTM})
+@pytest.mark.parametrize("key", ["encoder", nn.LSTM, nn.ReLU])
+def test_quantize_dynamic_warns_of_what_it_does_not_quantize(key):
+    model = nn.ModuleDict({"model": Model(), "lstm": nn.LSTM(4, 4)})
+    with pytest.warns(UserWarning, match=r"qconfig_spec: .* matches no Linear layer") as caught:
+        quantization.quantize_dynamic(model, {nn.Linear, key})
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,11 @@ def _select(
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be a function of (module, name) or None, found {filter_fn!r}")
     everything = places(model)
+    for place in everything:
+        if hasattr(place.module, PLAN):
+            raise ValueError(
+                f"the model is prepared already ({place.name}, …): convert it, or start from the float one"
+            )
     layers = [place for place in everything if is_plain_linear(place.module)]
     stubs = [place for place in everything if is_quant_stub(place.module)]
     quantized = [place for place in everything if isinstance(place.module, QuantizedLinear)]
@@ -185,11 +190,6 @@ def _select_stubs(
 
 
 def _check_selected(selected: list[Selected], layers: list[Place], quantized: list[Place]) -> None:
-    for layer in selected:
-        if hasattr(layer.place.module, PLAN):
-            raise ValueError(
-                f"{layer.place.name} is prepared already: convert the model, or start from the float one"
-            )
     if selected:
         return
     if layers:
