@@ -209,10 +209,13 @@ def _part(index: int) -> str:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
+    path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
