@@ -35,6 +35,8 @@ READABLE: dict[str, Any] = {
     "w8a16-affine": W8A16(symmetric=False),
     "w8a16-group": W8A16(group_size=32),
     "w8a16-tensor": QuantConfig(QuantSpec(8, True, "tensor")),
+    "w8a16-tensor-affine": QuantConfig(QuantSpec(8, False, "tensor")),
+    "w4a16-tensor-affine": QuantConfig(QuantSpec(4, False, "tensor")),
     "w4a16": W4A16(),
     "w4a16-affine": W4A16(group_size=32, symmetric=False),
     "w4a16-channel-affine": W4A16(group_size=None, symmetric=False),

@@ -92,8 +92,8 @@ def expected_tensors(scheme: str, dtype: torch.dtype) -> dict[str, tuple[torch.d
         tensors["weight_packed"] = (torch.int32, (N, math.ceil(K * bits / 32)))
         tensors["weight_shape"] = (torch.int64, (2,))
         if not made.weight.symmetric:
-            rows = 1 if per_tensor else N
-            tensors["weight_zero_point"] = (torch.int32, (math.ceil(rows * bits / 32), groups))
+            packed = (torch.int32, (math.ceil(N * bits / 32), groups))
+            tensors["weight_zero_point"] = (torch.int8, (1,)) if per_tensor else packed
     else:
         tensors["weight"] = (torch.int8, (N, K))
         if not made.weight.symmetric:
@@ -119,10 +119,13 @@ def test_state_dict_is_the_layout_of_files(scheme: str, dtype: torch.dtype, devi
     else:
         assert state["weight_shape"].tolist() == [N, K]
         assert_same(packing.unpack_int32(state["weight_packed"], SCHEMES[scheme].weight.bits, K), codes)
-    if layer.zero_points is not None and "weight_packed" in state:
-        rows = 1 if SCHEMES[scheme].weight.granularity == "tensor" else N
-        zeros = packing.unpack_int32(state["weight_zero_point"].t(), SCHEMES[scheme].weight.bits, rows)
-        assert_same(zeros, layer.zero_points[:, :rows])
+    if layer.zero_points is not None:
+        zeros = state["weight_zero_point"]
+        if zeros.dtype == torch.int32:
+            zeros = packing.unpack_int32(zeros.t(), SCHEMES[scheme].weight.bits, N)
+        assert_same(
+            zeros.reshape(-1, 1 if zeros.numel() == 1 else N).expand_as(layer.zero_points), layer.zero_points
+        )
 
 
 def fresh(scheme: str, device: str, dtype: torch.dtype = torch.float32, **options: Any) -> QuantizedLinear:
