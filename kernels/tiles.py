@@ -44,9 +44,10 @@ class TileConfig:
 def stages_that_fit(target: Target, bytes_per_stage: int, wanted: int) -> int:
     """The deepest software pipeline ≤ `wanted` whose buffers fit in shared memory; 1 where not even two do.
 
-    On AMD the newest stage waits in registers: one buffer less.
+    Where a product reads its operands from registers (before Hopper, and on AMD), the oldest stage has left shared
+    memory when the newest comes in: one buffer less.
     """
-    in_registers = int(target.backend == "hip")
+    in_registers = int(target.arch < 90)
     return max(1, min(wanted, (target.shared_memory - _RESERVED_BYTES) // bytes_per_stage + in_registers))
 
 

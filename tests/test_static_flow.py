@@ -319,3 +319,11 @@ def test_repr_says_what_is_handed_on():
     assert isinstance(model.fc1, QuantizedLinear)
     assert "hands_over=int8" in repr(model.fc1)
     assert "Quantize(scale=" in repr(model)
+
+
+def test_a_gradient_that_comes_back_to_a_stub_is_refused() -> None:
+    model = nn.Sequential(tritonq.QuantStub(), nn.Linear(8, 4), tritonq.DeQuantStub())
+    x = torch.randn(3, 8)
+    q = tritonq.quantize_(model, "w8a8_static", calibration=[x])
+    with pytest.raises(NotImplementedError, match="train the float model"):
+        q(x.requires_grad_()).sum().backward()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tritonq import ops
@@ -71,7 +72,10 @@ class Quantize(FixedDtypeModule):
         if isinstance(x, QuantizedTensor):
             raise TypeError("Quantize needs a float tensor, found a QuantizedTensor: two QuantStubs in a row")
         codes = ops.quantize_per_tensor(x, self.scale, self.zero_point, self.symmetric)
-        return QuantizedTensor(codes, self.scale, self.zero_point, x.dtype)
+        # A backward pass that comes back to here is refused, not lost.
+        needs_gradient = torch.is_grad_enabled() and x.requires_grad
+        scale = ops.scale_of_codes(self.scale, x) if needs_gradient else self.scale
+        return QuantizedTensor(codes, scale, self.zero_point, x.dtype)
 
     def extra_repr(self) -> str:
         if self.scale.is_meta:
