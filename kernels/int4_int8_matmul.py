@@ -85,7 +85,7 @@ def int4_int8_matmul_kernel(
                 if (position + 1) % SLABS_PER_SCALE == 0:
                     # Blocks of nothing but padding lie behind the last group: any scale will do there.
                     group = tl.minimum(column // padded_group, groups - 1)
-                    scale = tl.load(w_scale_ptr + group * N + n_wrapped).to(tl.float32)
+                    scale = tl.load(w_scale_ptr + group.to(tl.int64) * N + n_wrapped).to(tl.float32)
                     total += (partial >> 4).to(tl.float32) * scale[:, None]
 
     m_inside = m < M
@@ -147,11 +147,9 @@ def int4_int8_matmul(
     partials = counters = None
     with on_device_of(x):
         if config.splits > 1:
-            partials, counters = workspace(
-                x.device, tiles * config.splits * config.block_n * config.block_m, tiles
-            )
-            if groups > 1:
-                partials = partials.view(torch.float32)
+            elements = tiles * config.splits * config.block_n * config.block_m
+            dtype = torch.int32 if groups == 1 else torch.float32
+            partials, counters = workspace(x.device, dtype, elements, tiles)
         int4_int8_matmul_kernel[(tiles, config.splits)](
             x,
             x_scale,
@@ -165,7 +163,7 @@ def int4_int8_matmul(
             features,
             columns,
             x.stride(0),
-            w.stride(0),
+            w.shape[1],
             blocks,
             groups,
             group_size,
@@ -194,5 +192,5 @@ def choose_config(target: Target, rows: int, features: int, blocks: int, slab_wi
     num_stages = stages_that_fit(target, (block_n + 2 * block_m) * slab_width, num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
-    splits = split_count(tiles, blocks, programs_per_multiprocessor * target.multiprocessors)
+    splits = split_count(target, tiles, blocks, programs_per_multiprocessor)
     return TileConfig(block_n, block_m, slab_width * _SLABS, splits, num_warps, num_stages)

@@ -163,9 +163,8 @@ def int8_matmul(
     partials = counters = None
     with on_device_of(x):
         if config.splits > 1:
-            partials, counters = workspace(
-                x.device, tiles * config.splits * config.block_n * config.block_m, tiles
-            )
+            elements = tiles * config.splits * config.block_n * config.block_m
+            partials, counters = workspace(x.device, torch.int32, elements, tiles)
         int8_matmul_kernel[(tiles, config.splits)](
             x,
             x_scale,
@@ -184,7 +183,7 @@ def int8_matmul(
             features,
             columns,
             x.stride(0),
-            w.stride(0),
+            w.shape[1],
             X_QPARAM_STRIDE=int(x_scale.numel() > 1),
             OUT_QMIN=-127.0 if out_symmetric else -128.0,
             EVEN_K=columns % (config.block_k * config.splits) == 0,
@@ -222,7 +221,5 @@ def choose_config(target: Target, rows: int, features: int, columns: int) -> Til
     num_stages = stages_that_fit(target, (block_n + block_m) * block_k, num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 3 if rows <= 64 else 1
-    splits = split_count(
-        tiles, triton.cdiv(columns, block_k), programs_per_multiprocessor * target.multiprocessors
-    )
+    splits = split_count(target, tiles, triton.cdiv(columns, block_k), programs_per_multiprocessor)
     return TileConfig(block_n, block_m, block_k, splits, num_warps, num_stages)

@@ -4,8 +4,8 @@ Each program writes its partial tile to a workspace and counts itself in; the on
 from split 0 upwards, sets the counter back to zero for the next launch, and alone runs the epilogue. It waits for
 nobody, so the programs need not be resident together.
 
-The workspace belongs to one (device, stream), where launches follow each other. A graph under capture gets its own,
-from the graph's memory: graphs replay on any stream, side by side.
+Partial tiles lie in memory of the launch's own. Counters must be zero when a launch starts, and no two launches that
+may run at once may share them (counters.py sees to both).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_workspaces: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-_SMALLEST_PARTIALS = 1 << 20
-_SMALLEST_COUNTERS = 1 << 12
+from .counters import zeroed_counters
+from .target import Target
 
 
 @triton.jit
@@ -45,34 +44,17 @@ def sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS: tl.const
     return acc, is_last
 
 
-def workspace(device: torch.device, partials: int, tiles: int) -> tuple[Tensor, Tensor]:
-    """Room for `partials` int32 elements and `tiles` zeroed int32 counters on the current stream of `device`."""
-    if device.type != "cuda":
-        return _allocate(device, partials, tiles)
-    if torch.cuda.is_current_stream_capturing():
-        return _allocate(device, partials, tiles)
-    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
-    held = _workspaces.get(key)
-    if held is None or held[0].numel() < partials or held[1].numel() < tiles:
-        held = _allocate(
-            device,
-            max(triton.next_power_of_2(partials), _SMALLEST_PARTIALS),
-            max(triton.next_power_of_2(tiles), _SMALLEST_COUNTERS),
-        )
-        _workspaces[key] = held
-    return held
+def workspace(device: torch.device, dtype: torch.dtype, partials: int, tiles: int) -> tuple[Tensor, Tensor]:
+    """Room for `partials` elements of `dtype`, and `tiles` zeroed int32 counters, on the current stream of `device`."""
+    return torch.empty(partials, dtype=dtype, device=device), zeroed_counters(device, tiles)
 
 
-def split_count(tiles: int, steps: int, wanted_programs: int, most: int = 8) -> int:
-    """The power of two ≤ `most` that brings `tiles` closest to `wanted_programs`, leaving each split a step or more."""
+def split_count(target: Target, tiles: int, steps: int, programs_per_multiprocessor: int) -> int:
+    """The power of two ≤ 8 that fills the GPU with programs but not more, leaving each split a step or more."""
+    # On AMD the barrier before counting does not wait for the other waves' stores: no splits there.
+    most = 1 if target.backend == "hip" else 8
+    wanted = programs_per_multiprocessor * target.multiprocessors
     splits = 1
-    while splits < most and 2 * splits * tiles <= wanted_programs and 2 * splits <= steps:
+    while splits < most and 2 * splits * tiles <= wanted and 2 * splits <= steps:
         splits *= 2
     return splits
-
-
-def _allocate(device: torch.device, partials: int, tiles: int) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty(partials, dtype=torch.int32, device=device),
-        torch.zeros(tiles, dtype=torch.int32, device=device),
-    )

@@ -44,6 +44,7 @@ def weight_only_matmul_kernel(
     EVEN_K: tl.constexpr,  # the blocks of all splits hold exactly K columns
     OPERAND: tl.constexpr,
     PTX: tl.constexpr,
+    SETTLE: tl.constexpr,  # on Hopper
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -84,9 +85,9 @@ def weight_only_matmul_kernel(
                 if position % SLABS_PER_SCALE == 0:
                     # Blocks of nothing but padding lie behind the last group: any scale will do there.
                     group = tl.minimum(column // padded_group, groups - 1)
-                    scale = tl.load(scale_ptr + group * N + n_wrapped).to(tl.float32)
+                    scale = tl.load(scale_ptr + group.to(tl.int64) * N + n_wrapped).to(tl.float32)
                     if zero_ptr is not None:
-                        zero = tl.load(zero_ptr + group * N + n_wrapped).to(OPERAND)[:, None]
+                        zero = tl.load(zero_ptr + group.to(tl.int64) * N + n_wrapped).to(OPERAND)[:, None]
                     partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             if SLABS == 4:
                 w = word_to_float(words, position, OPERAND, PTX)
@@ -108,6 +109,12 @@ def weight_only_matmul_kernel(
             if SLABS_PER_SCALE > 0:
                 if (position + 1) % SLABS_PER_SCALE == 0:
                     acc += partial * scale[:, None]
+        if SLABS_PER_SCALE == 0 and SETTLE:
+            # Triton 3.6 to 3.8 lets the loop's last wgmma run on while the next round rewrites the registers that it
+            # reads W from. Using the sum for anything but a product makes it wait.
+            partial = tl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=r,r", [partial], dtype=tl.float32, is_pure=True, pack=1
+            )
     if SLABS_PER_SCALE == 0:
         acc = partial * scale[:, None]
 
@@ -162,10 +169,8 @@ def weight_only_matmul(
     partials = counters = None
     with on_device_of(x):
         if config.splits > 1:
-            partials, counters = workspace(
-                x.device, tiles * config.splits * config.block_n * config.block_m, tiles
-            )
-            partials = partials.view(torch.float32)
+            elements = tiles * config.splits * config.block_n * config.block_m
+            partials, counters = workspace(x.device, torch.float32, elements, tiles)
         weight_only_matmul_kernel[(tiles, config.splits)](
             x,
             w,
@@ -179,7 +184,7 @@ def weight_only_matmul(
             features,
             columns,
             x.stride(0),
-            w.stride(0),
+            w.shape[1],
             blocks,
             groups,
             group_size,
@@ -191,6 +196,7 @@ def weight_only_matmul(
             EVEN_K=columns == blocks * slabs * slab_width,
             OPERAND=operand_dtype(x),
             PTX=target.backend == "cuda" and target.arch >= 80,
+            SETTLE=target.arch // 10 == 9,
             SPLITS=config.splits,
             BLOCK_N=config.block_n,
             BLOCK_M=config.block_m,
@@ -250,5 +256,5 @@ def choose_config(
     num_stages = stages_that_fit(target, bytes_per_stage(), num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
-    splits = split_count(tiles, blocks, programs_per_multiprocessor * target.multiprocessors)
+    splits = split_count(target, tiles, blocks, programs_per_multiprocessor)
     return TileConfig(block_n, block_m, slab_width * slabs, splits, num_warps, num_stages)

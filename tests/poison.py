@@ -82,7 +82,4 @@ def poisoned_kernels(monkeypatch: pytest.MonkeyPatch) -> Poison:
     for name, module in list(sys.modules.items()):
         if name.startswith("tritonq.kernels.") and hasattr(module, "torch"):
             monkeypatch.setattr(module, "torch", poison)
-        # Workspaces that an earlier test left behind are not poisoned any more.
-        if name == "tritonq.kernels.split_k":
-            monkeypatch.setattr(module, "_workspaces", {})
     return poison
