@@ -100,6 +100,28 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (learned(x.clone()), g4.packed, g4.kernel_scale, g4.kernel_zero, learned(bias.clone()), 32),
         ),
         "weight only int8": (ops.weight_only_linear, (x.half(), g8.packed, g8.kernel_scale, None, None, 32)),
+        "weight only input gradient": (
+            ops.weight_only_input_gradient,
+            (
+                torch.randn(ROWS, FEATURES, device=device),
+                g4.packed,
+                g4.kernel_scale,
+                g4.kernel_zero,
+                COLUMNS,
+                32,
+            ),
+        ),
+        "weight only input gradient int8": (
+            ops.weight_only_input_gradient,
+            (
+                learned(torch.randn(ROWS, FEATURES, device=device)),
+                g8.packed,
+                g8.kernel_scale,
+                None,
+                COLUMNS,
+                32,
+            ),
+        ),
     }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tritonq import straight_through
-from tritonq.ops.library import operator
+from tritonq.ops.library import operator, uses_kernels
 
 
 def fake_quantize(
@@ -116,11 +116,19 @@ def _gradients(
     zero_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dscale, dzero, each in the dtype of what it belongs to; [0] where not wanted."""
-    found = straight_through.gradients(dy, x, scale, zero_point, group_size, qmin, qmax, gradient_factor)
-    likes = (x, scale, scale if zero_point is None else zero_point)
+    grid = (scale, zero_point, group_size, qmin, qmax)
     wanted = (x_learns, scale_learns, zero_learns)
+    found: tuple[Tensor | None, Tensor | None, Tensor | None]
+    if uses_kernels(x):
+        from tritonq.kernels import fake_quantize_gradients as kernels
+
+        tile_columns = straight_through.tile_columns(group_size)
+        found = kernels.gradients(dy, x, *grid, tile_columns, gradient_factor, wanted)
+    else:
+        found = straight_through.gradients(dy, x, *grid, gradient_factor)
+    likes = (x, scale, scale if zero_point is None else zero_point)
     dx, dscale, dzero = (
-        gradient.to(like.dtype).contiguous() if want else like.new_empty(0)
+        gradient.to(like.dtype).contiguous() if want and gradient is not None else like.new_empty(0)
         for gradient, like, want in zip(found, likes, wanted, strict=True)
     )
     return dx, dscale, dzero
@@ -133,6 +141,10 @@ def _gradients(
 )
 def _masked(dy: Tensor, mask: Tensor, groups: int, group_size: int) -> Tensor:
     """dy [R, C] where the packed mask has ones, else 0."""
+    if uses_kernels(dy):
+        from tritonq.kernels import fake_quantize as kernels
+
+        return kernels.masked(dy, mask, groups, group_size, straight_through.tile_columns(group_size))
     inside = straight_through.unpack_mask(mask, dy.shape[1], groups, group_size)
     return torch.where(inside, dy, torch.zeros_like(dy)).contiguous()
 
@@ -178,6 +190,8 @@ def _fake_quantize(
     gradient_factor: float,
 ) -> Tensor:
     """y alone."""
+    if uses_kernels(x):
+        return _launch(x, scale, zero_point, group_size, qmin, qmax, with_mask=False)[0]
     return straight_through.fake_quantize(x, scale, zero_point, group_size, qmin, qmax).contiguous()
 
 
@@ -208,10 +222,29 @@ def _fake_quantize_with_mask(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, qmin: int, qmax: int
 ) -> tuple[Tensor, Tensor]:
     """y, and the packed mask of the elements inside the range."""
+    if uses_kernels(x):
+        y, packed = _launch(x, scale, zero_point, group_size, qmin, qmax, with_mask=True)
+        assert packed is not None
+        return y, packed
     grid = (scale, zero_point, group_size, qmin, qmax)
     inside = straight_through.inside_range(x, *grid)
     mask = straight_through.pack_mask(inside, scale.shape[1], group_size)
     return straight_through.fake_quantize(x, *grid).contiguous(), mask
+
+
+def _launch(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_size: int,
+    qmin: int,
+    qmax: int,
+    with_mask: bool,
+) -> tuple[Tensor, Tensor | None]:
+    from tritonq.kernels import fake_quantize as kernels
+
+    tile_columns = straight_through.tile_columns(group_size)
+    return kernels.fake_quantize(x, scale, zero_point, group_size, qmin, qmax, tile_columns, with_mask)
 
 
 # --- forward, with a grid per token ---------------------------------------------------------------------------------
@@ -233,4 +266,8 @@ def fake_quantize_per_token(x: Tensor, symmetric: bool) -> Tensor:
 
     A row that holds NaN or Inf becomes NaN, and touches no other. The row's scale counts as a constant.
     """
+    if uses_kernels(x):
+        from tritonq.kernels import quantize as kernels
+
+        return kernels.fake_quantize_per_token(x, symmetric)
     return straight_through.fake_quantize_per_token(x, symmetric).contiguous()
