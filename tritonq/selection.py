@@ -150,7 +150,8 @@ def _select(
         if filter_fn is None or filter_fn(place.module, place.name)
     ]
     selected = [Selected(place, config) for place, config in chosen if config is not None]
-    _check_selected(selected, layers, quantized)
+    prepared = [place for place in everything if hasattr(place.module, PLAN)]
+    _check_selected(selected, layers, quantized, prepared)
     selected_stubs = _select_stubs(choose, kept_stubs, selected)
 
     if ignored != DEFAULT_IGNORE:
@@ -184,7 +185,9 @@ def _select_stubs(
     return found
 
 
-def _check_selected(selected: list[Selected], layers: list[Place], quantized: list[Place]) -> None:
+def _check_selected(
+    selected: list[Selected], layers: list[Place], quantized: list[Place], prepared: list[Place]
+) -> None:
     for layer in selected:
         if hasattr(layer.place.module, PLAN):
             raise ValueError(
@@ -196,6 +199,10 @@ def _check_selected(selected: list[Selected], layers: list[Place], quantized: li
         raise ValueError(
             f"nothing to quantize: config, ignore and filter_fn leave none of the {len(layers)} Linear layers "
             f"({layers[0].name}, …)"
+        )
+    if prepared:
+        raise ValueError(
+            f"{prepared[0].name} is prepared already: convert the model, or start from the float one"
         )
     if quantized:
         raise ValueError(
