@@ -212,6 +212,21 @@ def test_weight_only_gradients(scheme: str, dtype: torch.dtype, device: str) -> 
     torch.testing.assert_close(layer.bias.grad, bias.grad, rtol=tolerance, atol=15 * tolerance)
 
 
+@pytest.mark.parametrize("scheme", WEIGHT_ONLY)
+def test_the_input_gradient_is_differentiable_itself(scheme: str, device: str) -> None:
+    """A gradient penalty through a frozen quantized layer, in float32."""
+    layer = layer_of(scheme, device)
+    weight = layer.dequantize(torch.float32)
+    x = torch.randn(ROWS, COLUMNS, device=device, requires_grad=True)
+
+    def penalty(out: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    expected = penalty(nn.functional.linear(x, weight, layer.bias))
+    torch.testing.assert_close(penalty(layer(x)), expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in WEIGHT_ONLY])
 def test_the_bias_learns_where_activations_are_quantized(scheme: str, device: str) -> None:
     layer = layer_of(scheme, device)
