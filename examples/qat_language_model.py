@@ -37,7 +37,7 @@ from tritonq.progress import track
 CONFIGS = {"w4a16": tritonq.W4A16(group_size=None), "w4a8": tritonq.W4A8()}
 STEPS = 150
 BATCH = 8
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-4
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 25
 

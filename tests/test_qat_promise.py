@@ -12,7 +12,6 @@ from torch import nn
 import tritonq
 from tritonq import DeQuantStub, QATLinear, QuantStub
 from tritonq.config import QuantConfig, QuantSpec
-from tritonq.nn import FakeQuantize
 
 prepare_qat: Any = tritonq.prepare_qat
 convert: Any = tritonq.convert
@@ -50,14 +49,8 @@ def make_model(dtype, stubs: bool) -> Any:
 
 
 def train(model: nn.Module, dtype, steps: int = 4) -> None:
-    scales = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, FakeQuantize)
-        for parameter in module.parameters(False)
-    }
-    learned = [parameter for parameter in model.parameters() if id(parameter) in scales]
-    others = [parameter for parameter in model.parameters() if id(parameter) not in scales]
+    learned = tritonq.qat.scale_parameters(model)
+    others = [parameter for parameter in model.parameters() if all(parameter is not one for one in learned)]
     optimizer = torch.optim.Adam(
         [{"params": others, "lr": 1e-3}, *([{"params": learned, "lr": 1e-5}] if learned else [])]
     )

@@ -73,34 +73,31 @@ def prepare(
             then.
     """
     check_inplace(inplace)
-    model, selected = select_layers("prepare", model, config, ignore, filter_fn, inplace)
+    model, ignore = start("prepare", model, config, ignore, inplace)
+    if config is None:
+        selected = select_inherited(model, own_qconfig, ignore, filter_fn)
+    else:
+        selected = select(model, config, ignore, filter_fn)
     attach(selected)
     remember(model, selected)
     return model
 
 
-def select_layers(
-    caller: str,
-    model: nn.Module,
-    config: Any,
-    ignore: Iterable[Pattern],
-    filter_fn: Filter | None,
-    inplace: bool,
-) -> tuple[nn.Module, list[Selected]]:
-    """The model to prepare (a copy unless `inplace`) and what is selected in it; `caller` is named in messages."""
+def start(
+    caller: str, model: nn.Module, config: Any, ignore: Iterable[Pattern], inplace: bool
+) -> tuple[nn.Module, Iterable[Pattern]]:
+    """The model to prepare (a copy unless `inplace`) and what to ignore in it; `caller` is named in messages."""
     check_root(model)
     if config is None:
         if not any("qconfig" in vars(module) for module in model.modules()):
             raise ValueError(f"{caller} needs a config, or a model with qconfig attributes, found neither")
         ignore = () if ignore is DEFAULT_IGNORE else ignore
-    if not inplace:
-        model = copy.deepcopy(model)
-    if config is not None:
-        return model, select(model, config, ignore, filter_fn)
-    selected = select_inherited(
-        model, lambda module, _: vars(module).get("qconfig", NotImplemented), ignore, filter_fn
-    )
-    return model, selected
+    return model if inplace else copy.deepcopy(model), ignore
+
+
+def own_qconfig(module: nn.Module, name: str) -> Any:
+    """What a module's `qconfig` attribute says, NotImplemented where it has none and inherits."""
+    return vars(module).get("qconfig", NotImplemented)
 
 
 def remember(model: nn.Module, selected: list[Selected]) -> None:

@@ -8,6 +8,7 @@ from tritonq.qat.prepare import (
     enable_fake_quant,
     enable_observer,
     prepare_qat,
+    scale_parameters,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "lora_parameters",
     "merge_lora_",
     "prepare_qat",
+    "scale_parameters",
 ]

@@ -22,10 +22,11 @@ from tritonq.prepare import (
     check_layers,
     fake_quantize_output,
     observed_side,
+    own_qconfig,
     remember,
-    select_layers,
+    start,
 )
-from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root
+from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 
 
 def prepare_qat(
@@ -67,7 +68,11 @@ def prepare_qat(
         raise ValueError(
             "prepare_qat needs a model in training mode, found one in eval mode: call model.train() first"
         )
-    model, selected = select_layers("prepare_qat", model, config, ignore, filter_fn, inplace)
+    model, ignore = start("prepare_qat", model, config, ignore, inplace)
+    if config is None:
+        selected = select_inherited(model, own_qconfig, ignore, filter_fn)
+    else:
+        selected = select(model, config, ignore, filter_fn)
     check_layers(selected)
     specs = [
         spec
@@ -117,6 +122,15 @@ def _attach(selected: list[Selected], learnable_scale: bool, learnable_zero_poin
             setattr(module, PLAN, plan)
             module.add_module(OBSERVER, new)
             module.register_forward_hook(fake_quantize_output, prepend=True)
+
+
+def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The learned scales and zero points: optimizers like Adam want a smaller learning rate for them.
+
+    A scale of int8 weights is about a thousandth of the weights' size; a step of Adam is about the learning rate.
+    """
+    fakes = [module for module in model.modules() if isinstance(module, FakeQuantize)]
+    return [parameter for fake in fakes for parameter in fake.parameters(recurse=False)]
 
 
 # torch's words, for model.apply(…)
