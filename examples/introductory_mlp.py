@@ -9,6 +9,8 @@ Run it: python examples/introductory_mlp.py
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ SEED = 100
 
 class MLP(nn.Module):
     """768 → 512 → 314 → 128 → 64 with a stub at each border of int8 and float."""
+
+    qconfig: quantization.QConfig
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,12 +75,12 @@ def float_model(cls: type[MLP] = MLP, seed: int = SEED) -> MLP:
     return cls().eval()
 
 
-def dynamic(model: nn.Module) -> nn.Module:
+def dynamic(model: MLP) -> MLP:
     """int8 weights, activations quantized as they come."""
     return quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-def static(model: nn.Module, batch: Tensor) -> nn.Module:
+def static(model: MLP, batch: Tensor) -> MLP:
     """int8 weights, activations on grids that `batch` calibrates."""
     model.qconfig = quantization.QConfig(
         activation=quantization.MinMaxObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine),
@@ -89,7 +93,7 @@ def static(model: nn.Module, batch: Tensor) -> nn.Module:
     return quantization.convert(prepared)
 
 
-def w4a16(model: nn.Module) -> nn.Module:
+def w4a16(model: MLP) -> MLP:
     """int4 weights in groups of 128 columns; the one way that torch has no words for. In place."""
     return quantization.quantize_(model, "w4a16")
 
@@ -105,7 +109,7 @@ def main() -> None:
     batch = torch.randn(1, SIZES[0])
     with torch.no_grad():
         expected = model(batch)
-        ways = {
+        ways: dict[str, Any] = {
             "dynamic": dynamic(model),
             "static": static(model, batch),
             "static, a stub a place": static(float_model(MLPWithAStubAPlace), batch),

@@ -94,13 +94,13 @@ def int4_int8_matmul_kernel(
         accumulator = partial >> 4
         if SPLITS > 1:
             accumulator, is_last = sum_of_splits(accumulator, partials_ptr, counters_ptr, tile, split, SPLITS)
-            m_inside = m_inside & is_last
+            m_inside = m < tl.where(is_last, M, 0)
         scale = tl.load(w_scale_ptr + n_wrapped).to(tl.float32)
         total = (accumulator.to(tl.float32) * x_scale[None, :]) * scale[:, None]
     else:
         if SPLITS > 1:
             total, is_last = sum_of_splits(total, partials_ptr, counters_ptr, tile, split, SPLITS)
-            m_inside = m_inside & is_last
+            m_inside = m < tl.where(is_last, M, 0)
         total = total * x_scale[None, :]
     if bias_ptr is not None:
         total = total + tl.load(bias_ptr + n_wrapped).to(tl.float32)[:, None]

@@ -83,7 +83,7 @@ def int8_matmul_kernel(
     m_inside = m < M
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
-        m_inside = m_inside & is_last
+        m_inside = m < tl.where(is_last, M, 0)
 
     x_scale = tl.load(x_scale_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=1.0)
     w_scale = tl.load(w_scale_ptr + n, mask=n_inside, other=1.0).to(tl.float32)

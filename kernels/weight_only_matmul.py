@@ -114,7 +114,7 @@ def weight_only_matmul_kernel(
     m_inside = m < M
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
-        m_inside = m_inside & is_last
+        m_inside = m < tl.where(is_last, M, 0)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n_wrapped).to(tl.float32)[:, None]
     out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
@@ -197,6 +197,7 @@ def weight_only_matmul(
             GROUP=8,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            enable_fp_fusion=True,
         )
     return out
 

@@ -17,9 +17,9 @@ import numpy
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    assert "triton" not in sys.modules, "triton was imported before TRITON_INTERPRET could be set"
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    assert sys.modules.get("triton") is None, "triton was imported before TRITON_INTERPRET could be set"
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.poison import Poison, poisoned_kernels
 

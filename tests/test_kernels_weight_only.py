@@ -31,9 +31,9 @@ pytestmark = pytest.mark.usefixtures("kernels_can_run")
 TileConfig = kernels.TileConfig
 TILES = (
     None,
-    TileConfig(64, 64, 0, 1, 4, 2),
+    TileConfig(64, 64, 0, 1, 4, 1),
     TileConfig(128, 16, 0, 2, 4, 2),
-    TileConfig(128, 32, 0, 8, 4, 3),
+    TileConfig(128, 32, 0, 8, 4, 1),
 )
 #: None is one group a row; 24 and 100 are padded to whole slabs; 2000 is larger than every K.
 GROUPS = (128, None, 32, 64, 100, 24, 2000)
@@ -100,7 +100,9 @@ def test_one_column_at_a_time_finds_every_code(
     """x = identity: each output is one code, minus its zero point, times its group's scale, and nothing else."""
     columns, features = 314, 40
     w = random_weight(scheme(bits, group_size, symmetric), features, columns, torch.float32, device)
-    found = multiply(torch.eye(columns, device=device), w, None, TileConfig(64, 512, 0, 1, 4, 2))
+    # The interpreter's time goes by tiles: one for all rows. A GPU could not hold it.
+    tile = TileConfig(64, 512, 0, 1, 4, 1) if device == "cpu" else None
+    found = multiply(torch.eye(columns, device=device), w, None, tile)
     assert_same(found, w.dequantized().t().contiguous())
 
 

@@ -336,5 +336,5 @@ def test_torch_observers_become_ours():
     for unknown in (quantization.NoopObserver,):
         with pytest.raises(ValueError, match="has no counterpart"):
             as_observer_factory(unknown)
-    with pytest.raises(ValueError, match="dtype must be torch.qint8 or torch.quint8, found torch.qint32"):
+    with pytest.raises(ValueError, match=r"dtype must be torch\.qint8 or torch\.quint8, found torch\.qint32"):
         as_observer_factory(quantization.MinMaxObserver.with_args(dtype=torch.qint32))

@@ -19,6 +19,11 @@ def is_packed(config: QuantConfig) -> bool:
     return config.weight_only or config.weight.bits == 4
 
 
+def zero_points_are_packed(config: QuantConfig) -> bool:
+    """True where zero points lie in int32 words: beside packed codes, unless there is one for the whole tensor."""
+    return is_packed(config) and config.weight.granularity != "tensor"
+
+
 def weight_state(
     config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: Tensor | None
 ) -> dict[str, Tensor]:
@@ -31,14 +36,12 @@ def weight_state(
     if is_packed(config):
         state["weight_packed"] = packing.pack_int32(codes, bits)
         state["weight_shape"] = torch.tensor(codes.shape, dtype=torch.int64, device=codes.device)
-        if zero_point is not None:
-            state["weight_zero_point"] = packing.pack_int32(zero_point.t(), bits).t().contiguous()
     else:
         state["weight"] = codes.contiguous()
-        if zero_point is not None:
-            state["weight_zero_point"] = (
-                zero_point[:, 0].contiguous() if per_tensor else zero_point.contiguous()
-            )
+    if zero_point is not None and zero_points_are_packed(config):
+        state["weight_zero_point"] = packing.pack_int32(zero_point.t(), bits).t().contiguous()
+    elif zero_point is not None:
+        state["weight_zero_point"] = zero_point[:, 0].contiguous() if per_tensor else zero_point.contiguous()
     return state
 
 
@@ -65,15 +68,20 @@ def read_weight_state(
         if stored_shape != [out_features, in_features]:
             raise ValueError(f"weight_shape must be {[out_features, in_features]}, found {stored_shape}")
         codes = packing.unpack_int32(words, spec.bits, in_features)
-        if not spec.symmetric:
+    else:
+        codes = expect(state, "weight", (out_features, in_features), (torch.int8,))
+    if not spec.symmetric:
+        if zero_points_are_packed(config):
             width = packing.packed_width(rows, spec.bits)
             words = expect(state, "weight_zero_point", (width, groups), (torch.int32,))
             zero_point = packing.unpack_int32(words.t(), spec.bits, rows).t()
-    else:
-        codes = expect(state, "weight", (out_features, in_features), (torch.int8,))
-        if not spec.symmetric:
+        else:
             shape = (1,) if per_tensor else (rows, groups)
             zero_point = expect(state, "weight_zero_point", shape, (torch.int8,)).reshape(rows, groups)
+            if zero_point.amin() < spec.qmin or zero_point.amax() > spec.qmax:
+                raise ValueError(
+                    f"weight_zero_point must lie in {spec.qmin} … {spec.qmax}, found other values"
+                )
     return codes, scale.reshape(rows, groups), zero_point
 
 

@@ -21,7 +21,7 @@ from tritonq.nn.qat_linear import QATLinear
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
 from tritonq.observers import ObserverBase, observed_weight_qparams
 from tritonq.patterns import Place, places
-from tritonq.prepare import OBSERVER, OUTPUT, PREPARED, Plan, check_inplace, detach
+from tritonq.prepare import OBSERVER, OUTPUT, PREPARED, Model, Plan, check_inplace, detach
 from tritonq.progress import track
 from tritonq.selection import PLAN
 
@@ -47,7 +47,7 @@ class Conversion:
     qparams: tuple[Tensor, Tensor] | None
 
 
-def convert(model: nn.Module, *, unobserved: str = "error", inplace: bool = False) -> nn.Module:
+def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -> Model:
     """Replace every prepared layer by its quantized counterpart.
 
     Args:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -30,6 +30,8 @@ from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root
 OBSERVER = "activation_post_process"
 PREPARED = "prepared_layers"  # on the root: the names of what was prepared
 INPUT, OUTPUT = "input", "output"
+#: A model comes back as the class it went in as.
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,13 @@ class Plan:
 
 
 def prepare(
-    model: nn.Module,
+    model: Model,
     config: Any = None,
     *,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
     inplace: bool = False,
-) -> nn.Module:
+) -> Model:
     """Mark the layers to quantize and attach observers to those that need calibration.
 
     Run data through what is returned, then `convert` it.
@@ -84,12 +86,12 @@ def prepare(
 
 
 def start(
-    caller: str, model: nn.Module, config: Any, ignore: Iterable[Pattern], inplace: bool
-) -> tuple[nn.Module, Iterable[Pattern]]:
+    caller: str, model: Model, config: Any, ignore: Iterable[Pattern], inplace: bool
+) -> tuple[Model, Iterable[Pattern]]:
     """The model to prepare (a copy unless `inplace`) and what to ignore in it; `caller` is named in messages."""
     check_root(model)
     if config is None:
-        if not any("qconfig" in vars(module) for module in model.modules()):
+        if not any(hasattr(module, "qconfig") for module in model.modules()):
             raise ValueError(f"{caller} needs a config, or a model with qconfig attributes, found neither")
         ignore = () if ignore is DEFAULT_IGNORE else ignore
     return model if inplace else copy.deepcopy(model), ignore
@@ -97,7 +99,7 @@ def start(
 
 def own_qconfig(module: nn.Module, name: str) -> Any:
     """What a module's `qconfig` attribute says, NotImplemented where it has none and inherits."""
-    return vars(module).get("qconfig", NotImplemented)
+    return getattr(module, "qconfig", NotImplemented)
 
 
 def remember(model: nn.Module, selected: list[Selected]) -> None:

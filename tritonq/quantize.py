@@ -14,19 +14,19 @@ from tritonq.calibration import calibrate, check_calibration
 from tritonq.config import W8A8, QuantConfig
 from tritonq.convert import conversions, replace_all
 from tritonq.patterns import Pattern
-from tritonq.prepare import attach, check_inplace, detach
+from tritonq.prepare import Model, attach, check_inplace, detach
 from tritonq.qconfig import resolve_config
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 
 
 def quantize_(
-    model: nn.Module,
+    model: Model,
     config: Any,
     *,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
     calibration: Iterable[Any] | None = None,
-) -> nn.Module:
+) -> Model:
     """Quantize a model's Linear layers in place.
 
     Args:
@@ -60,14 +60,14 @@ def quantize_(
 
 
 def quantize_dynamic(
-    model: nn.Module,
+    model: Model,
     qconfig_spec: Any = None,
     dtype: torch.dtype = torch.qint8,
     *,
     inplace: bool = False,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
-) -> nn.Module:
+) -> Model:
     """Quantize weights to int8, and activations on the fly, per token.
 
     Args:
@@ -94,19 +94,22 @@ def quantize_dynamic(
         model = copy.deepcopy(model)
     if spec is None:
         return quantize_(model, W8A8(), ignore=ignore, filter_fn=filter_fn)
-    used: set[Any] = set()
+    prefixes: dict[Any, list[str]] = {key: [] for key in spec}  # of the names that an entry goes for
 
     def config_of(module: nn.Module, name: str) -> Any:
         for key in (name, type(module)):
             if key in spec:
-                used.add(key)
+                prefixes[key].append(f"{name}." if name else "")
                 return spec[key]
         return NotImplemented
 
     selected = select_inherited(model, config_of, () if ignore is DEFAULT_IGNORE else ignore, filter_fn)
-    for key in spec:
-        if key not in used:
-            warnings.warn(f"qconfig_spec: {key!r} matches no module", UserWarning, stacklevel=2)
+    for key, found in prefixes.items():
+        taken = spec[key] is None or any(
+            f"{layer.place.name}.".startswith(tuple(found)) for layer in selected
+        )
+        if not (found and taken):
+            warnings.warn(f"qconfig_spec: {key!r} matches no Linear layer", UserWarning, stacklevel=2)
     _quantize(model, selected, None)
     return model
 

@@ -71,11 +71,10 @@ def int_matmul(x: Tensor, w: Tensor) -> Tensor:
     """Exact product of int8 codes: [M, K] · [N, K]ᵀ → int32 [M, N]."""
     if x.device.type == "cpu" and x.numel() and w.numel() and _int_mm_is_exact_and_fast():
         return torch._int_mm(x, w.t())
-    total = torch.zeros(x.shape[0], w.shape[0], dtype=torch.int32, device=x.device)
-    for start in range(0, x.shape[1], _EXACT_COLUMNS):
-        columns = slice(start, start + _EXACT_COLUMNS)
-        total += (x[:, columns].float() @ w[:, columns].float().t()).to(torch.int32)  # [M, K'] @ [K', N]
-    return total
+    # [M, K'] @ [K', N] for K' columns at a time
+    chunks = zip(x.split(_EXACT_COLUMNS, dim=1), w.split(_EXACT_COLUMNS, dim=1), strict=True)
+    products = ((x_chunk.float() @ w_chunk.float().t()).to(torch.int32) for x_chunk, w_chunk in chunks)
+    return functools.reduce(torch.Tensor.add_, products)
 
 
 def int8_accumulate(x: Tensor, x_zero: Tensor | None, w: Tensor, w_zero: Tensor | None) -> Tensor:

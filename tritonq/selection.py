@@ -138,6 +138,11 @@ def _select(
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be a function of (module, name) or None, found {filter_fn!r}")
     everything = places(model)
+    for place in everything:
+        if hasattr(place.module, PLAN):
+            raise ValueError(
+                f"the model is prepared already ({place.name}, …): convert it, or start from the float one"
+            )
     layers = [place for place in everything if is_plain_linear(place.module)]
     stubs = [place for place in everything if is_quant_stub(place.module)]
     quantized = [place for place in everything if isinstance(place.module, QuantizedLinear)]
@@ -150,8 +155,7 @@ def _select(
         if filter_fn is None or filter_fn(place.module, place.name)
     ]
     selected = [Selected(place, config) for place, config in chosen if config is not None]
-    prepared = [place for place in everything if hasattr(place.module, PLAN)]
-    _check_selected(selected, layers, quantized, prepared)
+    _check_selected(selected, layers, quantized)
     selected_stubs = _select_stubs(choose, kept_stubs, selected)
 
     if ignored != DEFAULT_IGNORE:
@@ -185,24 +189,13 @@ def _select_stubs(
     return found
 
 
-def _check_selected(
-    selected: list[Selected], layers: list[Place], quantized: list[Place], prepared: list[Place]
-) -> None:
-    for layer in selected:
-        if hasattr(layer.place.module, PLAN):
-            raise ValueError(
-                f"{layer.place.name} is prepared already: convert the model, or start from the float one"
-            )
+def _check_selected(selected: list[Selected], layers: list[Place], quantized: list[Place]) -> None:
     if selected:
         return
     if layers:
         raise ValueError(
             f"nothing to quantize: config, ignore and filter_fn leave none of the {len(layers)} Linear layers "
             f"({layers[0].name}, …)"
-        )
-    if prepared:
-        raise ValueError(
-            f"{prepared[0].name} is prepared already: convert the model, or start from the float one"
         )
     if quantized:
         raise ValueError(

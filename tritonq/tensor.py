@@ -43,7 +43,8 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The values as a tensor of `dtype`: (data - zero_point) · scale in float32, rounded once."""
-        return dequantize(self.data, self.scale, self.zero_point, self._dtype)
+        values = dequantize(self.data, self.scale, self.zero_point, self._dtype)
+        return values.reshape(self.data.shape)  # the scale's [1] would give a scalar a dimension
 
     def int_repr(self) -> Tensor:
         """The int8 codes (torch's word)."""

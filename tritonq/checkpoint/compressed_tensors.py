@@ -17,15 +17,19 @@ Source: compressed_tensors 0.20, quantization/quant_args.py, quant_scheme.py, qu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tritonq import canonical
 from tritonq.config import QuantConfig, QuantSpec
 
 METHOD = "compressed-tensors"
+PATTERN = "re:"
+#: What targets may call a layer that is an nn.Linear in the float model.
+LINEAR_CLASSES = ("Linear", "Module")
 PACKED, UNPACKED, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 #: Formats that are read, and whether codes are packed into int32 words; "naive-quantized" is an older name.
 FORMATS = {PACKED: True, UNPACKED: False, "naive-quantized": False}
@@ -65,27 +69,40 @@ class Scheme:
     groups: tuple[Group, ...]
     ignore: tuple[str, ...]
 
-    def group_of(self, names: Iterable[str], classes: Collection[str]) -> Group | None:
+    def group_of(self, names: Collection[str], classes: Collection[str]) -> Group | None:
         """The group of a module, or None: names come before patterns, and patterns before classes.
 
         Args:
             names: all names that the module has in its model.
             classes: the names of its class and of those it derives from.
         """
-        names = list(names)
-        if any(_matches(pattern, names, classes) for pattern in self.ignore):
+        if any(word in self._ignored for word in (*names, *classes)) or _fitting(
+            self._ignored_patterns, names
+        ):
             return None
-        groups = {target: group for group in self.groups for target in group.targets}
-        by_kind: tuple[Callable[[str], bool], ...] = (
-            lambda target: target in names,
-            lambda target: target.startswith("re:") and _matches(target, names, ()),
-            lambda target: target in classes,
+        for target in names:
+            if target in self._targets:
+                return self._targets[target]
+        fitting = _fitting(self._patterns, names) or next(
+            (word for word in sorted(classes) if word in self._targets), None
         )
-        for fits in by_kind:
-            found = next((target for target in sorted(groups) if fits(target)), None)
-            if found is not None:
-                return groups[found]
-        return None
+        return None if fitting is None else self._targets[fitting]
+
+    @functools.cached_property
+    def _targets(self) -> dict[str, Group]:
+        return {target: group for group in self.groups for target in group.targets}
+
+    @functools.cached_property
+    def _patterns(self) -> list[str]:
+        return sorted(target for target in self._targets if target.startswith(PATTERN))
+
+    @functools.cached_property
+    def _ignored(self) -> frozenset[str]:
+        return frozenset(self.ignore)
+
+    @functools.cached_property
+    def _ignored_patterns(self) -> list[str]:
+        return [target for target in self.ignore if target.startswith(PATTERN)]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -241,19 +258,21 @@ def _read_targets(targets: Any, where: str) -> tuple[str, ...]:
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise ValueError(f"{where} must be a list of names, found {_shown(targets)}")
     for target in targets:
-        if target.startswith("re:"):
+        if target.startswith(PATTERN):
             try:
-                re.compile(target[3:])
+                re.compile(target[len(PATTERN) :])
             except (re.error, RecursionError, OverflowError) as error:
                 message = f"{where}: must be a valid expression after 're:', found {_shown(target)}: {error}"
                 raise ValueError(message) from None
     return tuple(targets)
 
 
-def _matches(pattern: str, names: Iterable[str], classes: Collection[str]) -> bool:
-    if pattern.startswith("re:"):
-        return any(re.match(pattern[3:], name) for name in names)
-    return pattern in names or pattern in classes
+def _fitting(patterns: list[str], names: Collection[str]) -> str | None:
+    """The first pattern that fits one of the names from its start, as compressed-tensors matches."""
+    for pattern in patterns:
+        if any(re.match(pattern[len(PATTERN) :], name) for name in names):
+            return pattern
+    return None
 
 
 def _check_format(form: Any, where: str) -> None:

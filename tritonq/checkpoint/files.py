@@ -74,7 +74,10 @@ class TensorFiles:
 
     def get(self, name: str) -> Tensor:
         """The tensor, on the CPU; its memory may be the file's map, so that only a copy outlives it."""
-        tensor: Tensor = self._opened[self.file_of[name]].get_tensor(name)
+        try:
+            tensor: Tensor = self._opened[self.file_of[name]].get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.file_of[name]}: {name} cannot be read: {error}") from None
         return tensor
 
     def describe(self, name: str) -> str:

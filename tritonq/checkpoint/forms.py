@@ -57,11 +57,13 @@ def to_canonical(
     if canonical.is_packed(config):
         if not packed:
             _pack_weight(result, spec.bits, (out_features, in_features))
-        if not spec.symmetric and result["weight_zero_point"].dtype == torch.int8:
-            _pack_zero_point(result, spec.bits, zero_shape)
     elif packed:
         _unpack_weight(result, spec.bits, (out_features, in_features))
-        if not spec.symmetric and result["weight_zero_point"].dtype == torch.int32:
+    if not spec.symmetric:
+        stored = result["weight_zero_point"].dtype
+        if canonical.zero_points_are_packed(config) and stored == torch.int8:
+            _pack_zero_point(result, spec.bits, zero_shape)
+        elif not canonical.zero_points_are_packed(config) and stored == torch.int32:
             _unpack_zero_point(result, spec.bits, zero_shape)
             if spec.granularity == "tensor":
                 result["weight_zero_point"] = result["weight_zero_point"].reshape(1)
@@ -86,9 +88,8 @@ def _unpack_weight(state: dict[str, Tensor], bits: int, shape: tuple[int, int]) 
 
 
 def _pack_zero_point(state: dict[str, Tensor], bits: int, shape: tuple[int, int]) -> None:
-    """[N, G] or, per tensor, [1] → words along N."""
-    stored = (1,) if state["weight_zero_point"].dim() == 1 and shape == (1, 1) else shape
-    zero_point = canonical.expect(state, "weight_zero_point", stored, (torch.int8,)).reshape(shape)
+    """[N, G] → words along N."""
+    zero_point = canonical.expect(state, "weight_zero_point", shape, (torch.int8,))
     _check_range(zero_point, "weight_zero_point", bits)
     state["weight_zero_point"] = packing.pack_int32(zero_point.t(), bits).t().contiguous()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tritonq.checkpoint import files
-from tritonq.checkpoint.compressed_tensors import Group, Scheme
+from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.reader import read_config
 
@@ -133,7 +133,7 @@ def _quantized_layers(path: Path, scheme: Scheme, tensors: TensorFiles) -> dict[
         layer, _, local = name.rpartition(".")
         if local != "weight_scale":
             continue
-        group = scheme.group_of([layer], ["Linear"])
+        group = scheme.group_of([layer], LINEAR_CLASSES)
         if group is None:
             raise ValueError(
                 f"{path}: {name} must belong to a config group, found none that targets {layer!r}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.checkpoint import forms
-from tritonq.checkpoint.compressed_tensors import Group, Scheme
+from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
 from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.nn.linear import QuantizedLinear
@@ -139,9 +139,8 @@ def _plan_layer(place: Place, scheme: Scheme, finder: _Finder) -> LayerPlan | No
     module = place.module
     if not isinstance(module, QuantizedLinear) and not is_plain_linear(module):
         return None
-    classes = (
-        ["Linear"] if isinstance(module, QuantizedLinear) else [cls.__name__ for cls in type(module).__mro__]
-    )
+    is_float = not isinstance(module, QuantizedLinear)
+    classes = [cls.__name__ for cls in type(module).__mro__] if is_float else LINEAR_CLASSES
     group = scheme.group_of(place.names, classes)
     if group is None:
         return None

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tritonq import canonical
 from tritonq.checkpoint import compressed_tensors, files
 from tritonq.checkpoint.extras import KEY, Extras
 from tritonq.checkpoint.publish import staged
@@ -209,10 +208,13 @@ def _part(index: int) -> str:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
+    path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
@@ -238,20 +240,15 @@ def _host_config(model: nn.Module) -> dict[str, Any]:
 
 def _warn_of_refused(layers: dict[str, QuantizedLinear]) -> None:
     """Say which layers other readers of the format do not take."""
-    short, zeros = [], []
+    short = []
     for name, layer in layers.items():
         spec = layer.config.weight
         if spec.granularity == "group" and layer.in_features % layer.group_size:
             short.append(f"{name} (K = {layer.in_features}, group {layer.group_size})")
-        if canonical.is_packed(layer.config) and spec.granularity == "tensor" and not spec.symmetric:
-            zeros.append(name)
-    for refused, reason in (
-        (short, "their last group is shorter; a group_size that divides K avoids it"),
-        (zeros, "their one zero point is packed; granularity 'channel' avoids it"),
-    ):
-        if refused:
-            warnings.warn(
-                f"other compressed-tensors readers refuse {', '.join(refused)}: {reason}",
-                UserWarning,
-                stacklevel=3,
-            )
+    if short:
+        warnings.warn(
+            f"other compressed-tensors readers refuse {', '.join(short)}: their last group is shorter; a group_size "
+            "that divides K avoids it",
+            UserWarning,
+            stacklevel=3,
+        )

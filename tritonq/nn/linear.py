@@ -28,6 +28,7 @@ from tritonq.tensor import QuantizedTensor
 _INT32_MAX = 2**31 - 1
 #: Largest |code - zero point|: of affine and of symmetric int8 (files hold -128 too).
 _AFFINE_RANGE, _SYMMETRIC_RANGE = 255, 128
+_SQNR_ROWS = 256
 
 
 class QuantizedLinear(FixedDtypeModule):
@@ -406,6 +407,8 @@ def largest_in_features(config: QuantConfig) -> int:
 
 def _sqnr(weight: Tensor, dequantized: Tensor) -> float:
     """10 · log10(Σ w² / Σ (w - ŵ)²) in dB; inf where nothing was lost."""
-    signal = weight.double().square().sum()
-    noise = (weight.double() - dequantized.double()).square().sum()
+    signal = noise = torch.zeros((), dtype=torch.float64, device=weight.device)
+    for exact, rounded in zip(weight.split(_SQNR_ROWS), dequantized.split(_SQNR_ROWS), strict=True):
+        signal = signal + exact.double().square().sum()
+        noise = noise + (exact.double() - rounded.double()).square().sum()
     return float(10 * torch.log10(signal / noise)) if noise > 0 else float("inf")

@@ -67,17 +67,19 @@ def backend(device: torch.device | str) -> str:
     device = torch.device(device)
     if device.type != "cuda":
         return "reference"
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return "triton" if _kernels_run_on(index) else "reference"
+    index: int | None = device.index
+    return (
+        "triton" if _kernels_run_on(torch.cuda.current_device() if index is None else index) else "reference"
+    )
 
 
 @functools.cache
 def _kernels_run_on(gpu: int) -> bool:
     """Whether Triton is installed and compiles int8 products for this GPU; where not, that is said once."""
-    obstacle = None
+    obstacle: str | None = None
     if importlib.util.find_spec("triton") is None:
         obstacle = "Triton is not installed"
-    elif not torch.version.hip and torch.cuda.get_device_capability(gpu) < OLDEST_CUDA_CAPABILITY:
+    elif torch.version.cuda and torch.cuda.get_device_capability(gpu) < OLDEST_CUDA_CAPABILITY:
         major, minor = OLDEST_CUDA_CAPABILITY
         obstacle = f"its compute capability is below {major}.{minor}"
     if obstacle is not None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import Pattern, Place, check_pattern, matches, places
+from tritonq.prepare import Model
 
 _ADVICE = "gradients pass weight-only layers (w8a16, w4a16) alone"
 
@@ -100,13 +101,13 @@ class LoRALinear(nn.Module):
 
 
 def add_lora_(
-    model: nn.Module,
+    model: Model,
     rank: int = 8,
     alpha: float = 16.0,
     targets: Iterable[Pattern] | None = None,
     *,
     dropout: float = 0.0,
-) -> nn.Module:
+) -> Model:
     """Freeze a quantized model and put adapters on its weight-only layers, in place.
 
     Args:
@@ -148,7 +149,7 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for adapter in adapters for parameter in (adapter.lora_A, adapter.lora_B)]
 
 
-def merge_lora_(model: nn.Module, requantize: bool = False) -> nn.Module:
+def merge_lora_(model: Model, requantize: bool = False) -> Model:
     """Replace every LoRALinear by one layer that computes the same, in place; see `LoRALinear.merged`.
 
     Raises:

@@ -17,6 +17,7 @@ from tritonq.nn.qat_linear import QATLinear, activation_fake_quantize
 from tritonq.patterns import Pattern
 from tritonq.prepare import (
     OBSERVER,
+    Model,
     Plan,
     check_inplace,
     check_layers,
@@ -30,7 +31,7 @@ from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root
 
 
 def prepare_qat(
-    model: nn.Module,
+    model: Model,
     config: Any = None,
     *,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
@@ -38,7 +39,7 @@ def prepare_qat(
     inplace: bool = False,
     learnable_scale: bool = False,
     learnable_zero_point: bool = False,
-) -> nn.Module:
+) -> Model:
     """Replace the layers to quantize by layers that round as the quantized ones will; train, then `convert`.
 
     Args:

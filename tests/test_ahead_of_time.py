@@ -1,0 +1,155 @@
+"""What the compiler makes of the kernels for GPUs that are not here: resources, and the instructions that are meant.
+
+Each of the five targets compiles another fifth of the cases. With TRITONQ_COMPILE_ALL=1 every target compiles all of
+them, which takes five minutes on one core.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILE_ALL = os.environ.get("TRITONQ_COMPILE_ALL") == "1"
+SIZES = ("decode", "small", "middle", "large")
+FAMILIES = (
+    "w8a8",
+    "w8a8-affine-requantize",
+    "w4a16-g128-bfloat16",
+    "w4a16-g128-float16",
+    "w4a16-g128-float32",
+    "w4a16-g64-affine-bfloat16",
+    "w4a16-g32-bfloat16",
+    "w4a16-channel-bfloat16",
+    "w8a16-bfloat16",
+    "w8a16-g128-affine-bfloat16",
+    "w4a8-g128",
+    "w4a8-channel",
+)
+QUANTIZERS = ["quantize_per_tensor"] + [
+    f"quantize_per_token-{columns}-{kind}" for columns in (4096, 20000) for kind in ("symmetric", "affine")
+]
+CASES = QUANTIZERS + [f"{family}-{size}" for size in SIZES for family in FAMILIES]
+
+#: target → bytes of shared memory (CUDA: the most a block may ask for; AMD: the local data share).
+TARGETS = {
+    "sm_80": 163 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "gfx942": 64 * 1024,
+}
+MOST_REGISTERS = 255
+REGISTER_FILE = 65_536  # of a multiprocessor of NVIDIA, 32 bits each
+
+INT8, HALF = r"s8\.s8", r"(f16\.f16|bf16\.bf16)"
+#: target → (int8 products, 16-bit products): the instruction that must appear, and no other beside it.
+INSTRUCTIONS = {
+    "sm_80": (rf"mma\.sync.*{INT8}", rf"mma\.sync.*{HALF}"),
+    "sm_89": (rf"mma\.sync.*{INT8}", rf"mma\.sync.*{HALF}"),
+    "sm_90": (rf"wgmma\.mma_async.*{INT8}", rf"wgmma\.mma_async.*{HALF}"),
+    # The tensor-memory instruction for int8 comes with Triton 3.8.
+    "sm_100": (rf"mma\.sync.*{INT8}|tcgen05\.mma.*kind::i8", r"tcgen05\.mma.*kind::f16"),
+    "gfx942": (r"v_mfma_i32_.*_i8", r"v_mfma_f32_.*_b?f16"),
+}
+
+
+def compiled_for(target: str, names: list[str]) -> list[dict[str, Any]]:
+    """One record per launch. Nothing compiles in a process that has TRITON_INTERPRET set, so another one does it."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ahead_of_time", target, *names]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{target}: {run.stderr[-3000:]}"
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def problems_of(record: dict[str, Any], target: str) -> list[str]:
+    """What is wrong with one compiled kernel, in words."""
+    case, problems = record["case"], []
+    nvidia = target.startswith("sm_")
+    if record["stack"] != 0:
+        problems.append(f"{record['stack']} bytes of stack")
+    if record["registers"] is None or not 0 < record["registers"] <= MOST_REGISTERS:
+        problems.append(f"{record['registers']} registers")
+    elif nvidia and record["registers"] * record["options"]["num_warps"] * 32 > REGISTER_FILE:
+        problems.append(f"{record['registers']} registers in {record['options']['num_warps']} warps")
+    if record["shared"] > TARGETS[target]:
+        problems.append(f"{record['shared']} bytes of shared memory, {TARGETS[target]} allowed")
+    wanted = wanted_instruction(case, target)
+    found = record["instructions"]
+    if wanted is None:
+        if found:
+            problems.append(f"{found}, no matrix instruction wanted")
+    elif not found or not all(re.match(wanted, instruction) for instruction in found):
+        problems.append(f"{found or 'no matrix instruction'}, wanted {wanted}")
+    if nvidia and case not in QUANTIZERS and not record["asynchronous_copies"]:
+        problems.append("no 16-byte asynchronous copy")
+    return problems
+
+
+def wanted_instruction(case: str, target: str) -> str | None:
+    """A pattern for every matrix instruction of a case; None where there must be none."""
+    if case in QUANTIZERS:
+        return None
+    if "float32" in case:  # IEEE float32: no tensor core of NVIDIA has it, and tf32 is not it
+        return r"v_mfma_f32_\d+x\d+x\d+_?f32" if target == "gfx942" else None
+    integers, halves = INSTRUCTIONS[target]
+    kind = integers if "a8" in case else halves
+    narrow = case.endswith("decode") and not case.startswith("w8a8")
+    if narrow and target in ("sm_90", "sm_100"):
+        # 8 columns: before Triton 3.8 only mma.sync has that shape.
+        return rf"{kind}|mma\.sync.*{INT8 if 'a8' in case else HALF}"
+    return kind
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_compile_well(target: str) -> None:
+    place = list(TARGETS).index(target)
+    names = CASES if COMPILE_ALL else CASES[place :: len(TARGETS)]
+    records = compiled_for(target, names)
+    assert {record["case"] for record in records} == set(names)
+    problems = [
+        f"{record['case']}: {problem}" for record in records for problem in problems_of(record, target)
+    ]
+    assert not problems, f"{target}:\n" + "\n".join(problems)
+
+
+def test_every_case_is_compiled_for_some_target() -> None:
+    assert {name for place in range(len(TARGETS)) for name in CASES[place :: len(TARGETS)]} == set(CASES)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"stack": 8}, "stack"),
+        ({"registers": 256}, "registers"),
+        ({"registers": 200, "options": {"num_warps": 16}}, "16 warps"),
+        ({"shared": 300_000}, "shared"),
+        ({"instructions": []}, "no matrix instruction"),
+        ({"instructions": ["mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"]}, "wgmma"),
+        ({"instructions": ["wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16"]}, "wgmma"),
+        ({"asynchronous_copies": False}, "asynchronous"),
+    ],
+)
+def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
+    good = {
+        "case": "w8a8-small",
+        "registers": 64,
+        "stack": 0,
+        "shared": 81_920,
+        "options": {"num_warps": 4},
+        "instructions": ["wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8"],
+        "asynchronous_copies": True,
+    }
+    assert problems_of(good, "sm_90") == []
+    assert problem in " ".join(problems_of(good | change, "sm_90"))
