@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import ops, qparams, reference
+from tritonq import ops, qparams
 from tritonq.config import QuantSpec
 from tritonq.nn.grid import Grid, in_backward, straight_through
 from tritonq.observers import (
@@ -179,12 +179,12 @@ class FakeQuantize(Grid):
         spec, columns = self.spec, x.shape[-1]
         with torch.no_grad():
             if spec.dynamic:
-                codes = reference.quantize_per_token(x.reshape(-1, columns), spec.symmetric)[0]
+                codes = ops.quantize_per_token(x.reshape(-1, columns), spec.symmetric)[0]
                 return codes.reshape(x.shape)
             if self.for_weight:
                 return qparams.quantize_weight(x, spec, self.weight_qparams(x))[0]
             scale, zero = self.calculate_qparams()
-            return reference.quantize_per_tensor(x, scale, zero, spec.symmetric)
+            return ops.quantize_per_tensor(x, scale, zero, spec.symmetric)
 
     def weight_qparams(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scale, of the weight's dtype, and zero point int8 or None: what `forward` uses, shaped as in `qparams`."""
@@ -280,7 +280,8 @@ class FakeQuantize(Grid):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self.observer_enabled, self.fake_quant_enabled = map(bool, self.switches.tolist())
+        if not self.switches.is_meta:
+            self.observer_enabled, self.fake_quant_enabled = map(bool, self.switches.tolist())
         self._has_data = False
 
     def extra_repr(self) -> str:
