@@ -1,5 +1,7 @@
 """Quantizing activations: per token with the scale found in the same launch, and per tensor with a given scale.
 
+Per token the same kernel writes codes, for integer products, or the values that they stand for, for training.
+
 One program quantizes one row. Rows that fit a block are read once and stay in registers; longer ones are read twice,
 the second time from cache. A row's finiteness rides on the integer maximum of its float bits, which, unlike a
 floating-point maximum, cannot lose a NaN.
@@ -22,12 +24,13 @@ _ELEMENTS_PER_PROGRAM = 4096
 @triton.jit
 def quantize_per_token_kernel(
     x_ptr,  # float [M, K], row stride stride_x
-    codes_ptr,  # int8 [M, K]
-    scale_ptr,  # float32 [M]
-    zero_ptr,  # int8 [M]
+    out_ptr,  # int8 codes [M, K]; or x's dtype [M, K] where FAKE
+    scale_ptr,  # float32 [M]; None where FAKE
+    zero_ptr,  # int8 [M]; None where FAKE
     K,
     stride_x,
     SYMMETRIC: tl.constexpr,
+    FAKE: tl.constexpr,  # write (code - zero point) · scale instead
     ONE_BLOCK: tl.constexpr,  # K ≤ BLOCK
     BLOCK: tl.constexpr,
 ):
@@ -35,7 +38,7 @@ def quantize_per_token_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     x_row = x_ptr + row * stride_x
-    codes_row = codes_ptr + row * K
+    out_row = out_ptr + row * K
 
     x = tl.load(x_row + columns, mask=columns < K, other=0.0).to(tl.float32)
     bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0)
@@ -64,17 +67,23 @@ def quantize_per_token_kernel(
         zero = tl.minimum(tl.maximum(qmin - round_to_even(tl.math.div_rn(low, scale)), qmin), 127.0)
         zero = tl.where(finite, zero, 0.0)
     inverse = tl.math.div_rn(1.0, scale)
+    scale = tl.where(finite, scale, float("nan"))
 
     if ONE_BLOCK:
-        codes = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)
-        tl.store(codes_row + columns, codes, mask=columns < K)
+        out = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)
+        if FAKE:
+            out = (out.to(tl.float32) - zero) * scale
+        tl.store(out_row + columns, out.to(out_ptr.dtype.element_ty), mask=columns < K)
     else:
         for start in range(0, K, BLOCK):
             x = tl.load(x_row + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
-            codes = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)
-            tl.store(codes_row + start + columns, codes, mask=start + columns < K)
-    tl.store(scale_ptr + row, tl.where(finite, scale, float("nan")))
-    tl.store(zero_ptr + row, zero.to(tl.int8))
+            out = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)
+            if FAKE:
+                out = (out.to(tl.float32) - zero) * scale
+            tl.store(out_row + start + columns, out.to(out_ptr.dtype.element_ty), mask=start + columns < K)
+    if not FAKE:
+        tl.store(scale_ptr + row, scale)
+        tl.store(zero_ptr + row, zero.to(tl.int8))
 
 
 @triton.jit
@@ -99,29 +108,44 @@ def quantize_per_tensor_kernel(
 def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]; see the reference."""
     rows, columns = x.shape
-    if x.stride(-1) != 1:
-        x = x.contiguous()
     codes = torch.empty(rows, columns, dtype=torch.int8, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     zero_point = torch.empty(rows, 1, dtype=torch.int8, device=x.device)
+    _launch_per_token(x, codes, scale, zero_point, symmetric)
+    return codes, scale, zero_point
+
+
+def fake_quantize_per_token(x: Tensor, symmetric: bool) -> Tensor:
+    """x float [M, K] → what its codes per token stand for, in x's dtype; a row that is not finite becomes NaN."""
+    y = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
+    _launch_per_token(x, y, None, None, symmetric)
+    return y
+
+
+def _launch_per_token(
+    x: Tensor, out: Tensor, scale: Tensor | None, zero_point: Tensor | None, symmetric: bool
+) -> None:
+    rows, columns = x.shape
     if rows == 0:
-        return codes, scale, zero_point
+        return
+    if x.stride(-1) != 1:
+        x = x.contiguous()
     block = min(triton.next_power_of_2(columns), _LARGEST_ROW_BLOCK)
     with on_device_of(x):
         quantize_per_token_kernel[(rows,)](
             x,
-            codes,
+            out,
             scale,
             zero_point,
             columns,
             x.stride(0),
             SYMMETRIC=symmetric,
+            FAKE=scale is None,
             ONE_BLOCK=columns <= block,
             BLOCK=block,
             num_warps=max(1, min(16, block // 512)),
             enable_fp_fusion=False,
         )
-    return codes, scale, zero_point
 
 
 def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:

@@ -25,7 +25,22 @@ import torch
 
 ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
 FEATURES, COLUMNS = 4096, 4096
-KERNEL_MODULES = ("quantize", "int8_matmul", "weight_only_matmul", "int4_int8_matmul")
+KERNEL_MODULES = (
+    "quantize",
+    "fake_quantize",
+    "fake_quantize_gradients",
+    "int8_matmul",
+    "weight_only_matmul",
+    "weight_only_gradient",
+    "int4_int8_matmul",
+)
+#: name → (one row of scales for all rows, group size, learned zero point)
+FAKE_QUANTIZATIONS = {
+    "g128": (False, 128, False),
+    "g32-affine": (False, 32, True),
+    "channel": (False, COLUMNS, False),
+    "tensor-affine": (True, COLUMNS, True),
+}
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
 CASES: dict[str, Callable[[], object]] = {}
 
@@ -71,7 +86,13 @@ class Compiled:
 
 def _define_cases() -> None:
     from tritonq import config, layouts, qparams, reference
-    from tritonq.kernels import int4_int8_matmul, int8_matmul, quantize, weight_only_matmul
+    from tritonq.kernels import (
+        int4_int8_matmul,
+        int8_matmul,
+        quantize,
+        weight_only_gradient,
+        weight_only_matmul,
+    )
 
     def case(name: str) -> Callable[[Callable[[], object]], None]:
         return lambda function: CASES.__setitem__(name, function)
@@ -97,10 +118,21 @@ def _define_cases() -> None:
             def _(x: Any = x, symmetric: bool = symmetric) -> object:
                 return quantize.quantize_per_token(x, symmetric)
 
+            @case(f"fake_quantize_per_token-{columns}-{'symmetric' if symmetric else 'affine'}")
+            def _(x: Any = x, symmetric: bool = symmetric) -> object:
+                return quantize.fake_quantize_per_token(x, symmetric)
+
     @case("quantize_per_tensor")
     def _() -> object:
         x = torch.randn(4, COLUMNS, generator=generator).bfloat16()
         return quantize.quantize_per_tensor(x, torch.ones(1), torch.zeros(1, dtype=torch.int8), False)
+
+    for name, scales in FAKE_QUANTIZATIONS.items():
+        for dtype in (torch.bfloat16, torch.float32):
+
+            @case(f"fake_quantize-{name}-{str(dtype).removeprefix('torch.')}")
+            def _(scales: Any = scales, dtype: torch.dtype = dtype) -> object:
+                return _fake_quantize_both_ways(dtype, *scales)
 
     for size, rows in ROWS.items():
 
@@ -150,6 +182,21 @@ def _define_cases() -> None:
                         layout.slab_width,
                     )
 
+                @case(f"gradient-{scheme}-{str(dtype).removeprefix('torch.')}-{size}")
+                def _(rows: int = rows, made: Any = made, dtype: torch.dtype = dtype) -> object:
+                    packed, scale, zero, layout = operands(made)
+                    dy = torch.randn(rows, FEATURES, generator=generator).to(dtype)
+                    return weight_only_gradient.weight_only_gradient(
+                        dy,
+                        packed,
+                        scale,
+                        zero,
+                        COLUMNS,
+                        layout.group_size,
+                        layout.padded_group,
+                        layout.slab_width,
+                    )
+
         for scheme, made in {
             "w4a8-g128": config.W4A8(),
             "w4a8-channel": config.W4A8(group_size=None),
@@ -170,6 +217,21 @@ def _define_cases() -> None:
                     layout.slab_width,
                     torch.bfloat16,
                 )
+
+
+def _fake_quantize_both_ways(dtype: torch.dtype, rows_share: bool, group_size: int, affine: bool) -> object:
+    """Forward with a mask, both backward passes; of a weight of FEATURES rows, or an activation of as many."""
+    from tritonq import straight_through
+    from tritonq.kernels import fake_quantize, fake_quantize_gradients
+
+    x = torch.zeros(FEATURES, COLUMNS, dtype=dtype)
+    scale = torch.ones(1 if rows_share else FEATURES, COLUMNS // group_size)
+    grid = (scale, torch.zeros_like(scale) if affine else None, group_size, -8, 7)
+    tile_columns = straight_through.tile_columns(group_size)
+    _, mask = fake_quantize.fake_quantize(x, *grid, tile_columns, True)
+    assert mask is not None
+    fake_quantize.masked(x, mask, scale.shape[1], group_size, tile_columns)
+    return fake_quantize_gradients.gradients(x, x, *grid, tile_columns, 1.0, (True, True, affine))
 
 
 def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) -> list[Launch]:
@@ -223,6 +285,8 @@ def _compile(launch: Launch, gpu: Any) -> Compiled:
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = _pointer_type(value.dtype)
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32"
             if value % 16 == 0:
@@ -275,6 +339,7 @@ def _pointer_type(dtype: torch.dtype) -> str:
         torch.float16: "*fp16",
         torch.bfloat16: "*bf16",
         torch.int8: "*i8",
+        torch.uint8: "*u8",
         torch.int16: "*i16",
         torch.int32: "*i32",
     }

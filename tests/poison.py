@@ -5,7 +5,7 @@ middle of a larger allocation that is filled with
 
     NaN            floats
     0x7fffffff     int32: the largest int, and NaN where a workspace is viewed as float32
-    0x55           int8
+    0x55           int8, uint8
 
 so that an element left unwritten differs from what is expected, and a store beyond the edge hits a fence on either
 side, which `check` finds changed. What `zeros` returned are split-K counters: `check` wants them back at zero.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 FENCE_BYTES = 256
-INT_POISON = {torch.int8: 0x55, torch.int16: 0x5555, torch.int32: 0x7FFFFFFF}
+INT_POISON = {torch.int8: 0x55, torch.uint8: 0x55, torch.int16: 0x5555, torch.int32: 0x7FFFFFFF}
 
 
 class Poison:

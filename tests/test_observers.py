@@ -331,7 +331,9 @@ def test_torch_observers_become_ours():
     assert observer.averaging_constant == 0.2
     observer = as_observer_factory(quantization.MinMaxObserver.with_args(quant_min=0, quant_max=127))()
     assert (observer.qmin, observer.qmax) == (-128, -1)
-    for unknown in (quantization.NoopObserver, quantization.FakeQuantize):
+    observer = as_observer_factory(quantization.FakeQuantize.with_args(quant_min=0, quant_max=255))()
+    assert type(observer) is MovingAverageMinMaxObserver  # what a FakeQuantize holds is what it stands for
+    for unknown in (quantization.NoopObserver,):
         with pytest.raises(ValueError, match="has no counterpart"):
             as_observer_factory(unknown)
     with pytest.raises(ValueError, match=r"dtype must be torch\.qint8 or torch\.quint8, found torch\.qint32"):

@@ -100,6 +100,28 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (learned(x.clone()), g4.packed, g4.kernel_scale, g4.kernel_zero, learned(bias.clone()), 32),
         ),
         "weight only int8": (ops.weight_only_linear, (x.half(), g8.packed, g8.kernel_scale, None, None, 32)),
+        "weight only input gradient": (
+            ops.weight_only_input_gradient,
+            (
+                torch.randn(ROWS, FEATURES, device=device),
+                g4.packed,
+                g4.kernel_scale,
+                g4.kernel_zero,
+                COLUMNS,
+                32,
+            ),
+        ),
+        "weight only input gradient int8": (
+            ops.weight_only_input_gradient,
+            (
+                learned(torch.randn(ROWS, FEATURES, device=device)),
+                g8.packed,
+                g8.kernel_scale,
+                None,
+                COLUMNS,
+                32,
+            ),
+        ),
     }
 
 
@@ -188,6 +210,21 @@ def test_weight_only_gradients(scheme: str, dtype: torch.dtype, device: str) -> 
     tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     torch.testing.assert_close(x.grad, twin.grad, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(layer.bias.grad, bias.grad, rtol=tolerance, atol=15 * tolerance)
+
+
+@pytest.mark.parametrize("scheme", WEIGHT_ONLY)
+def test_the_input_gradient_is_differentiable_itself(scheme: str, device: str) -> None:
+    """A gradient penalty through a frozen quantized layer, in float32."""
+    layer = layer_of(scheme, device)
+    weight = layer.dequantize(torch.float32)
+    x = torch.randn(ROWS, COLUMNS, device=device, requires_grad=True)
+
+    def penalty(out: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    expected = penalty(nn.functional.linear(x, weight, layer.bias))
+    torch.testing.assert_close(penalty(layer(x)), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in WEIGHT_ONLY])

@@ -5,6 +5,7 @@
     tritonq.quantize_(model, "w4a16")                            # in place, one line
     q = tritonq.quantize_dynamic(model)                          # W8A8, activations on the fly
     p = tritonq.prepare(model, "w8a8_static"); p(data); q = tritonq.convert(p)
+    p = tritonq.prepare_qat(model, "w8a8"); train(p); q = tritonq.convert(p)
     tritonq.save(q, "directory"); q = tritonq.load("directory", model)
 
 The words of `torch.ao.quantization` (QuantStub, QConfig, observers, prepare, convert, …) are here at top level too, so
@@ -13,11 +14,11 @@ that its programs run with `import tritonq as quantization`.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from tritonq import nn, observers, ops
+from tritonq import nn, observers, ops, qat
 from tritonq.checkpoint import info, load, save
 from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.convert import convert
-from tritonq.nn import DeQuantStub, QuantizedLinear, QuantStub, QuantWrapper
+from tritonq.nn import DeQuantStub, FakeQuantize, QATLinear, QuantizedLinear, QuantStub, QuantWrapper
 from tritonq.observers import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -31,7 +32,21 @@ from tritonq.observers import (
 )
 from tritonq.ops import backend
 from tritonq.prepare import prepare
-from tritonq.qconfig import QConfig, default_dynamic_qconfig, default_qconfig, get_default_qconfig
+from tritonq.qat import (
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+    prepare_qat,
+)
+from tritonq.qconfig import (
+    QConfig,
+    default_dynamic_qconfig,
+    default_qat_qconfig,
+    default_qconfig,
+    get_default_qat_qconfig,
+    get_default_qconfig,
+)
 from tritonq.quantize import quantize_, quantize_dynamic
 from tritonq.summary import summary
 from tritonq.tensor import QuantizedTensor
@@ -47,11 +62,13 @@ __all__ = [
     "W8A8",
     "W8A16",
     "DeQuantStub",
+    "FakeQuantize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
+    "QATLinear",
     "QConfig",
     "QuantConfig",
     "QuantSpec",
@@ -66,8 +83,14 @@ __all__ = [
     "default_dynamic_quant_observer",
     "default_observer",
     "default_per_channel_weight_observer",
+    "default_qat_qconfig",
     "default_qconfig",
     "default_weight_observer",
+    "disable_fake_quant",
+    "disable_observer",
+    "enable_fake_quant",
+    "enable_observer",
+    "get_default_qat_qconfig",
     "get_default_qconfig",
     "info",
     "load",
@@ -75,6 +98,8 @@ __all__ = [
     "observers",
     "ops",
     "prepare",
+    "prepare_qat",
+    "qat",
     "quantize_",
     "quantize_dynamic",
     "save",

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tritonq.config import QuantConfig
+from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear, check_linear
+from tritonq.nn.qat_linear import QATLinear
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
 from tritonq.observers import ObserverBase, observed_weight_qparams
 from tritonq.patterns import Place, places
-from tritonq.prepare import OBSERVER, OUTPUT, Model, Plan, check_inplace, detach
+from tritonq.prepare import OBSERVER, OUTPUT, PREPARED, Model, Plan, check_inplace, detach
 from tritonq.progress import track
 from tritonq.selection import PLAN
 
@@ -68,7 +71,9 @@ def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     if not inplace:
         model = copy.deepcopy(model)
-    replace_all(model, conversions(model, unobserved, check_weights=True))
+    pending = conversions(model, unobserved, check_weights=True)
+    _warn_of_missing(model)
+    replace_all(model, pending)
     return model
 
 
@@ -89,15 +94,19 @@ def conversions(model: nn.Module, unobserved: str, check_weights: bool) -> list[
         qparams = None
         if plan.observes is not None:
             observer = getattr(place.module, OBSERVER)
-            assert isinstance(observer, ObserverBase)
+            assert isinstance(observer, (ObserverBase, FakeQuantize))
             if observer.has_data():
-                observer.name = place.name
+                if isinstance(observer, ObserverBase):
+                    observer.name = place.name
                 qparams = observer.calculate_qparams()
             else:
                 silent.append(place.name)
                 plan = Plan(dynamic_config(plan.config), None)
         if check_weights and isinstance(place.module, nn.Linear):
             check_linear(place.module, plan.config, place.name)
+        if isinstance(place.module, QATLinear):
+            place.module.weight_qparams()  # raises where the weight is not the one that was prepared
+            place.module.weight_fake_quant.report_clamped()
         found.append(Conversion(place, plan, qparams))
     if silent and unobserved == "error":
         raise ValueError(
@@ -105,6 +114,21 @@ def conversions(model: nn.Module, unobserved: str, check_weights: bool) -> list[
             "batches through the prepared model, or pass unobserved='dynamic'"
         )
     return found
+
+
+def _warn_of_missing(model: nn.Module) -> None:
+    """Say which prepared modules have since been taken out or replaced, and forget the list."""
+    for prefix, root in model.named_modules():
+        names = vars(root).pop(PREPARED, ())
+        modules = dict(root.named_modules(remove_duplicate=False))
+        missing = [name for name in names if not hasattr(modules.get(name), PLAN)]
+        if missing:
+            warnings.warn(
+                f"convert: {len(missing)} of {len(names)} modules prepared in {prefix or 'the model'} are no longer "
+                f"there or were replaced, and stay as they are: {', '.join(missing)}",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def dynamic_config(config: QuantConfig) -> QuantConfig:
@@ -132,10 +156,14 @@ def _replace(conversion: Conversion) -> None:
     module, config = place.module, plan.config
     detach(module)
     if isinstance(module, nn.Linear):
+        if isinstance(module, QATLinear):
+            weight_qparams: tuple[Tensor, Tensor | None] | None = module.weight_qparams()
+        else:
+            weight_qparams = observed_weight_qparams(module.weight, config.weight, place.name)
         layer = QuantizedLinear.from_float(
             module,
             config,
-            weight_qparams=observed_weight_qparams(module.weight, config.weight, place.name),
+            weight_qparams=weight_qparams,
             input_qparams=None if plan.observes == OUTPUT else qparams,
             output_qparams=qparams if plan.observes == OUTPUT else None,
             name=place.name,

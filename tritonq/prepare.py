@@ -28,6 +28,7 @@ from tritonq.patterns import Pattern
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 
 OBSERVER = "activation_post_process"
+PREPARED = "prepared_layers"  # on the root: the names of what was prepared
 INPUT, OUTPUT = "input", "output"
 #: A model comes back as the class it went in as.
 Model = TypeVar("Model", bound=nn.Module)
@@ -74,21 +75,51 @@ def prepare(
             then.
     """
     check_inplace(inplace)
-    check_root(model)
+    model, ignore = start("prepare", model, config, ignore, inplace)
     if config is None:
-        if not any(hasattr(module, "qconfig") for module in model.modules()):
-            raise ValueError("prepare needs a config, or a model with qconfig attributes, found neither")
-        ignore = () if ignore is DEFAULT_IGNORE else ignore
-    if not inplace:
-        model = copy.deepcopy(model)
-    if config is None:
-        selected = select_inherited(
-            model, lambda module, _: getattr(module, "qconfig", NotImplemented), ignore, filter_fn
-        )
+        selected = select_inherited(model, own_qconfig, ignore, filter_fn)
     else:
         selected = select(model, config, ignore, filter_fn)
     attach(selected)
+    remember(model, selected)
     return model
+
+
+def start(
+    caller: str, model: Model, config: Any, ignore: Iterable[Pattern], inplace: bool
+) -> tuple[Model, Iterable[Pattern]]:
+    """The model to prepare (a copy unless `inplace`) and what to ignore in it; `caller` is named in messages."""
+    check_root(model)
+    if config is None:
+        if not any(hasattr(module, "qconfig") for module in model.modules()):
+            raise ValueError(f"{caller} needs a config, or a model with qconfig attributes, found neither")
+        ignore = () if ignore is DEFAULT_IGNORE else ignore
+    return model if inplace else copy.deepcopy(model), ignore
+
+
+def own_qconfig(module: nn.Module, name: str) -> Any:
+    """What a module's `qconfig` attribute says, NotImplemented where it has none and inherits."""
+    return getattr(module, "qconfig", NotImplemented)
+
+
+def remember(model: nn.Module, selected: list[Selected]) -> None:
+    """Note on the root which modules were prepared, so that `convert` can say which are gone."""
+    setattr(model, PREPARED, tuple(layer.place.name for layer in selected))
+
+
+def observed_side(selected: list[Selected]) -> str:
+    """OUTPUT where QuantStubs take part, else INPUT."""
+    return OUTPUT if any(is_quant_stub(layer.place.module) for layer in selected) else INPUT
+
+
+def check_layers(selected: list[Selected]) -> None:
+    """Raise a TypeError or ValueError where a selected layer cannot be quantized as its config says."""
+    for layer in selected:
+        module, config, name = layer.place.module, layer.config, layer.place.name
+        if isinstance(module, nn.Linear):
+            check_linear(module, config, name)
+            if config.weight.observer is not None:
+                make_observer(config.weight, for_weight=True, name=name)
 
 
 def attach(selected: list[Selected]) -> None:
@@ -97,19 +128,14 @@ def attach(selected: list[Selected]) -> None:
     Raises:
         TypeError, ValueError: a layer cannot be quantized as its config says; nothing is attached then.
     """
-    has_stubs = any(is_quant_stub(layer.place.module) for layer in selected)
-    side = OUTPUT if has_stubs else INPUT
+    check_layers(selected)
+    side = observed_side(selected)
     observers: list[ObserverBase | None] = []
     for layer in selected:
-        module, config, name = layer.place.module, layer.config, layer.place.name
-        if isinstance(module, nn.Linear):
-            check_linear(module, config, name)
-            if config.weight.observer is not None:
-                make_observer(config.weight, for_weight=True, name=name)
-        observer = None
+        config, observer = layer.config, None
         if config.static:
             assert config.activation is not None
-            observer = make_observer(config.activation, for_weight=False, name=name)
+            observer = make_observer(config.activation, for_weight=False, name=layer.place.name)
         observers.append(observer)
     for layer, observer in zip(selected, observers, strict=True):
         module = layer.place.module
@@ -131,6 +157,7 @@ def detach(module: nn.Module) -> None:
     module._modules.pop(OBSERVER, None)
     for hooks, own in (
         (module._forward_hooks, observe_output),
+        (module._forward_hooks, fake_quantize_output),
         (module._forward_pre_hooks, observe_input),
     ):
         for key in [key for key, hook in hooks.items() if hook is own]:
@@ -141,6 +168,11 @@ def detach(module: nn.Module) -> None:
 def observe_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook of a stub or Linear whose output is calibrated."""
     module.get_submodule(OBSERVER)(output)
+
+
+def fake_quantize_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook of a stub in quantization-aware training: its output is rounded to the grid it will have."""
+    return module.get_submodule(OBSERVER)(output)
 
 
 def observe_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,10 +16,12 @@ from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from tritonq.config import QuantConfig, QuantSpec, as_config
 from tritonq.observers import (
+    MovingAverageMinMaxObserver,
     ObserverBase,
     PlaceholderObserver,
     as_observer_factory,
@@ -60,6 +62,11 @@ default_qconfig = QConfig(activation=default_observer, weight=default_per_channe
 default_dynamic_qconfig = QConfig(
     activation=default_dynamic_quant_observer, weight=default_per_channel_weight_observer
 )
+#: As default_qconfig, with activations' ranges averaged over batches.
+default_qat_qconfig = QConfig(
+    activation=MovingAverageMinMaxObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine),
+    weight=default_per_channel_weight_observer,
+)
 
 
 def get_default_qconfig(backend: str = "x86") -> QConfig:
@@ -67,6 +74,13 @@ def get_default_qconfig(backend: str = "x86") -> QConfig:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
     return default_qconfig
+
+
+def get_default_qat_qconfig(backend: str = "x86") -> QConfig:
+    """The QConfig for `prepare_qat`: a moving average, since ranges move while weights learn."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
+    return default_qat_qconfig
 
 
 def resolve_config(config: Any, where: str = "") -> QuantConfig:

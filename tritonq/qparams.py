@@ -161,7 +161,12 @@ def quantize_weight(
     return codes, scale, zero_point
 
 
+def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A positive scale rounded to the dtype that stores it, and no smaller than that dtype's floor."""
+    return scale.to(dtype).clamp(min=_SCALE_FLOOR[dtype])
+
+
 def _storable(scale: Tensor, is_zero: Tensor, dtype: torch.dtype) -> Tensor:
     """Round to the storage dtype, keep it a positive number, and make the scale of all-zero values 1."""
-    stored = scale.to(dtype).clamp(min=_SCALE_FLOOR[dtype])
+    stored = storable(scale, dtype)
     return torch.where(is_zero, torch.ones_like(stored), stored)

@@ -7,6 +7,7 @@ M rows of activations, N output features, K input features, G groups of K; codes
     int8_linear            int8 · int8ᵀ, exact in int32 → float
     int8_linear_requantize the same → int8 on the consumer's grid
     weight_only_linear     float · dequantized weightᵀ
+    weight_only_input_gradient  float · dequantized weight, for training through a frozen weight
     int4_int8_linear       int8 · int4ᵀ with scales per group → float
 """
 
@@ -180,6 +181,24 @@ def weight_only_linear(
     zero = None if w_zero is None else qparams.expand_groups(w_zero, columns, group_size)
     weight = qparams.dequantize(w, qparams.expand_groups(w_scale, columns, group_size), zero, torch.float32)
     return _add_bias(x.float() @ weight.t(), bias).to(x.dtype)
+
+
+def weight_only_input_gradient(
+    gradient: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor | None, group_size: int
+) -> Tensor:
+    """gradient · (w - w_zero) · w_scale, the weight rounded to the gradient's dtype.
+
+    Args:
+        gradient: float [M, N].
+        w, w_scale, w_zero, group_size: as `weight_only_linear`.
+
+    Returns:
+        [M, K] of gradient's dtype.
+    """
+    columns = w.shape[1]
+    zero = None if w_zero is None else qparams.expand_groups(w_zero, columns, group_size)
+    scale = qparams.expand_groups(w_scale, columns, group_size)
+    return gradient @ qparams.dequantize(w, scale, zero, gradient.dtype)
 
 
 def int4_int8_linear(

@@ -1,6 +1,17 @@
 """Modules: what replaces `nn.Linear`, and the stubs that mark where int8 begins and ends."""
 
+from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.qat_linear import QATLinear
 from tritonq.nn.stubs import DeQuantize, DeQuantStub, Quantize, QuantStub, QuantWrapper
 
-__all__ = ["DeQuantStub", "DeQuantize", "QuantStub", "QuantWrapper", "Quantize", "QuantizedLinear"]
+__all__ = [
+    "DeQuantStub",
+    "DeQuantize",
+    "FakeQuantize",
+    "QATLinear",
+    "QuantStub",
+    "QuantWrapper",
+    "Quantize",
+    "QuantizedLinear",
+]

@@ -164,6 +164,12 @@ class ObserverBase(FixedDtypeModule):
             )
         low, high = self.data_range()
         self.check_finite(low, high)
+        return self.range_qparams(low, high, dtype)
+
+    def range_qparams(
+        self, low: Tensor, high: Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """What `calculate_qparams` returns, for a range given as float32; nothing is checked, nothing waits."""
         low, high = low.reshape(-1).clamp(max=0.0), high.reshape(-1).clamp(min=0.0)
         levels = self.qmax - self.qmin
         if self.symmetric:

@@ -1,7 +1,8 @@
 """Observers of the smallest and largest value: of all data, or as a moving average over batches.
 
 `min_val` and `max_val` are float32 buffers: scalars per tensor, which start at +inf and -inf, and [channels]
-per channel, which start empty. They are updated without waiting for the device. NaN and Inf travel through
+per channel, which start empty. They are updated in place (data-parallel training holds on to a module's buffers) and
+without waiting for the device. NaN and Inf travel through
 minimum, maximum and average, so the buffers themselves remember bad data until `calculate_qparams` reports
 it.
 """
@@ -41,7 +42,7 @@ class MinMaxObserver(ObserverBase):
 
     def observe(self, x: Tensor) -> None:
         low, high = self.extremes(x)
-        if low.device.type == "cpu":
+        if low.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_finite(low, high)
         # Statistics live where the data is: a stub has no parameter that would say so beforehand.
         self.min_val, self.max_val = self.min_val.to(low.device), self.max_val.to(low.device)
@@ -54,8 +55,8 @@ class MinMaxObserver(ObserverBase):
 
     def merge(self, low: Tensor, high: Tensor) -> None:
         """Fold one batch's extremes into min_val and max_val."""
-        self.min_val = torch.minimum(self.min_val, low)
-        self.max_val = torch.maximum(self.max_val, high)
+        self.min_val.copy_(torch.minimum(self.min_val, low))
+        self.max_val.copy_(torch.maximum(self.max_val, high))
 
 
 class PerChannelMinMaxObserver(MinMaxObserver):
@@ -136,8 +137,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
     def merge(self, low: Tensor, high: Tensor) -> None:
         # Chosen on the device: asking whether this is the first batch would wait for it.
         first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
-        self.min_val = torch.where(first, low, averaged(self.min_val, low, self.averaging_constant))
-        self.max_val = torch.where(first, high, averaged(self.max_val, high, self.averaging_constant))
+        self.min_val.copy_(torch.where(first, low, averaged(self.min_val, low, self.averaging_constant)))
+        self.max_val.copy_(torch.where(first, high, averaged(self.max_val, high, self.averaging_constant)))
 
     def extra_repr(self) -> str:
         return f"averaging_constant={self.averaging_constant}, {super().extra_repr()}"
@@ -157,8 +158,8 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
 
     def merge(self, low: Tensor, high: Tensor) -> None:
         if self.has_data():
-            self.min_val = averaged(self.min_val, low, self.averaging_constant)
-            self.max_val = averaged(self.max_val, high, self.averaging_constant)
+            self.min_val.copy_(averaged(self.min_val, low, self.averaging_constant))
+            self.max_val.copy_(averaged(self.max_val, high, self.averaging_constant))
         else:
             self.min_val, self.max_val = low, high
 

@@ -160,7 +160,8 @@ def _by_name(observer: Any, per_channel: bool, where: str) -> Any:
 
 
 def _counterpart(observer: Any, where: str) -> ObserverFactory:
-    """torch.ao.quantization's observer → the factory of the same observer here."""
+    """torch.ao.quantization's observer, or FakeQuantize, which holds one → the factory of the same observer here."""
+    observer = getattr(observer, "activation_post_process", observer)
     kind = type(observer).__name__
     classes: dict[str, type[ObserverBase]] = {
         cls.__name__: cls for pair in OBSERVERS.values() for cls in pair

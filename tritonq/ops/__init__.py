@@ -1,18 +1,22 @@
 """The only door to the kernels: `torch.library` operators; Triton computes them on a GPU, the reference elsewhere."""
 
+from tritonq.ops.fake_quantize import fake_quantize, fake_quantize_per_token
 from tritonq.ops.int4 import int4_int8_linear
 from tritonq.ops.int8 import int8_linear, int8_linear_requantize
 from tritonq.ops.library import backend
 from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes
-from tritonq.ops.weight_only import weight_only_linear
+from tritonq.ops.weight_only import weight_only_input_gradient, weight_only_linear
 
 __all__ = [
     "backend",
+    "fake_quantize",
+    "fake_quantize_per_token",
     "int4_int8_linear",
     "int8_linear",
     "int8_linear_requantize",
     "quantize_per_tensor",
     "quantize_per_token",
     "scale_of_codes",
+    "weight_only_input_gradient",
     "weight_only_linear",
 ]

@@ -1,6 +1,7 @@
-"""The operator on float activations and int4 or int8 weights (W4A16, W8A16), with a gradient for its input.
+"""The operator on float activations and int4 or int8 weights (W4A16, W8A16), and the one that is its input's gradient.
 
-Weights come in the layout `int4_words` (int16) or `int8` (int8).
+Weights come in the layout `int4_words` (int16) or `int8` (int8). The two operators are each other's gradient: one
+multiplies by the transposed weight, the other by the weight, and neither needs it in float on a GPU.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import layouts, qparams, reference
+from tritonq import layouts, reference
 from tritonq.ops.library import operator, uses_kernels
 
 
@@ -45,15 +46,71 @@ def _backward(ctx: Any, gradient: Tensor) -> Any:
     weight, weight_scale, weight_zero = ctx.saved_tensors
     x_gradient = bias_gradient = None
     if ctx.needs_input_grad[0]:
-        codes = _unpack(weight, ctx.columns, ctx.group_size)
-        scale = qparams.expand_groups(weight_scale.t(), ctx.columns, ctx.group_size)
-        zero = None
-        if weight_zero is not None:
-            zero = qparams.expand_groups(weight_zero.t(), ctx.columns, ctx.group_size)
-        x_gradient = gradient @ qparams.dequantize(codes, scale, zero, gradient.dtype)  # [M, N] @ [N, K]
+        x_gradient = weight_only_input_gradient(
+            gradient, weight, weight_scale, weight_zero, ctx.columns, ctx.group_size
+        )
     if ctx.needs_input_grad[4]:
         bias_gradient = gradient.float().sum(dim=0).to(ctx.bias_dtype)
     return x_gradient, None, None, None, bias_gradient, None
+
+
+def _gradient_fake(
+    gradient: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    columns: int,
+    group_size: int,
+) -> Tensor:
+    return gradient.new_empty((gradient.shape[0], columns))
+
+
+def _save_weight_of_gradient(ctx: Any, inputs: Any, output: Any) -> None:
+    _, weight, weight_scale, weight_zero, _, ctx.group_size = inputs
+    ctx.save_for_backward(weight, weight_scale, weight_zero)
+
+
+def _backward_of_gradient(ctx: Any, arriving: Tensor) -> Any:
+    weight, weight_scale, weight_zero = ctx.saved_tensors
+    gradient = weight_only_linear(arriving, weight, weight_scale, weight_zero, None, ctx.group_size)
+    return gradient, None, None, None, None, None
+
+
+@operator(
+    "weight_only_input_gradient(Tensor gradient, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
+    "SymInt columns, int group_size) -> Tensor",
+    _gradient_fake,
+    (_save_weight_of_gradient, _backward_of_gradient),
+)
+def weight_only_input_gradient(
+    gradient: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    columns: int,
+    group_size: int,
+) -> Tensor:
+    """float [M, N] · dequantized [N, K] → [M, K = columns] of gradient's dtype, to which the weight is rounded first.
+
+    weight_scale float [G, N], weight_zero int8 [G, N].
+    """
+    if uses_kernels(gradient):
+        from tritonq.kernels.weight_only_gradient import weight_only_gradient
+
+        layout = _layout(weight, columns, group_size)
+        return weight_only_gradient(
+            gradient,
+            weight,
+            weight_scale,
+            weight_zero,
+            columns,
+            group_size,
+            layout.padded_group,
+            layout.slab_width,
+        )
+    zero = None if weight_zero is None else weight_zero.t()
+    codes = _unpack(weight, columns, group_size)
+    return reference.weight_only_input_gradient(gradient, codes, weight_scale.t(), zero, group_size)
 
 
 @operator(
