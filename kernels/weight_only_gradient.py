@@ -149,10 +149,8 @@ def weight_only_gradient(
     partials = counters = None
     with on_device_of(dy):
         if config.splits > 1:
-            partials, counters = workspace(
-                dy.device, tiles * config.splits * config.block_m * slabs * slab_width, tiles
-            )
-            partials = partials.view(torch.float32)
+            elements = tiles * config.splits * config.block_m * slabs * slab_width
+            partials, counters = workspace(dy.device, torch.float32, elements, tiles)
         weight_only_gradient_kernel[(tiles, config.splits)](
             dy,
             w,
@@ -165,7 +163,7 @@ def weight_only_gradient(
             features,
             columns,
             dy.stride(0),
-            w.stride(0),
+            w.shape[1],
             stored_columns,
             groups,
             group_size,
@@ -181,6 +179,7 @@ def weight_only_gradient(
             GROUP=8,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            enable_fp_fusion=True,
         )
     return dx
 
@@ -206,5 +205,5 @@ def choose_config(
     bytes_per_stage = block_n * block_k * 2 + block_n * (block_m + block_k) * element_size
     num_stages = stages_that_fit(target, bytes_per_stage, num_stages)
     tiles = tiles_k * triton.cdiv(rows, block_m)
-    splits = split_count(tiles, triton.cdiv(features, block_n), target.multiprocessors)
+    splits = split_count(target, tiles, triton.cdiv(features, block_n), 1)
     return TileConfig(block_n, block_m, block_k, splits, num_warps, num_stages)

@@ -166,6 +166,30 @@ def fresh_compiler() -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_layers_behind_each_other_compile_with_gradients_on(scheme: str, device: str) -> None:
+    """What a first layer's bias needs must not make a second layer's refused gradient run in the forward pass."""
+    model = nn.Sequential(
+        layer_of(scheme, device), nn.Linear(FEATURES, COLUMNS), layer_of(scheme, device)
+    ).to(device)
+    x = torch.randn(ROWS, COLUMNS, device=device)
+    found = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    assert found.requires_grad
+    assert torch.equal(found, model(x))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_layer_compiles_for_a_transposed_input(scheme: str, device: str) -> None:
+    layer = layer_of(scheme, device)
+    x = torch.randn(COLUMNS, ROWS, device=device).t()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_layer_compiles_into_one_graph(scheme: str, device: str) -> None:
     layer = layer_of(scheme, device)
     model = nn.Sequential(layer, nn.ReLU())

@@ -250,3 +250,11 @@ def test_the_largest_in_features(made: QuantConfig, limit: int) -> None:
 
 def test_float_activations_have_no_such_limit() -> None:
     QuantizedLinear.from_float(nn.Linear(131_072 + 5, 1), config.W8A16())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_input_may_be_named_and_the_layer_be_made_in_inference_mode(scheme: str, device: str) -> None:
+    x = torch.randn(3, K, device=device)
+    with torch.inference_mode():
+        layer = quantized(scheme, device)
+    assert_same(layer(input=x), layer(x))

@@ -122,6 +122,20 @@ class QuantizedLinear(FixedDtypeModule):
             TypeError, ValueError: naming the layer, what was found and what is allowed.
         """
         check_linear(linear, config, name)
+        # What is made here must work outside of inference mode too.
+        with torch.inference_mode(False), torch.no_grad():
+            return cls._from_checked(linear, config, weight_qparams, input_qparams, output_qparams, name)
+
+    @classmethod
+    def _from_checked(
+        cls,
+        linear: nn.Linear,
+        config: QuantConfig,
+        weight_qparams: tuple[Tensor, Tensor | None] | None,
+        input_qparams: tuple[Tensor, Tensor] | None,
+        output_qparams: tuple[Tensor, Tensor] | None,
+        name: str,
+    ) -> QuantizedLinear:
         weight = linear.weight.detach()
         layer = cls(
             linear.in_features,
@@ -189,8 +203,9 @@ class QuantizedLinear(FixedDtypeModule):
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
-        """x float [..., K] → [..., N] of the same dtype; a QuantizedTensor [..., K] → QuantizedTensor or float."""
+    def forward(self, input: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
+        """Float [..., K] → [..., N] of the same dtype; a QuantizedTensor [..., K] → QuantizedTensor or float."""
+        x = input  # named as nn.Linear's, for callers who say input=
         self._check_input(x)
         if isinstance(x, QuantizedTensor):
             return self._forward_codes(x.data, x.scale, x.zero_point, x.dtype, hand_over=True)
@@ -252,7 +267,10 @@ class QuantizedLinear(FixedDtypeModule):
         out = ops.int8_linear_requantize(
             *inputs, self.output_scale, self.output_zero_point, self._activation_symmetric
         )
-        return QuantizedTensor(out.reshape(shape), self.output_scale, self.output_zero_point, dtype)
+        out_scale = self.output_scale
+        if torch.is_grad_enabled() and scale.requires_grad:
+            out_scale = ops.scale_of_codes(out_scale, scale)
+        return QuantizedTensor(out.reshape(shape), out_scale, self.output_zero_point, dtype)
 
     def _check_input(self, x: Any) -> None:
         """Raise a TypeError or ValueError unless `forward` can compute this input."""
@@ -384,8 +402,8 @@ def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None
         raise ValueError(f"{where}: weight must be [N, K] with N and K ≥ 1, found {list(weight.shape)}")
     parts: dict[str, Tensor | None] = {"weight": weight, "bias": linear.bias}
     for part, tensor in parts.items():
-        if tensor is not None and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
+        if tensor is not None and not torch.isfinite(tensor.detach()).all():
+            count = int((~torch.isfinite(tensor.detach())).sum())
             raise ValueError(f"{where}: {part} must be finite, found {count} NaN or Inf values")
     limit = largest_in_features(config)
     if weight.shape[1] > limit:

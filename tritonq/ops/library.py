@@ -119,9 +119,13 @@ def no_gradient(name: str) -> tuple[Callable[..., None], Callable[..., Any]]:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.inputs = [(a.shape, a.dtype) if isinstance(a, Tensor) else None for a in inputs]
+        ctx.outputs = [o.dtype for o in (output if isinstance(output, tuple) else (output,))]
 
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        arrived = next(gradient for gradient in gradients if gradient is not None)
+        # Of codes a gradient arrives too, all zeros: what depends on it alone, tracing would move to the forward pass.
+        floats = [index for index, dtype in enumerate(ctx.outputs) if dtype.is_floating_point]
+        arrived = gradients[floats[0] if floats else 0]
+        assert arrived is not None
         answers: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for index, needed in enumerate(ctx.needs_input_grad):
             if needed:

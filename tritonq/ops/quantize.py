@@ -30,7 +30,8 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
         from tritonq.kernels import quantize as kernels
 
         return kernels.quantize_per_token(x, symmetric)
-    return reference.quantize_per_token(x, symmetric)
+    codes, scale, zero_point = reference.quantize_per_token(x, symmetric)
+    return codes.contiguous(), scale.contiguous(), zero_point.contiguous()
 
 
 @operator(
