@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import tritonq
 from tritonq.nn.stubs import DeQuantize, DeQuantStub, Quantize, QuantStub
 from tritonq.tensor import QuantizedTensor
 
@@ -178,6 +179,26 @@ def test_quantize_and_dequantize():
     with pytest.raises(TypeError, match="two QuantStubs in a row"):
         nn.Sequential(model[0], model[0])(x)
     assert "scale=0.1, zero_point=-3" in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        (torch.ones(2, 4, dtype=torch.int64), "torch.int64"),
+        (torch.ones(2, 4, dtype=torch.bool), "torch.bool"),
+        (torch.ones(2, 4, dtype=torch.complex64), "torch.complex64"),
+        (torch.ones(2, 4, dtype=torch.float64), "torch.float64"),
+        ([[0.5]], "list"),
+        (None, "NoneType"),
+    ],
+    ids=["int", "bool", "complex", "double", "list", "none"],
+)
+def test_a_converted_stub_takes_floats_alone(x, found):
+    prepared = tritonq.prepare(tritonq.QuantWrapper(nn.Linear(4, 4)), "w8a8_static")
+    prepared(torch.randn(2, 4))
+    message = f"Quantize 'quant': input must be float32, float16 or bfloat16, found {found}"
+    with pytest.raises(TypeError, match=message):
+        tritonq.convert(prepared)(x)
 
 
 def test_grid_survives_half_and_state_dict():

@@ -40,11 +40,18 @@ HOOKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """One module about to be replaced: where it is, its plan, and the qparams its observer found, if any."""
+    """One module about to be replaced.
+
+    Attributes:
+        place, plan: where it is, and what it becomes.
+        qparams: what its activation's observer found, if it has one.
+        weight_qparams: what its weight's observer found or training left, None where the plain extremes do.
+    """
 
     place: Place
     plan: Plan
     qparams: tuple[Tensor, Tensor] | None
+    weight_qparams: tuple[Tensor, Tensor | None] | None
 
 
 def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -> Model:
@@ -61,7 +68,8 @@ def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -
         The quantized model.
 
     Raises:
-        ValueError: the model is not prepared, or layers have observed nothing, or non-finite values.
+        ValueError: the model is not prepared, or layers have observed nothing, or non-finite values, or what
+            gives no finite scale.
         TypeError: bad arguments. The model is unchanged in all cases.
     """
     check_inplace(inplace)
@@ -99,21 +107,47 @@ def conversions(model: nn.Module, unobserved: str, check_weights: bool) -> list[
                 if isinstance(observer, ObserverBase):
                     observer.name = place.name
                 qparams = observer.calculate_qparams()
+                check_scale(qparams[0], f"{place.name}: the {plan.observes}'s")
             else:
                 silent.append(place.name)
                 plan = Plan(dynamic_config(plan.config), None)
         if check_weights and isinstance(place.module, nn.Linear):
             check_linear(place.module, plan.config, place.name)
-        if isinstance(place.module, QATLinear):
-            place.module.weight_qparams()  # raises where the weight is not the one that was prepared
-            place.module.weight_fake_quant.report_clamped()
-        found.append(Conversion(place, plan, qparams))
+        found.append(Conversion(place, plan, qparams, _weight_qparams(place, plan.config)))
     if silent and unobserved == "error":
         raise ValueError(
             f"{len(silent)} of {len(prepared)} layers have observed no data: {', '.join(silent)}; run calibration "
             "batches through the prepared model, or pass unobserved='dynamic'"
         )
     return found
+
+
+def _weight_qparams(place: Place, config: QuantConfig) -> tuple[Tensor, Tensor | None] | None:
+    """A weight's scale and zero point where they are not its plain extremes.
+
+    Raises:
+        ValueError: the observer's scale is no positive number, or the weight is not the one that was prepared.
+    """
+    module = place.module
+    if isinstance(module, QATLinear):
+        found: tuple[Tensor, Tensor | None] | None = module.weight_qparams()
+        module.weight_fake_quant.report_clamped()
+    elif isinstance(module, nn.Linear):
+        found = observed_weight_qparams(module.weight, config.weight, place.name)
+    else:
+        found = None
+    if found is not None:
+        check_scale(found[0], f"{place.name}: the weight's")
+    return found
+
+
+def check_scale(scale: Tensor, where: str) -> None:
+    """Raise a ValueError unless all scales are finite and positive; `where` begins the message."""
+    wrong = ~(torch.isfinite(scale) & (scale > 0))
+    if wrong.any():
+        raise ValueError(
+            f"{where} observer must give finite, positive scales in {scale.dtype}, found {scale[wrong][0].item()}"
+        )
 
 
 def _warn_of_missing(model: nn.Module) -> None:
@@ -156,14 +190,10 @@ def _replace(conversion: Conversion) -> None:
     module, config = place.module, plan.config
     detach(module)
     if isinstance(module, nn.Linear):
-        if isinstance(module, QATLinear):
-            weight_qparams: tuple[Tensor, Tensor | None] | None = module.weight_qparams()
-        else:
-            weight_qparams = observed_weight_qparams(module.weight, config.weight, place.name)
         layer = QuantizedLinear.from_float(
             module,
             config,
-            weight_qparams=weight_qparams,
+            weight_qparams=conversion.weight_qparams,
             input_qparams=None if plan.observes == OUTPUT else qparams,
             output_qparams=qparams if plan.observes == OUTPUT else None,
             name=place.name,
@@ -171,7 +201,7 @@ def _replace(conversion: Conversion) -> None:
         move_hooks(module, layer, place)
     elif qparams is not None:
         assert config.activation is not None
-        move_hooks(module, Quantize(*qparams, config.activation.symmetric), place)
+        move_hooks(module, Quantize(*qparams, config.activation.symmetric, place.name), place)
 
 
 def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:

@@ -72,7 +72,7 @@ def build_stub(plan: StubPlan, tensors: TensorFiles, home: torch.device) -> Quan
     except ValueError as error:
         where = f"{tensors.file_of[plan.tensors['scale']]}: {plan.place.name}"
         raise ValueError(f"{where}.{str(error).removeprefix('input_')}") from None
-    return Quantize(scale, zero_point, plan.symmetric)
+    return Quantize(scale, zero_point, plan.symmetric, plan.place.name)
 
 
 def owned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tritonq import ops
 from tritonq.buffers import FixedDtypeModule
 from tritonq.observers.registry import is_from_torch
+from tritonq.qparams import FLOAT_DTYPES
 from tritonq.tensor import QuantizedTensor
 
 
@@ -57,25 +58,33 @@ class Quantize(FixedDtypeModule):
         scale: float32 [1], > 0.
         zero_point: int8 [1].
         symmetric: codes in -127 … 127 rather than -128 … 127.
+        name: the module's, for messages.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, symmetric: bool) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor, symmetric: bool, name: str = "") -> None:
         super().__init__()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        self.symmetric = symmetric
+        self.symmetric, self.module_name = symmetric, name
 
     def forward(self, x: Any) -> QuantizedTensor:
-        if isinstance(x, QuantizedTensor):
-            raise TypeError("Quantize needs a float tensor, found a QuantizedTensor: two QuantStubs in a row")
+        self._check_input(x)
         codes = ops.quantize_per_tensor(x, self.scale, self.zero_point, self.symmetric)
         # A backward pass that comes back to here is refused, not lost.
         needs_gradient = torch.is_grad_enabled() and x.requires_grad
         scale = ops.scale_of_codes(self.scale, x) if needs_gradient else self.scale
         return QuantizedTensor(codes, scale, self.zero_point, x.dtype)
+
+    def _check_input(self, x: Any) -> None:
+        where = f"Quantize {self.module_name!r}" if self.module_name else "Quantize"
+        if isinstance(x, QuantizedTensor):
+            raise TypeError(f"{where} needs a float tensor, found a QuantizedTensor: two QuantStubs in a row")
+        if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES:
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{where}: input must be float32, float16 or bfloat16, found {found}")
 
     def extra_repr(self) -> str:
         if self.scale.is_meta:
