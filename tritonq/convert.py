@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.config import QuantConfig
+from tritonq.fast_path import leave_fast_path
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear, check_linear
 from tritonq.nn.qat_linear import QATLinear
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
 from tritonq.observers import ObserverBase, observed_weight_qparams
-from tritonq.patterns import Place, places
+from tritonq.patterns import Place, named_modules, places
 from tritonq.prepare import OBSERVER, OUTPUT, PREPARED, Model, Plan, check_inplace, detach
 from tritonq.progress import track
 from tritonq.selection import PLAN
@@ -154,7 +155,7 @@ def _warn_of_missing(model: nn.Module) -> None:
     """Say which prepared modules have since been taken out or replaced, and forget the list."""
     for prefix, root in model.named_modules():
         names = vars(root).pop(PREPARED, ())
-        modules = dict(root.named_modules(remove_duplicate=False))
+        modules = dict(named_modules(root))
         missing = [name for name in names if not hasattr(modules.get(name), PLAN)]
         if missing:
             warnings.warn(
@@ -183,6 +184,7 @@ def replace_all(model: nn.Module, pending: list[Conversion]) -> None:
         for place in places(model):
             if is_dequant_stub(place.module):
                 move_hooks(place.module, DeQuantize(), place)
+    leave_fast_path(model)
 
 
 def _replace(conversion: Conversion) -> None:

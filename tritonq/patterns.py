@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -42,7 +42,7 @@ def places(model: nn.Module) -> list[Place]:
     """Every module below the root, in the model's order, once each however many names it has."""
     found: dict[int, tuple[nn.Module, list[str], list[tuple[nn.Module, str]]]] = {}
     by_name: dict[str, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in named_modules(model):
         by_name[name] = module
         if not name:
             continue
@@ -51,6 +51,23 @@ def places(model: nn.Module) -> list[Place]:
         names.append(name)
         parents.append((by_name[parent_name], attribute))
     return [Place(module, tuple(names), tuple(parents)) for module, names, parents in found.values()]
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules under all their names, the root first; a child that holds one of its parents does not go round.
+
+    As `named_modules(remove_duplicate=False)`, which recurses without end there.
+    """
+    yield from _walk(model, "", ())
+
+
+def _walk(module: nn.Module, name: str, above: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
+    if any(module is parent for parent in above):
+        return
+    yield name, module
+    for attribute, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, f"{name}.{attribute}" if name else attribute, (*above, module))
 
 
 def matches(pattern: Pattern, place: Place) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 from tritonq.config import QuantConfig
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import is_quant_stub
-from tritonq.patterns import Pattern, Place, check_pattern, matches, matches_any, places
+from tritonq.patterns import Pattern, Place, check_pattern, matches, matches_any, named_modules, places
 from tritonq.qconfig import resolve_config
 
 DEFAULT_IGNORE = ("lm_head",)
@@ -91,7 +91,7 @@ def select_inherited(
         model, ignore, filter_fn: as for `select`.
     """
     configs: dict[str, QuantConfig | None] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in named_modules(model):
         own = config_of(module, name)
         if own is NotImplemented:
             configs[name] = configs[name.rpartition(".")[0]] if name else None

@@ -18,7 +18,7 @@ from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize, is_dequant_stub, is_quant_stub
-from tritonq.patterns import Place, places
+from tritonq.patterns import Place, named_modules, places
 from tritonq.selection import PLAN, is_plain_linear
 
 _NAMES_IN_MESSAGES = 5
@@ -187,7 +187,7 @@ def _plan_stubs(
 def _slots(model: nn.Module, replaced: set[int]) -> list[Slot]:
     """Every parameter and persistent buffer of the modules that stay, once each however many names it has."""
     found: dict[int, Slot] = {}
-    for module_name, module in model.named_modules(remove_duplicate=False):
+    for module_name, module in named_modules(model):
         if id(module) in replaced:
             continue
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from tritonq.convert import move_hooks
+from tritonq.fast_path import leave_fast_path
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.qat_linear import QATLinear, activation_fake_quantize
 from tritonq.patterns import Pattern
@@ -87,6 +88,7 @@ def prepare_qat(
         )
     _attach(selected, learnable_scale, learnable_zero_point)
     remember(model, selected)
+    leave_fast_path(model)
     return model
 
 
