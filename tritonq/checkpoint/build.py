@@ -41,6 +41,8 @@ def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> Quanti
         bias = None
         if old.bias is not None:
             bias = canonical.expect(state, "bias", (old.out_features,), qparams.FLOAT_DTYPES)
+            if not torch.isfinite(bias).all():
+                raise ValueError("bias must be finite, found NaN or Inf")
         state = forms.to_canonical(config, plan.group.packed, old.in_features, old.out_features, state)
         dtype = (state["weight_scale"] if bias is None else bias).dtype
         layer = QuantizedLinear(

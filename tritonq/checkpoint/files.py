@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ class TensorFiles:
         """Dtype and shape in words: "int8 [16, 32]"."""
         dtype = self.dtypes[name]
         return f"{'an unknown dtype' if dtype is None else str(dtype).removeprefix('torch.')} {list(self.shapes[name])}"
+
+
+def check_path(directory: object) -> None:
+    """Raise a TypeError unless `directory` is something that names one."""
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"directory must be a path (str or os.PathLike), found {directory!r}")
 
 
 def check_directory(directory: str | Path) -> Path:

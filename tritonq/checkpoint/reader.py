@@ -21,6 +21,7 @@ from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import Slot, make_plan
 from tritonq.checkpoint.writer import unwrapped
 from tritonq.convert import move_hooks
+from tritonq.fast_path import leave_fast_path
 from tritonq.nn.stubs import DeQuantize
 from tritonq.selection import check_root
 
@@ -39,12 +40,14 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
+        TypeError: the directory is no path, or the model no module.
         FileNotFoundError: the directory or one of its files is missing.
         ValueError: a file is damaged, says what no kernel here computes, or does not fit the model, naming the file or
             the tensor, what was found and what is allowed. The model is unchanged in all cases.
     """
     inner = unwrapped(model)
     check_root(inner)
+    files.check_path(directory)
     path = files.check_directory(os.fspath(directory))
     scheme, extras = read_config(path)
     with files.open_tensors(path) as tensors:
@@ -63,6 +66,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         move_hooks(place.module, new, place)
     for slot, value in values:
         _fill(slot, value)
+    leave_fast_path(inner)
     return model
 
 

@@ -25,7 +25,8 @@ from tritonq.checkpoint.publish import staged
 from tritonq.config import QuantConfig
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize
-from tritonq.patterns import Place, places
+from tritonq.patterns import Place, named_modules, places
+from tritonq.qparams import FLOAT_DTYPES
 from tritonq.selection import PLAN
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
@@ -53,6 +54,7 @@ def save(
     model = unwrapped(model)
     if type(max_shard_bytes) is not int or max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be a positive integer, found {max_shard_bytes!r}")
+    files.check_path(directory)
     everything = places(model)
     layers = {place.name: place.module for place in everything if isinstance(place.module, QuantizedLinear)}
     _check_model(model, everything, layers)
@@ -91,6 +93,14 @@ def _check_model(model: nn.Module, everything: list[Place], layers: dict[str, Qu
             )
     if not layers:
         raise ValueError("model must hold a QuantizedLinear, found none: quantize it first")
+    for name, layer in layers.items():
+        parts = {"dtype": layer.dtype, **({} if layer.bias is None else {"bias": layer.bias.dtype})}
+        for part, dtype in parts.items():
+            if dtype not in FLOAT_DTYPES:
+                raise TypeError(
+                    f"{name}: {part} must be float32, float16 or bfloat16 to be saved, found {dtype}: call "
+                    "model.float() first"
+                )
     for name, module in [("model", model), *((place.name, place.module) for place in everything)]:
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(f"{name} has extra state (get_extra_state), which safetensors files cannot hold")
@@ -120,7 +130,7 @@ def _tensors(model: nn.Module, tied: dict[str, str]) -> Iterator[tuple[str, Tens
     sharable = {_memory(tensor) for module in model.modules() for tensor in _sharable(module)}
     names_of: dict[_Memory, str] = {}
     prefix_of: dict[int, str] = {}
-    for module_name, module in model.named_modules(remove_duplicate=False):
+    for module_name, module in named_modules(model):
         prefix = f"{module_name}." if module_name else ""
         first_prefix = prefix_of.setdefault(id(module), prefix)
         state: dict[str, Tensor] = {}
