@@ -48,7 +48,7 @@ def test_values_and_words():
         2,
     )
     assert q.device == torch.device("cpu")
-    assert "scale=0.1, zero_point=-3" in repr(q)
+    assert "scale=0.1, zero_point=-3" in repr(q) == f"{q}"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,17 @@ def test_values_and_words():
         lambda x: x.transpose(0, 1),
         lambda x: torch.transpose(x, 1, 0),
         lambda x: x.transpose(-3, -2),
+        lambda x: torch.flatten(input=x, start_dim=1),
+        lambda x: torch.relu(input=x),
+        lambda x: functional.relu(input=x),
+        lambda x: torch.reshape(input=x, shape=(4, 6)),
+        lambda x: x.reshape(shape=(4, 6)),
+        lambda x: x.view(size=(4, 6)),
+        lambda x: torch.transpose(input=x, dim0=0, dim1=1),
+        lambda x: functional.dropout(input=x, training=False),
+        lambda x: x.unflatten(-1, (2, 2)),
+        lambda x: torch.unflatten(x, 1, (3, 1)),
+        nn.Unflatten(2, (2, 2)),
         lambda x: x[0],
         lambda x: x[:, 1:, ::2],
         lambda x: x[..., None, 2],
@@ -137,6 +148,17 @@ def test_scalars_and_empty_tensors():
         lambda q, x: q.transpose(-1, 0),
         lambda q, x: q.view(torch.uint8),
         lambda q, x: q.to(torch.float16),
+        lambda q, x: q.view(dtype=torch.uint8),
+        lambda q, x: round(q),
+        lambda q, x: round(q, 2),
+        lambda q, x: q << 1,
+        lambda q, x: 1 >> q,
+        lambda q, x: divmod(q, 2),
+        lambda q, x: divmod(2, q),
+        lambda q, x: f"{q:.3f}",
+        lambda q, x: q.transpose("a", "b"),
+        lambda q, x: q.unflatten("a", (1, 2)),
+        lambda q, x: torch.sigmoid(input=q),
     ],
 )
 def test_everything_else_names_dequantstub(operation):

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tritonq.qparams import dequantize
 
-ALLOWED = "relu, reshape, view, flatten, transpose of leading dimensions, dropout in eval mode and indexing"
+ALLOWED = "relu, reshape, view, flatten, unflatten, transpose of leading dimensions, dropout in eval mode and indexing"
 
 
 class QuantizedTensor:
@@ -99,19 +99,27 @@ class QuantizedTensor:
         """`relu` in place."""
         return self.relu(inplace=True)
 
-    def reshape(self, *shape: Any) -> QuantizedTensor:
-        return self._with(self.data.reshape(*shape))
+    def reshape(self, *sizes: Any, **words: Any) -> QuantizedTensor:
+        return self._with(self.data.reshape(*sizes, **words))
 
-    def view(self, *shape: Any) -> QuantizedTensor:
-        if any(isinstance(size, torch.dtype) for size in shape):
+    def view(self, *sizes: Any, **words: Any) -> QuantizedTensor:
+        if any(isinstance(size, torch.dtype) for size in (*sizes, *words.values())):
             raise refusal("view(dtype)")
-        return self._with(self.data.view(*shape))
+        return self._with(self.data.view(*sizes, **words))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> QuantizedTensor:
         return self._with(self.data.flatten(start_dim, end_dim))
 
-    def transpose(self, dim0: int, dim1: int) -> QuantizedTensor:
+    def unflatten(self, dim: Any, sizes: Any) -> QuantizedTensor:
+        """One dimension as several, as nn.Unflatten wants it."""
+        if not isinstance(dim, int):
+            raise refusal(f"unflatten({dim!r}, …) by a name")
+        return self._with(self.data.unflatten(dim, sizes))
+
+    def transpose(self, dim0: Any, dim1: Any) -> QuantizedTensor:
         """Swap two dimensions, neither of them the last, which holds a layer's features."""
+        if not (isinstance(dim0, int) and isinstance(dim1, int)):
+            raise refusal(f"transpose({dim0!r}, {dim1!r}) by names")
         last = self.data.ndim - 1
         if last in (dim0 % max(last + 1, 1), dim1 % max(last + 1, 1)) and dim0 != dim1:
             raise refusal(f"transpose({dim0}, {dim1}) of {last + 1} dimensions")
@@ -152,6 +160,11 @@ class QuantizedTensor:
             f"zero_point={self.q_zero_point()}, dtype={self._dtype}, device='{self.device}')"
         )
 
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise refusal(f"the format {spec!r}")
+        return repr(self)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -160,10 +173,11 @@ class QuantizedTensor:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        method = _METHODS.get(func)
-        if method is None or not args or not isinstance(args[0], QuantizedTensor):
+        method, words = _METHODS.get(func), dict(kwargs or {})
+        this, *others = args or (words.pop("input", None),)
+        if method is None or not isinstance(this, QuantizedTensor):
             raise refusal(getattr(func, "__name__", str(func)))
-        return getattr(args[0], method)(*args[1:], **(kwargs or {}))
+        return getattr(this, method)(*others, **words)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(_refusal_text(f"attribute {name!r}"))
@@ -186,6 +200,7 @@ _METHODS: dict[Callable[..., Any], str] = {
     functional.relu: "relu",
     torch.reshape: "reshape",
     torch.flatten: "flatten",
+    torch.unflatten: "unflatten",
     torch.transpose: "transpose",
     functional.dropout: "dropout",
     torch.detach: "detach",
@@ -201,7 +216,22 @@ def _refuse_operator(name: str) -> None:
     setattr(QuantizedTensor, name, operator)
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "divmod",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
     for _prefix in ("", "r", "i"):
         _refuse_operator(f"__{_prefix}{_name}__")
 for _name in (
@@ -214,6 +244,7 @@ for _name in (
     "neg",
     "pos",
     "abs",
+    "round",
     "invert",
     "bool",
     "float",
