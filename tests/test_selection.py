@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -171,6 +172,20 @@ def test_a_pattern_that_matches_nothing_warns(config, ignore, pattern):
     with pytest.warns(UserWarning, match=pattern) as caught:
         tritonq.quantize_(Net(), config, ignore=ignore)
     assert caught[0].filename == __file__
+
+
+def test_a_typed_ignore_warns_where_the_same_default_does_not():
+    model = nn.Sequential(nn.Linear(8, 8))
+    for call in (tritonq.quantize_dynamic, lambda m, **words: tritonq.quantize_(m, "w8a8", **words)):
+        with pytest.warns(UserWarning, match="ignore: the pattern 'lm_head' matches no") as caught:
+            call(copy.deepcopy(model), ignore=["lm_head"])
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize(("value", "kind"), [(3, TypeError), ("w9", ValueError)])
+def test_a_bad_config_in_a_dictionary_is_found_by_its_key(value, kind):
+    with pytest.raises(kind, match=r"^config\['router'\]: config must be a QuantConfig or one of .*found"):
+        tritonq.quantize_(Net(), {"router": value})
 
 
 def test_the_default_ignore_does_not_warn():

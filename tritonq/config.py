@@ -195,7 +195,7 @@ class QuantConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> QuantConfig:
-        """The inverse of `to_dict`; unknown keys raise a ValueError."""
+        """The inverse of `to_dict`; unknown keys raise a ValueError, as does a missing weight."""
         known = _known_fields(cls, fields)
         for key in ("weight", "activation"):
             if known.get(key) is not None:
@@ -244,20 +244,24 @@ PRESETS: dict[str, Callable[[], QuantConfig]] = {
 }
 
 
-def as_config(config: QuantConfig | str) -> QuantConfig:
-    """A preset's name (any case) or a QuantConfig → the QuantConfig; anything else raises."""
+def as_config(config: QuantConfig | str, where: str = "") -> QuantConfig:
+    """A preset's name (any case) or a QuantConfig → the QuantConfig; else an error, whose message begins `where`."""
     if isinstance(config, QuantConfig):
         return config
     if not isinstance(config, str):
-        raise TypeError(f"config must be a QuantConfig or one of {', '.join(PRESETS)}, found {config!r}")
+        raise TypeError(
+            f"{where}config must be a QuantConfig or one of {', '.join(PRESETS)}, found {config!r}"
+        )
     if config.lower() not in PRESETS:
-        raise ValueError(f"config must be a QuantConfig or one of {', '.join(PRESETS)}, found {config!r}")
+        raise ValueError(
+            f"{where}config must be a QuantConfig or one of {', '.join(PRESETS)}, found {config!r}"
+        )
     return PRESETS[config.lower()]()
 
 
 def check_group_size(group_size: object) -> None:
     """Raise unless `group_size` is "auto" or an int in 1 … 131,071."""
-    allowed = f"'auto', None, -1 or an int in 1 … {MAX_GROUP_SIZE:,}"
+    allowed = f"'auto' or an int in 1 … {MAX_GROUP_SIZE:,} with granularity 'group'"
     if group_size == "auto":
         return
     if type(group_size) is not int:
@@ -280,5 +284,11 @@ def _known_fields(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(
             f"{cls.__name__}.from_dict knows {', '.join(sorted(known))}, found {', '.join(unknown)}"
+        )
+    needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+    missing = [name for name in needed if name not in fields]
+    if missing:
+        raise ValueError(
+            f"{cls.__name__}.from_dict needs {', '.join(missing)}, found {', '.join(map(str, fields)) or 'no key'}"
         )
     return dict(fields)

@@ -72,12 +72,13 @@ def quantize_dynamic(
 
     Args:
         model: stays as it is unless `inplace`.
-        qconfig_spec: None for every Linear; or as torch takes it: a set of classes and module names, or a
-            dictionary from these to QConfigs (or any other config, or None), each going for the module and
-            all that is in it. Then nothing is ignored by default.
+        qconfig_spec: None for every Linear but those that `ignore` names, by default `lm_head`; or as torch
+            takes it: a set of classes and module names, or a dictionary from these to QConfigs (or any other
+            config, or None), each going for the module and all that is in it. Then nothing is ignored by
+            default.
         dtype: torch.qint8.
         inplace: change `model` instead of a copy.
-        ignore, filter_fn: as for `quantize_`.
+        ignore, filter_fn: as for `quantize_`; ignore=() with no spec quantizes `lm_head` too, as torch does.
 
     Returns:
         The quantized model.
@@ -93,7 +94,8 @@ def quantize_dynamic(
     if not inplace:
         model = copy.deepcopy(model)
     if spec is None:
-        return quantize_(model, W8A8(), ignore=ignore, filter_fn=filter_fn)
+        _quantize(model, select(model, W8A8(), ignore, filter_fn), None)
+        return model
     prefixes: dict[Any, list[str]] = {key: [] for key in spec}  # of the names that an entry goes for
 
     def config_of(module: nn.Module, name: str) -> Any:

@@ -23,6 +23,7 @@ from tritonq.nn.stubs import is_quant_stub
 from tritonq.patterns import Pattern, Place, check_pattern, matches, matches_any, named_modules, places
 from tritonq.qconfig import resolve_config
 
+#: Known by identity: one that was typed is said to match nothing where it does.
 DEFAULT_IGNORE = ("lm_head",)
 DEFAULT_KEY = "_default"
 PLAN = "quantization_plan"  # the attribute that marks a prepared module, see tritonq/prepare.py
@@ -158,7 +159,7 @@ def _select(
     _check_selected(selected, layers, quantized)
     selected_stubs = _select_stubs(choose, kept_stubs, selected)
 
-    if ignored != DEFAULT_IGNORE:
+    if ignore is not DEFAULT_IGNORE:
         _warn_of_unused("ignore", ignored, [*layers, *stubs, *quantized])
     _warn_of_unused("config", patterns, [*kept, *kept_stubs, *quantized])
     _warn_of_tied_weights(model, selected)
