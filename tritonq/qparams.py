@@ -97,11 +97,6 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: t
     return (values * scale.float()).to(dtype)
 
 
-def group_of_column(in_features: int, group_size: int, device: torch.device | None = None) -> Tensor:
-    """int64 [K]: the group that each column belongs to."""
-    return torch.arange(in_features, device=device) // group_size
-
-
 def expand_groups(per_group: Tensor, in_features: int, group_size: int) -> Tensor:
     """[N or 1, groups] → [N or 1, K]: each column gets its group's value; one group broadcasts as [·, 1]."""
     if per_group.shape[1] == 1:
