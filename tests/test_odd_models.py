@@ -118,3 +118,28 @@ def test_the_fused_encoder_in_quantization_aware_training(monkeypatch):
     with torch.no_grad():
         model(torch.randn(3, 5, 16))
     assert counted.calls == 4
+
+
+@pytest.mark.parametrize("way", ["quantize_", "static", "qat", "load"])
+def test_what_users_attach_to_a_layer_stays(way, tmp_path):
+    model: Any = tritonq.QuantWrapper(nn.Sequential(nn.Linear(8, 8)))
+    x = torch.randn(4, 8)
+    if way == "load":
+        tritonq.save(tritonq.quantize_(copy.deepcopy(model), "w8a16"), tmp_path)
+    model.module[0].tag, model.module[0].config = {"rank": 3}, "not the layer's own"
+    model.quant.tag = "in"
+    if way == "quantize_":
+        tritonq.quantize_(model, "w8a16")
+    elif way == "load":
+        tritonq.load(tmp_path, model)
+    else:
+        model = (tritonq.prepare if way == "static" else tritonq.prepare_qat)(model, "w8a8_static")
+        model(x)
+        model = tritonq.convert(model)
+    layer = model.module[0]
+    assert type(layer) is QuantizedLinear
+    assert layer.tag == {"rank": 3}
+    assert layer.config.weight.bits == 8
+    assert model.quant.tag == "in"
+    # Nothing else came along: no float weight, no plan, nothing of the training's layers.
+    assert vars(layer).keys() - vars(QuantizedLinear(8, 8, layer.config)).keys() == {"tag"}

@@ -42,10 +42,12 @@ from tritonq.qat import (
 from tritonq.qconfig import (
     QConfig,
     default_dynamic_qconfig,
+    default_per_channel_qconfig,
     default_qat_qconfig,
     default_qconfig,
     get_default_qat_qconfig,
     get_default_qconfig,
+    per_channel_dynamic_qconfig,
 )
 from tritonq.quantize import quantize_, quantize_dynamic
 from tritonq.summary import summary
@@ -82,6 +84,7 @@ __all__ = [
     "default_dynamic_qconfig",
     "default_dynamic_quant_observer",
     "default_observer",
+    "default_per_channel_qconfig",
     "default_per_channel_weight_observer",
     "default_qat_qconfig",
     "default_qconfig",
@@ -97,6 +100,7 @@ __all__ = [
     "nn",
     "observers",
     "ops",
+    "per_channel_dynamic_qconfig",
     "prepare",
     "prepare_qat",
     "qat",

@@ -55,15 +55,24 @@ class Conversion:
     weight_qparams: tuple[Tensor, Tensor | None] | None
 
 
-def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -> Model:
+def convert(
+    model: Model,
+    mapping: None = None,
+    inplace: bool = False,
+    remove_qconfig: bool = True,
+    *,
+    unobserved: str = "error",
+) -> Model:
     """Replace every prepared layer by its quantized counterpart.
 
     Args:
         model: from `prepare`, calibrated if its configs are static; stays as it is unless `inplace`.
+        mapping: torch's place for other classes of layers; must be None.
+        inplace: change `model` instead of a copy.
+        remove_qconfig: take `qconfig` attributes off the result.
         unobserved: what to do with static layers that calibration never reached: "error", or "dynamic" to
             compute their scales on the fly. Between QuantStub and DeQuantStub a dynamic layer takes int8 and
             returns float.
-        inplace: change `model` instead of a copy.
 
     Returns:
         The quantized model.
@@ -73,7 +82,11 @@ def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -
             gives no finite scale.
         TypeError: bad arguments. The model is unchanged in all cases.
     """
+    if mapping is not None:
+        raise TypeError(f"convert: mapping must be None, found {mapping!r}")
     check_inplace(inplace)
+    if not isinstance(remove_qconfig, bool):
+        raise TypeError(f"convert: remove_qconfig must be True or False, found {remove_qconfig!r}")
     if unobserved not in ("error", "dynamic"):
         raise ValueError(f"unobserved must be 'error' or 'dynamic', found {unobserved!r}")
     if not isinstance(model, nn.Module):
@@ -83,6 +96,9 @@ def convert(model: Model, *, unobserved: str = "error", inplace: bool = False) -
     pending = conversions(model, unobserved, check_weights=True)
     _warn_of_missing(model)
     replace_all(model, pending)
+    if remove_qconfig:
+        for module in model.modules():
+            vars(module).pop("qconfig", None)
     return model
 
 
@@ -207,7 +223,15 @@ def _replace(conversion: Conversion) -> None:
 
 
 def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:
-    """Put `new` in the place of `old`, with its hooks and training flag."""
+    """Put `new` in the place of `old`, with its hooks, its training flag and what users have attached to it.
+
+    That is attributes (`layer.tag = …`) which no class declares and which mean nothing else in `new`. Hooks on state
+    dictionaries stay behind: they were written for another layout.
+    """
+    declared = {name for cls in type(old).__mro__ for name in getattr(cls, "__annotations__", ())}
+    for name, value in vars(old).items():
+        if name not in declared and not hasattr(new, name):
+            vars(new)[name] = value
     for name in HOOKS:
         state: Any = getattr(old, name)
         setattr(new, name, state)

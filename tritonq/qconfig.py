@@ -62,6 +62,9 @@ default_qconfig = QConfig(activation=default_observer, weight=default_per_channe
 default_dynamic_qconfig = QConfig(
     activation=default_dynamic_quant_observer, weight=default_per_channel_weight_observer
 )
+#: The same two under torch's names for QConfigs with one scale per channel.
+default_per_channel_qconfig = default_qconfig
+per_channel_dynamic_qconfig = default_dynamic_qconfig
 #: As default_qconfig, with activations' ranges averaged over batches.
 default_qat_qconfig = QConfig(
     activation=MovingAverageMinMaxObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine),
@@ -86,7 +89,7 @@ def get_default_qat_qconfig(backend: str = "x86") -> QConfig:
 def resolve_config(config: Any, where: str = "") -> QuantConfig:
     """QuantConfig, preset's name or QConfig (torch's too) → QuantConfig; `where` begins an error's message."""
     if not (isinstance(config, tuple) and hasattr(config, "activation") and hasattr(config, "weight")):
-        return as_config(config)
+        return as_config(config, where)
     weight_factory, weight = _observer(config.weight, f"{where}QConfig: weight: ")
     if isinstance(weight, PlaceholderObserver):
         raise ValueError(

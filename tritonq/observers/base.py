@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class ObserverBase(FixedDtypeModule):
         qscheme: torch.per_tensor_affine, per_tensor_symmetric, per_channel_affine or per_channel_symmetric.
         reduce_range: use one bit less.
         quant_min, quant_max: the code range, both or neither.
+        factory_kwargs: accepted as torch does and not used: what is observed is kept in float32, where the data is.
         eps: the smallest scale; None leaves only the floor that keeps scales normal numbers.
 
     `name` is the observed module's, for messages; whoever attaches the observer sets it.
@@ -80,10 +82,13 @@ class ObserverBase(FixedDtypeModule):
         reduce_range: bool = False,
         quant_min: int | None = None,
         quant_max: int | None = None,
+        factory_kwargs: Mapping[str, Any] | None = None,
         eps: float | None = None,
     ) -> None:
         super().__init__()
         kind = type(self).__name__
+        if factory_kwargs is not None and not isinstance(factory_kwargs, Mapping):
+            raise TypeError(f"{kind}: factory_kwargs must be a dictionary or None, found {factory_kwargs!r}")
         allowed = [scheme for scheme in QSCHEMES if ("channel" in str(scheme)) == self.per_channel]
         if qscheme not in allowed:
             raise ValueError(f"{kind}: qscheme must be {allowed[0]} or {allowed[1]}, found {qscheme!r}")
