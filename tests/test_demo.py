@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -83,6 +84,28 @@ def test_table(report: DemoReport) -> None:
     text = console.export_text()
     assert all(row.scheme in text for row in report.rows)
     console.file.close()
+
+
+@pytest.mark.needs_extra("rich")
+@pytest.mark.parametrize(
+    ("width", "terminal"), [(40, True), (80, True), (80, False), (160, True), (160, False)]
+)
+def test_no_number_is_cut(report: DemoReport, width: int, terminal: bool) -> None:
+    from rich.console import Console
+
+    file = io.StringIO()
+    show.print_report(report, Console(file=file, width=width, force_terminal=terminal, color_system=None))
+    text = file.getvalue()
+    assert "…" not in text
+    lines = text.splitlines()
+    for row in report.rows:
+        found = " ".join(line for line in lines if f" {row.scheme} " in line)
+        assert all(f" {cell} " in found for cell in show.cells(row))
+    for heading in show.HEADINGS:
+        assert f" {heading} " in text
+    if terminal and width >= 80:
+        assert max(map(len, lines)) <= width
+    assert text.count(" scheme ") == (2 if terminal and width <= 80 else 1)
 
 
 @pytest.mark.needs_extra("matplotlib")

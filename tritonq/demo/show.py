@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from tritonq.demo.measure import FLOAT, DemoReport, SchemeResult, run_demo
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 HEADINGS = (
@@ -26,8 +28,12 @@ HEADINGS = (
     "tokens/s",
     "backend",
 )
+#: The same in two tables, for a terminal of 80 columns.
+SIZE_HEADINGS = HEADINGS[:6]
+QUALITY_HEADINGS = ("scheme", *HEADINGS[6:])
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 _MEGABYTE = 1e6
+_WIDEST = 1000
 
 
 def demo(json_file: Path | None = None, plot_file: Path | None = None, device: str | None = None) -> None:
@@ -54,7 +60,7 @@ def demo(json_file: Path | None = None, plot_file: Path | None = None, device: s
             bar.update(task, description=f"Evaluating {scheme}", completed=done, total=total)
 
         report = run_demo(device, progress)
-    Console().print(rich_table(report))
+    print_report(report, Console())
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     if plot_file is not None:
@@ -98,17 +104,39 @@ def caption(report: DemoReport) -> str:
     )
 
 
-def rich_table(report: DemoReport) -> Table:
+def print_report(report: DemoReport, console: Console) -> None:
+    """Print one table, or, on a terminal too narrow for it, two of half the columns: numbers are never cut."""
+    tables = [rich_table(report)]
+    if console.is_terminal and width_of(tables[0], console) > console.width:
+        tables = [rich_table(report, headings) for headings in (SIZE_HEADINGS, QUALITY_HEADINGS)]
+        tables[0].caption, tables[1].title = None, None
+    # Where no terminal says how wide it is, or it is narrower still, lines are as long as they must be.
+    console.width = max([console.width, *(width_of(table, console) for table in tables)])
+    for table in tables:
+        console.print(table)
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Columns that a table takes if nothing in it is cut."""
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+
+
+def rich_table(report: DemoReport, headings: Sequence[str] = HEADINGS) -> Table:
     """For a terminal."""
     from rich.table import Table
 
     table = Table(title="What quantization costs", caption=caption(report))
-    for heading in HEADINGS:
+    for heading in headings:
         table.add_column(
             heading, justify="left" if heading in ("scheme", "backend") else "right", no_wrap=True
         )
     for row in report.rows:
-        table.add_row(*cells(row), style="bold" if row.scheme == FLOAT else None)
+        values = dict(zip(HEADINGS, cells(row), strict=True))
+        table.add_row(
+            *(values[heading] for heading in headings), style="bold" if row.scheme == FLOAT else None
+        )
     return table
 
 
