@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 _REPEATS = 15
-_EAGER_CALLS = 1000
+_SLEEP_CYCLES = 1_000_000
+_WARM_UP_CALLS = 20
+#: Few enough that the queue of launches (about a thousand) never fills, or the GPU's time would be measured.
+_EAGER_CALLS, _EAGER_ROUNDS = 200, 5
 _CPU_BUDGET_SECONDS = 1.0
 
 
@@ -27,14 +30,17 @@ def eager_microseconds(call: Callable[[], object], device: torch.device) -> floa
     """CPU time per call in µs when calls are issued one after the other without waiting; None off a GPU."""
     if device.type != "cuda":
         return None
-    call()
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(_EAGER_CALLS):
+    for _ in range(_WARM_UP_CALLS):
         call()
-    issued = time.perf_counter() - start
+    times = []
+    for _ in range(_EAGER_ROUNDS):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(_EAGER_CALLS):
+            call()
+        times.append((time.perf_counter() - start) / _EAGER_CALLS)
     torch.cuda.synchronize(device)
-    return 1e6 * issued / _EAGER_CALLS
+    return 1e6 * statistics.median(times)
 
 
 def _graph_microseconds(calls: Sequence[Callable[[], object]]) -> float:
@@ -54,6 +60,7 @@ def _graph_microseconds(calls: Sequence[Callable[[], object]]) -> float:
     times = []
     for _ in range(_REPEATS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(_SLEEP_CYCLES)  # the host is done launching before the clock starts
         start.record()
         graph.replay()
         end.record()

@@ -205,13 +205,17 @@ def choose_config(target: Target, rows: int, features: int, columns: int) -> Til
         shape = (
             (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2) if rows <= 128 else (128, 128, 64, 8, 2)
         )
+    elif (
+        columns % 16 != 0
+    ):  # rows that are not aligned are loaded byte by byte, each with an address in registers
+        shape = (64, 16 if rows <= 16 else 32, 64, 4, 3)
     elif rows <= 16:
         shape = (64, 16, 256, 4, 4)
     elif rows <= 32:
         shape = (64, 32, 256, 4, 3)
     elif rows <= 64:
         shape = (64, 64, 128, 4, 4)
-    elif rows <= 512:
+    elif rows <= 512 or 100 <= target.arch < 120:
         shape = (128, 128, 128, 8, 3)
     else:
         shape = (256, 128, 128, 8, 3)

@@ -164,7 +164,10 @@ def weight_only_matmul(
         slab_width = int8_slab_width(padded_group, groups, x.element_size())
     blocks = triton.cdiv(w.shape[1], slab_width)
     if config is None:
-        config = choose_config(target, rows, features, blocks, groups, slabs, slab_width, x.element_size())
+        aligned = columns % 16 == 0
+        config = choose_config(
+            target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
+        )
     tiles = config.tiles(features, rows)
     partials = counters = None
     with on_device_of(x):
@@ -233,16 +236,18 @@ def choose_config(
     slabs: int,
     slab_width: int,
     element_size: int,
+    aligned: bool,
 ) -> TileConfig:
     """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
     # Scales per group take a second accumulator: a [128, 128] tile of two would spill registers. And of four products
     # per step into one [128, 128] tile Triton 3.7 makes a kernel for sm_100 that does nothing but trap.
     most_m = 64 if groups > 1 or (slabs == 4 and 100 <= target.arch < 120) else 128
-    block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 else (128, 8, 3)
+    block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 or not aligned else (128, 8, 3)
+    if not aligned:  # addresses of rows of x that are not aligned take registers
+        most_m = min(most_m, 32)
     if element_size == 4:  # no matrix instruction multiplies IEEE float32 on NVIDIA: less fits in registers
-        most_m, block_n, num_warps = 32, 64, 4
-        if 100 <= target.arch < 120:  # from 64 rows on Triton 3.7 takes tf32 here, "ieee" or not
-            block_n, num_warps = 32, 4 if rows <= 8 else 8
+        # From 64 rows on Triton 3.7 takes tf32 for sm_100, "ieee" or not.
+        most_m, block_n, num_warps = 32, 32 if 100 <= target.arch < 120 else 64, 4 if rows <= 8 else 8
     if target.backend == "hip" or element_size == 4:
         num_stages = 2
     block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))

@@ -12,16 +12,14 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
+
+from tests.compiled import Launch, compile_launch
 
 ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
 FEATURES, COLUMNS = 4096, 4096
@@ -41,7 +39,6 @@ FAKE_QUANTIZATIONS = {
     "channel": (False, COLUMNS, False),
     "tensor-affine": (True, COLUMNS, True),
 }
-MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
 CASES: dict[str, Callable[[], object]] = {}
 
 
@@ -59,29 +56,7 @@ def main(target_name: str, *names: str) -> None:
     _define_cases()
     for name in names or CASES:
         for launch in _launches_of(CASES[name], target):
-            print(json.dumps({"case": name, **dataclasses.asdict(_compile(launch, gpu))}), flush=True)
-
-
-@dataclasses.dataclass
-class Launch:
-    """A recorded `kernel[grid](*arguments, **keywords)`."""
-
-    kernel: Any
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-
-
-@dataclasses.dataclass
-class Compiled:
-    """What the compiler made of a launch; shared memory and stack in bytes."""
-
-    kernel: str
-    options: dict[str, Any]
-    shared: int
-    registers: int | None
-    stack: int | None
-    instructions: list[str]
-    asynchronous_copies: bool
+            print(json.dumps({"case": name, **dataclasses.asdict(compile_launch(launch, gpu))}), flush=True)
 
 
 def _define_cases() -> None:
@@ -133,6 +108,39 @@ def _define_cases() -> None:
             @case(f"fake_quantize-{name}-{str(dtype).removeprefix('torch.')}")
             def _(scales: Any = scales, dtype: torch.dtype = dtype) -> object:
                 return _fake_quantize_both_ways(dtype, *scales)
+
+    @case("w8a8-affine-odd")
+    def _() -> object:
+        rows, columns, features = 1000, 1000, 130
+        packed = torch.zeros(features, 1008, dtype=torch.int8)
+        zeros, sums = torch.zeros(1, features, dtype=torch.int8), torch.zeros(features, dtype=torch.int32)
+        codes, x_zero = torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows, 1, dtype=torch.int8)
+        scale, x_scale = torch.ones(1, features), torch.ones(rows, 1)
+        return int8_matmul.int8_matmul(
+            codes, x_scale, x_zero, packed, scale, zeros, sums, None, torch.bfloat16
+        )
+
+    for scheme, made in {
+        "w4a16-g100": config.W4A16(group_size=100),
+        "w4a16-channel": config.W4A16(group_size=None),
+        "w8a16-affine": config.W8A16(symmetric=False),
+    }.items():
+
+        @case(f"{scheme}-odd")
+        def _(made: Any = made) -> object:
+            odd = torch.randn(130, 314, generator=generator).bfloat16()
+            layout = layouts.slab_layout(layouts.weight_form(made), 314, made.weight.resolve_group_size(314))
+            codes, scale, zero = qparams.quantize_weight(odd, made.weight)
+            return weight_only_matmul.weight_only_matmul(
+                torch.randn(200, 314, generator=generator).bfloat16(),
+                layouts.pack(codes, layout),
+                scale.t().contiguous(),
+                None if zero is None else zero.t().contiguous(),
+                None,
+                layout.group_size,
+                layout.padded_group,
+                layout.slab_width,
+            )
 
     for size, rows in ROWS.items():
 
@@ -268,82 +276,6 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
                 patches.enter_context(mock.patch.object(module, "target_of", return_value=Target(*target)))
         case()
     return launches
-
-
-def _compile(launch: Launch, gpu: Any) -> Compiled:
-    import triton
-    from triton.compiler import ASTSource
-
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = _pointer_type(value.dtype)
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=gpu, options=launch.options)
-    text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
-    registers, stack = _resources(compiled.asm, text, gpu.backend)
-    return Compiled(
-        kernel=compiled.metadata.name,
-        options=launch.options,
-        shared=compiled.metadata.shared,
-        registers=registers,
-        stack=stack,
-        instructions=sorted(set(_matrix_instructions(text))),
-        asynchronous_copies="cp.async.cg.shared.global" in text,
-    )
-
-
-def _matrix_instructions(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        for name in MATRIX_INSTRUCTIONS:
-            found = re.search(rf"{re.escape(name)}\S*", line)
-            if found:
-                yield found.group()
-
-
-def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int | None, int | None]:
-    """(registers per thread, bytes of stack per thread)."""
-    if backend == "hip":
-        registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
-        stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
-        return (int(registers.group(1)) if registers else None, int(stack.group(1)) if stack else None)
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(assembly["cubin"])
-        file.flush()
-        report = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    return (int(found.group(1)), int(found.group(2))) if found else (None, None)
-
-
-def _pointer_type(dtype: torch.dtype) -> str:
-    names = {
-        torch.float32: "*fp32",
-        torch.float16: "*fp16",
-        torch.bfloat16: "*bf16",
-        torch.int8: "*i8",
-        torch.uint8: "*u8",
-        torch.int16: "*i16",
-        torch.int32: "*i32",
-    }
-    return names[dtype]
 
 
 if __name__ == "__main__":

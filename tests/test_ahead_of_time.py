@@ -37,7 +37,15 @@ FAMILIES = (
 QUANTIZERS = ["quantize_per_tensor"] + [
     f"quantize_per_token-{columns}-{kind}" for columns in (4096, 20000) for kind in ("symmetric", "affine")
 ]
-CASES = QUANTIZERS + [f"{family}-{size}" for size in SIZES for family in FAMILIES]
+ODD = ["w8a8-affine-odd", "w4a16-g100-odd", "w4a16-channel-odd", "w8a16-affine-odd"]
+GRADIENTS = [
+    "gradient-w4a16-g128-bfloat16-small",
+    "gradient-w4a16-g128-bfloat16-large",
+    "gradient-w4a16-g64-affine-bfloat16-middle",
+    "gradient-w4a16-g128-float32-small",
+    "gradient-w8a16-bfloat16-large",
+]
+CASES = QUANTIZERS + [f"{family}-{size}" for size in SIZES for family in FAMILIES] + ODD + GRADIENTS
 
 #: target → bytes of shared memory (CUDA: the most a block may ask for; AMD: the local data share).
 TARGETS = {
@@ -81,6 +89,8 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
         problems.append(f"{record['registers']} registers")
     elif nvidia and record["registers"] * record["options"]["num_warps"] * 32 > REGISTER_FILE:
         problems.append(f"{record['registers']} registers in {record['options']['num_warps']} warps")
+    if record["unsettled_loops"]:
+        problems.append(f"{record['unsettled_loops']} loops that rewrite registers which wgmma still reads")
     if record["shared"] > TARGETS[target]:
         problems.append(f"{record['shared']} bytes of shared memory, {TARGETS[target]} allowed")
     wanted = wanted_instruction(case, target)
@@ -90,7 +100,8 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
             problems.append(f"{found}, no matrix instruction wanted")
     elif not found or not all(re.match(wanted, instruction) for instruction in found):
         problems.append(f"{found or 'no matrix instruction'}, wanted {wanted}")
-    if nvidia and case not in QUANTIZERS and not record["asynchronous_copies"]:
+    # Rows of an odd length are not aligned for one, nor are int8 weights read as the gradient reads them.
+    if nvidia and case not in QUANTIZERS + ODD + GRADIENTS and not record["asynchronous_copies"]:
         problems.append("no 16-byte asynchronous copy")
     return problems
 
@@ -103,9 +114,9 @@ def wanted_instruction(case: str, target: str) -> str | None:
         return r"v_mfma_f32_\d+x\d+x\d+_?f32" if target == "gfx942" else None
     integers, halves = INSTRUCTIONS[target]
     kind = integers if "a8" in case else halves
-    narrow = case.endswith("decode") and not case.startswith("w8a8")
+    narrow = (case.endswith("decode") and not case.startswith("w8a8")) or case in ODD + GRADIENTS
     if narrow and target in ("sm_90", "sm_100"):
-        # 8 columns: before Triton 3.8 only mma.sync has that shape.
+        # 8 columns, or 16 rows of a gradient: before Triton 3.8 only mma.sync has that shape.
         return rf"{kind}|mma\.sync.*{INT8 if 'a8' in case else HALF}"
     return kind
 
@@ -139,6 +150,7 @@ def test_every_case_is_compiled_for_some_target() -> None:
         ({"instructions": ["mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"]}, "wgmma"),
         ({"instructions": ["wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16"]}, "wgmma"),
         ({"asynchronous_copies": False}, "asynchronous"),
+        ({"unsettled_loops": 1}, "wgmma still reads"),
     ],
 )
 def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
@@ -150,6 +162,7 @@ def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
         "options": {"num_warps": 4},
         "instructions": ["wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8"],
         "asynchronous_copies": True,
+        "unsettled_loops": 0,
     }
     assert problems_of(good, "sm_90") == []
     assert problem in " ".join(problems_of(good | change, "sm_90"))

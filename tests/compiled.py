@@ -1,0 +1,141 @@
+"""Compiling one recorded launch for a GPU that is not here, and reading what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
+
+
+@dataclasses.dataclass
+class Launch:
+    """A recorded `kernel[grid](*arguments, **keywords)`."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Compiled:
+    """What the compiler made of a launch; shared memory and stack in bytes."""
+
+    kernel: str
+    options: dict[str, Any]
+    shared: int
+    registers: int | None
+    stack: int | None
+    instructions: list[str]
+    asynchronous_copies: bool
+    unsettled_loops: int
+
+
+def compile_launch(launch: Launch, gpu: Any) -> Compiled:
+    """Specialise as Triton's own launch would, and compile."""
+    import triton
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = _pointer_type(value.dtype)
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=gpu, options=launch.options)
+    text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
+    registers, stack = _resources(compiled.asm, text, gpu.backend)
+    return Compiled(
+        kernel=compiled.metadata.name,
+        options=launch.options,
+        shared=compiled.metadata.shared,
+        registers=registers,
+        stack=stack,
+        instructions=sorted(set(_matrix_instructions(text))),
+        asynchronous_copies="cp.async.cg.shared.global" in text,
+        unsettled_loops=sum(map(_is_unsettled, _loops(text))),
+    )
+
+
+def _matrix_instructions(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        for name in MATRIX_INSTRUCTIONS:
+            found = re.search(rf"{re.escape(name)}\S*", line)
+            if found:
+                yield found.group()
+
+
+def _loops(ptx: str) -> Iterator[list[str]]:
+    """The lines from each label to the branch back to it."""
+    lines = ptx.splitlines()
+    labels: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        if label := re.match(r"\s*(\$L__BB\w+):", line):
+            labels[label.group(1)] = number
+        elif (branch := re.search(r"bra(?:\.uni)?\s+(\$L__BB\w+);", line)) and branch.group(1) in labels:
+            yield lines[labels[branch.group(1)] : number]
+
+
+def _is_unsettled(loop: list[str]) -> bool:
+    """True if a wgmma that reads registers may still run when the loop's next round rewrites them.
+
+    Triton 3.6 to 3.8 compiles some loops so: it waits for all but the last product, whose registers it then reuses.
+    """
+    in_flight = False
+    for line in loop:
+        if re.search(r"wgmma\.mma_async\S*\s+\{[^}]*\},\s*\{", line):
+            in_flight = True
+        elif re.search(r"wgmma\.wait_group\S*\s+0;", line):
+            in_flight = False
+    return in_flight
+
+
+def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int | None, int | None]:
+    """(registers per thread, bytes of stack per thread)."""
+    if backend == "hip":
+        registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
+        stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
+        return (int(registers.group(1)) if registers else None, int(stack.group(1)) if stack else None)
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(assembly["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    return (int(found.group(1)), int(found.group(2))) if found else (None, None)
+
+
+def _pointer_type(dtype: torch.dtype) -> str:
+    names = {
+        torch.float32: "*fp32",
+        torch.float16: "*fp16",
+        torch.bfloat16: "*bf16",
+        torch.int8: "*i8",
+        torch.uint8: "*u8",
+        torch.int16: "*i16",
+        torch.int32: "*i32",
+    }
+    return names[dtype]
