@@ -96,7 +96,7 @@ def weight_only_gradient_kernel(
     m_inside = m < M
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
-        m_inside = m_inside & is_last
+        m_inside = m < tl.where(is_last, M, 0)
     k = column
     k_inside = column < K
     if GROUPS_ARE_PADDED:
