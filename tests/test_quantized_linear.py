@@ -258,3 +258,20 @@ def test_the_input_may_be_named_and_the_layer_be_made_in_inference_mode(scheme: 
     with torch.inference_mode():
         layer = quantized(scheme, device)
     assert_same(layer(input=x), layer(x))
+
+
+def test_from_float_takes_names_and_says_what_it_misses() -> None:
+    linear = nn.Linear(K, N)
+    assert QuantizedLinear.from_float(linear, "w4a16").config == config.W4A16()
+    with pytest.raises(ValueError, match="Linear 'fc': weight must hold values, found an uninitialized one"):
+        QuantizedLinear.from_float(nn.LazyLinear(N), "w8a16", name="fc")
+
+
+def test_a_bias_that_is_not_finite_is_not_loaded() -> None:
+    layer = QuantizedLinear.from_float(nn.Linear(K, N), "w8a16")
+    state = layer.state_dict()
+    before = state["bias"].clone()
+    state["bias"] = torch.full((N,), torch.nan)
+    with pytest.raises(RuntimeError, match="bias must be finite"):
+        layer.load_state_dict(state)
+    assert torch.equal(layer.state_dict()["bias"], before)

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tritonq import canonical, layouts, ops, qparams
 from tritonq.buffers import FixedDtypeModule
-from tritonq.config import QuantConfig
+from tritonq.config import QuantConfig, as_config
 from tritonq.tensor import QuantizedTensor
 
 _INT32_MAX = 2**31 - 1
@@ -101,7 +102,7 @@ class QuantizedLinear(FixedDtypeModule):
     def from_float(
         cls,
         linear: nn.Linear,
-        config: QuantConfig,
+        config: QuantConfig | str,
         *,
         weight_qparams: tuple[Tensor, Tensor | None] | None = None,
         input_qparams: tuple[Tensor, Tensor] | None = None,
@@ -112,7 +113,7 @@ class QuantizedLinear(FixedDtypeModule):
 
         Args:
             linear: weight [N, K], finite, float32, float16 or bfloat16. It is not changed; its bias is shared.
-            config: how.
+            config: a QuantConfig or a preset's name.
             weight_qparams: (scale, zero point or None) found by an observer, shaped as `qparams.weight_qparams`
                 returns them; None computes them from the weight.
             input_qparams, output_qparams: (scale float32 [1], zero point int8 [1]) of a static layer.
@@ -121,6 +122,7 @@ class QuantizedLinear(FixedDtypeModule):
         Raises:
             TypeError, ValueError: naming the layer, what was found and what is allowed.
         """
+        config = as_config(config)
         check_linear(linear, config, name)
         # What is made here must work outside of inference mode too.
         with torch.inference_mode(False), torch.no_grad():
@@ -286,8 +288,8 @@ class QuantizedLinear(FixedDtypeModule):
             raise TypeError(f"{where}: input must be float32, float16 or bfloat16, found {found}")
         elif self._activation == "static" and self.input_scale is None:
             raise TypeError(
-                f"{where} was calibrated between QuantStub and DeQuantStub and takes a QuantizedTensor, found a float "
-                "tensor: put a QuantStub before it, or leave it out with ignore"
+                f"{where} has no grid for its input and takes a QuantizedTensor, found a float tensor: put a QuantStub "
+                "before it, or leave it out with ignore"
             )
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             raise ValueError(
@@ -374,6 +376,8 @@ class QuantizedLinear(FixedDtypeModule):
         try:
             if self.bias is not None:
                 bias = canonical.expect(own, "bias", (self.out_features,), qparams.FLOAT_DTYPES)
+                if not bias.is_meta and not torch.isfinite(bias).all():
+                    raise ValueError("bias must be finite, found NaN or Inf")
             self.load_canonical_state({key: own[key] if assign else own[key].to(device) for key in wanted})
         except ValueError as error:
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
@@ -394,6 +398,8 @@ def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None
     """
     weight = linear.weight
     where = f"Linear {name!r}" if name else "Linear"
+    if is_lazy(weight):
+        raise ValueError(f"{where}: weight must hold values, found an uninitialized one: run one batch first")
     if weight.dtype not in qparams.FLOAT_DTYPES:
         raise TypeError(f"{where}: weight must be float32, float16 or bfloat16, found {weight.dtype}")
     if weight.is_meta:
