@@ -144,12 +144,10 @@ def int4_int8_matmul(
     if config is None:
         config = choose_config(target_of(x), rows, features, blocks, slab_width)
     tiles = config.tiles(features, rows)
-    partials = counters = None
+    dtype = torch.int32 if groups == 1 else torch.float32
+    tile_elements = config.block_n * config.block_m
     with on_device_of(x):
-        if config.splits > 1:
-            elements = tiles * config.splits * config.block_n * config.block_m
-            dtype = torch.int32 if groups == 1 else torch.float32
-            partials, counters = workspace(x.device, dtype, elements, tiles)
+        partials, counters = workspace(x.device, dtype, config.splits, tiles, tile_elements)
         int4_int8_matmul_kernel[(tiles, config.splits)](
             x,
             x_scale,

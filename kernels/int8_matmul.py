@@ -160,11 +160,9 @@ def int8_matmul(
     if config is None:
         config = choose_config(target_of(x), rows, features, columns)
     tiles = config.tiles(features, rows)
-    partials = counters = None
+    tile_elements = config.block_n * config.block_m
     with on_device_of(x):
-        if config.splits > 1:
-            elements = tiles * config.splits * config.block_n * config.block_m
-            partials, counters = workspace(x.device, torch.int32, elements, tiles)
+        partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
         int8_matmul_kernel[(tiles, config.splits)](
             x,
             x_scale,

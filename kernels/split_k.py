@@ -44,9 +44,14 @@ def sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS: tl.const
     return acc, is_last
 
 
-def workspace(device: torch.device, dtype: torch.dtype, partials: int, tiles: int) -> tuple[Tensor, Tensor]:
-    """Room for `partials` elements of `dtype`, and `tiles` zeroed int32 counters, on the current stream of `device`."""
-    return torch.empty(partials, dtype=dtype, device=device), zeroed_counters(device, tiles)
+def workspace(
+    device: torch.device, dtype: torch.dtype, splits: int, tiles: int, tile_elements: int
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """(partial tiles of `dtype`, zeroed int32 counters) on the current stream of `device`; Nones without splits."""
+    if splits == 1:
+        return None, None
+    partials = torch.empty(tiles * splits * tile_elements, dtype=dtype, device=device)
+    return partials, zeroed_counters(device, tiles)
 
 
 def split_count(target: Target, tiles: int, steps: int, programs_per_multiprocessor: int) -> int:

@@ -146,11 +146,9 @@ def weight_only_gradient(
     if config is None:
         config = choose_config(target, rows, features, tiles_k, slabs * slab_width, dy.element_size())
     tiles = tiles_k * triton.cdiv(rows, config.block_m)
-    partials = counters = None
+    tile_elements = config.block_m * slabs * slab_width
     with on_device_of(dy):
-        if config.splits > 1:
-            elements = tiles * config.splits * config.block_m * slabs * slab_width
-            partials, counters = workspace(dy.device, torch.float32, elements, tiles)
+        partials, counters = workspace(dy.device, torch.float32, config.splits, tiles, tile_elements)
         weight_only_gradient_kernel[(tiles, config.splits)](
             dy,
             w,

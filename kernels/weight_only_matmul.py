@@ -169,11 +169,9 @@ def weight_only_matmul(
             target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
         )
     tiles = config.tiles(features, rows)
-    partials = counters = None
+    tile_elements = config.block_n * config.block_m
     with on_device_of(x):
-        if config.splits > 1:
-            elements = tiles * config.splits * config.block_n * config.block_m
-            partials, counters = workspace(x.device, torch.float32, elements, tiles)
+        partials, counters = workspace(x.device, torch.float32, config.splits, tiles, tile_elements)
         weight_only_matmul_kernel[(tiles, config.splits)](
             x,
             w,

@@ -263,7 +263,9 @@ def test_the_input_may_be_named_and_the_layer_be_made_in_inference_mode(scheme: 
 def test_from_float_takes_names_and_says_what_it_misses() -> None:
     linear = nn.Linear(K, N)
     assert QuantizedLinear.from_float(linear, "w4a16").config == config.W4A16()
-    with pytest.raises(ValueError, match="Linear 'fc': weight must hold values, found an uninitialized one"):
+    with pytest.raises(
+        ValueError, match="Linear 'fc': weight must hold values, found LazyLinear before its first input"
+    ):
         QuantizedLinear.from_float(nn.LazyLinear(N), "w8a16", name="fc")
 
 

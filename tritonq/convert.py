@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tritonq.config import QuantConfig
 from tritonq.fast_path import leave_fast_path
+from tritonq.nn.check import check_linear
 from tritonq.nn.fake_quantize import FakeQuantize
-from tritonq.nn.linear import QuantizedLinear, check_linear
+from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.qat_linear import QATLinear
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
 from tritonq.observers import ObserverBase, observed_weight_qparams

@@ -19,10 +19,9 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from tritonq.config import QuantConfig
-from tritonq.nn.linear import check_linear
+from tritonq.nn.check import check_linear
 from tritonq.nn.stubs import is_quant_stub
 from tritonq.observers import ObserverBase, make_observer
 from tritonq.patterns import Pattern
@@ -118,11 +117,6 @@ def check_layers(selected: list[Selected]) -> None:
     for layer in selected:
         module, config, name = layer.place.module, layer.config, layer.place.name
         if isinstance(module, nn.Linear):
-            if is_lazy(module.weight):
-                raise ValueError(
-                    f"Linear {name!r}: weight must hold values, found {type(module).__name__} before its first "
-                    "input: run one batch through the model first"
-                )
             check_linear(module, config, name)
             if config.weight.observer is not None:
                 make_observer(config.weight, for_weight=True, name=name)

@@ -14,7 +14,8 @@ from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import LayerPlan, StubPlan
 from tritonq.config import QuantConfig
-from tritonq.nn.linear import QuantizedLinear, largest_in_features
+from tritonq.nn.check import largest_in_features
+from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize
 
 

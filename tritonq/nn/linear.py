@@ -19,25 +19,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tritonq import canonical, layouts, ops, qparams
 from tritonq.buffers import FixedDtypeModule
 from tritonq.config import QuantConfig, as_config
+from tritonq.nn.check import check_linear
 from tritonq.tensor import QuantizedTensor
 
-_INT32_MAX = 2**31 - 1
-#: Largest |code - zero point|: of affine and of symmetric int8 (files hold -128 too).
-_AFFINE_RANGE, _SYMMETRIC_RANGE = 255, 128
 _SQNR_ROWS = 256
 
 
 class QuantizedLinear(FixedDtypeModule):
     """y = x · Wᵀ + b with W in int8 or int4, and x in float or int8, as `config` says.
 
-    Built by `from_float`, or by `empty` for a checkpoint to fill. Takes inputs of any rank ≥ 1 with `in_features` last,
-    any strides, float32, float16 or bfloat16, and returns the input's dtype; a static layer also takes, and where it
-    has output qparams returns, a `QuantizedTensor`.
+    Built by `from_float`, or by the constructor for a checkpoint to fill. Takes inputs of any rank ≥ 1 with
+    `in_features` last, any strides, float32, float16 or bfloat16, and returns the input's dtype; a static layer also
+    takes, and where it has output qparams returns, a `QuantizedTensor`.
 
     Attributes:
         in_features, out_features: K and N.
@@ -387,46 +384,6 @@ class QuantizedLinear(FixedDtypeModule):
         elif self.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(bias)
-
-
-def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None:
-    """Raise unless `linear` can be quantized as `config` says.
-
-    Raises:
-        TypeError: for a weight that is not float32, float16 or bfloat16.
-        ValueError: for a weight on the meta device, empty or non-finite, or K too large for int32 accumulation.
-    """
-    weight = linear.weight
-    where = f"Linear {name!r}" if name else "Linear"
-    if is_lazy(weight):
-        raise ValueError(f"{where}: weight must hold values, found an uninitialized one: run one batch first")
-    if weight.dtype not in qparams.FLOAT_DTYPES:
-        raise TypeError(f"{where}: weight must be float32, float16 or bfloat16, found {weight.dtype}")
-    if weight.is_meta:
-        raise ValueError(f"{where}: weight must hold values, found one on the meta device")
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"{where}: weight must be [N, K] with N and K ≥ 1, found {list(weight.shape)}")
-    parts: dict[str, Tensor | None] = {"weight": weight, "bias": linear.bias}
-    for part, tensor in parts.items():
-        if tensor is not None and not torch.isfinite(tensor.detach()).all():
-            count = int((~torch.isfinite(tensor.detach())).sum())
-            raise ValueError(f"{where}: {part} must be finite, found {count} NaN or Inf values")
-    limit = largest_in_features(config)
-    if weight.shape[1] > limit:
-        raise ValueError(
-            f"{where}: in_features must be at most {limit:,} for {config.scheme}, which accumulates in int32, "
-            f"found {weight.shape[1]:,}"
-        )
-
-
-def largest_in_features(config: QuantConfig) -> int:
-    """The largest K whose exact int32 accumulation cannot overflow; no limit (int32's own) for float activations."""
-    if config.activation is None:
-        return _INT32_MAX
-    ranges = [
-        _SYMMETRIC_RANGE if spec.symmetric else _AFFINE_RANGE for spec in (config.weight, config.activation)
-    ]
-    return _INT32_MAX // (ranges[0] * ranges[1])
 
 
 def _sqnr(weight: Tensor, dequantized: Tensor) -> float:

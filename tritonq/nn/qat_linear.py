@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tritonq.config import QuantConfig
+from tritonq.nn.check import check_linear
 from tritonq.nn.fake_quantize import FakeQuantize
-from tritonq.nn.linear import check_linear
 
 
 class QATLinear(nn.Linear):
