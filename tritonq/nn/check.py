@@ -19,7 +19,8 @@ def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None
 
     Raises:
         TypeError: for a weight that is not float32, float16 or bfloat16.
-        ValueError: for a weight not yet initialized (LazyLinear), on the meta device, empty or non-finite, or K too large for int32 accumulation.
+        ValueError: for a weight that is not initialized yet (LazyLinear), on the meta device, empty or non-finite,
+            or K too large for int32 accumulation.
     """
     weight = linear.weight
     where = f"Linear {name!r}" if name else "Linear"
