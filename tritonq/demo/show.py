@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tritonq.demo.measure import FLOAT, DemoReport, SchemeResult, run_demo
+from tritonq.json_file import check_target, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,8 +51,7 @@ def demo(json_file: Path | None = None, plot_file: Path | None = None, device: s
             f"--plot needs a file that ends in {', '.join(PLOT_FORMATS)}, found {str(plot_file)!r}"
         )
     for file in (json_file, plot_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"the folder of {str(file)!r} does not exist")
+        check_target(file)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Loading", total=None)
 
@@ -62,7 +61,7 @@ def demo(json_file: Path | None = None, plot_file: Path | None = None, device: s
         report = run_demo(device, progress)
     print_report(report, Console())
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, report.to_dict())
     if plot_file is not None:
         plot(report, plot_file)
 

@@ -1,0 +1,76 @@
+"""Running a command: exit codes, and what goes wrong in one sentence.
+
+What commands raise as ValueError, TypeError or OSError is meant for the user: it is printed in red, without a
+traceback, and the exit code is 1. A wrong command line exits with 2, an interrupt (Ctrl-C) with 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+MISSING = 'the command line needs typer and rich: pip install "tritonq[demo]"'
+_USER_ERRORS = (ValueError, TypeError, OSError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: those of the process if None.
+
+    Returns:
+        The exit code: 0, 1 for what a command refused, 2 for a wrong command line, 130 after an interrupt.
+    """
+    try:
+        app = build_app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
+            raise
+        print(f"tritonq: {MISSING}", file=sys.stderr)
+        return 1
+    try:
+        code = app(
+            args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="tritonq"
+        )
+    except KeyboardInterrupt:
+        return 130
+    except _USER_ERRORS as error:
+        _complain(str(error))
+        return 1
+    except Exception as error:
+        # Typer's own exceptions: their home has moved between its versions, what they offer has not.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _complain(error.format_message())
+            return int(error.exit_code)
+        if type(error).__name__ == "Abort":
+            return 130
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def build_app() -> typer.Typer:
+    """All commands; raises ModuleNotFoundError without typer or rich."""
+    import rich  # noqa: F401 (typer can do without, the commands cannot)
+    import typer
+
+    from tritonq.cli.demo import demo
+    from tritonq.cli.info import info
+    from tritonq.cli.root import root
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback(invoke_without_command=True)(root)
+    for command in (info, demo):
+        app.command()(command)
+    return app
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)

@@ -1,0 +1,25 @@
+"""`tritonq` without a command: help and version."""
+
+from typing import Annotated
+
+import typer
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if `wanted`."""
+    if wanted:
+        import tritonq
+
+        typer.echo(f"tritonq {tritonq.__version__}")
+        raise typer.Exit
+
+
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """INT8 and INT4 quantization of PyTorch Linear layers."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,33 @@
+"""Results as a JSON file: written as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def check_target(file: Path | None) -> None:
+    """Raise a ValueError where writing to `file` would fail only after the work is done; None passes."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise ValueError(f"the folder of {str(file)!r} does not exist")
+    if file is not None and file.is_dir():
+        raise ValueError(f"{str(file)!r} must be a file, found a directory")
+
+
+def write_json(file: Path, fields: dict[str, Any]) -> None:
+    """Write beside `file`, then rename: what was there stays until the new text is complete."""
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    if file.exists() and not file.is_file():  # a pipe or a terminal: nothing that could be replaced
+        file.write_text(text, encoding="utf-8")
+        return
+    beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
