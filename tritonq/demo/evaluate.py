@@ -3,13 +3,12 @@
 The protocol of `bits_per_byte`: the text is cut into windows of `context` bytes that do not overlap. Each window is
 predicted on its own, beginning with the start symbol in place of what came before, so the model reads
 [start, b0, ..., b(n-2)] and is scored on [b0, ..., b(n-1)]: every byte of every window counts, once, the first one
-included. A last window that is not full is left out. The result is the mean of -log2 p(byte). It is higher
-than with a sliding window, which would give most bytes more context, but costs one pass over the text.
+included. A last window that is not full is left out. The result is the mean of -log2 p(byte); the loop is that of
+tritonq/perplexity.py.
 """
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritonq.demo.model import START_BYTE
+from tritonq.perplexity import device_of, perplexity
 
 CONTEXT = 256
 BATCH = 16
@@ -47,7 +47,6 @@ def cut_windows(data: bytes, context: int = CONTEXT) -> tuple[Tensor, Tensor]:
     return F.pad(targets[:, :-1], (1, 0), value=START_BYTE), targets
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     data: bytes,
@@ -59,20 +58,17 @@ def evaluate(
 
     `progress(done, total)` is called after each batch with numbers of windows.
     """
-    device = device_of(model)
-    inputs, targets = cut_windows(data, context)
-    window_count = len(inputs)
-    nats = 0.0
-    start = time.perf_counter()
-    for first in range(0, window_count, batch):
-        logits = model(inputs[first : first + batch].to(device))
-        wanted = targets[first : first + batch].to(device)
-        # Reading the sum back also waits for the device, so the clock sees all of its work.
-        nats += F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum").item()
-        if progress is not None:
-            progress(min(first + batch, window_count), window_count)
-    seconds = time.perf_counter() - start
-    return Evaluation(nats / math.log(2) / targets.numel(), targets.numel(), seconds)
+    _, targets = cut_windows(data, context)
+    window_count = len(targets)
+
+    def batches() -> Iterator[Tensor]:
+        for first in range(0, window_count, batch):
+            yield F.pad(targets[first : first + batch], (1, 0), value=START_BYTE)
+            if progress is not None:
+                progress(min(first + batch, window_count), window_count)
+
+    found = perplexity(model, batches())
+    return Evaluation(found.loss / math.log(2), found.tokens, found.seconds)
 
 
 def bits_per_byte(
@@ -96,10 +92,3 @@ def fixed_slice_logits(model: nn.Module, data: bytes, windows: int = 4, context:
 def relative_error(logits: Tensor, reference: Tensor) -> float:
     """||logits - reference|| / ||reference||, both read as one long vector."""
     return ((logits - reference).norm() / reference.norm()).item()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer (a quantized model may have only buffers)."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    raise ValueError("the model has neither parameters nor buffers")
