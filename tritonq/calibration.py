@@ -36,7 +36,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
         model.eval()
         with torch.no_grad():
             for batch in track(batches, "Calibrating"):
-                _feed(model, batch, count)
+                run_batch(model, batch, count)
                 count += 1
     finally:
         for module, training in flags:
@@ -45,15 +45,18 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
         raise ValueError("calibration must have at least one batch, found none")
 
 
-def _feed(model: nn.Module, batch: Any, index: int) -> None:
+def run_batch(model: nn.Module, batch: Any, index: int = 0) -> Any:
+    """What the model returns for a batch; `index` is the batch's place, for the error.
+
+    Raises:
+        TypeError: the batch is no tensor, tuple, list or dictionary.
+    """
     if isinstance(batch, Tensor):
-        model(batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    elif isinstance(batch, Mapping):
-        model(**batch)
-    else:
-        raise TypeError(
-            f"calibration batch {index} must be a tensor, tuple, list or dictionary, found "
-            f"{type(batch).__name__}"
-        )
+        return model(batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    raise TypeError(
+        f"calibration batch {index} must be a tensor, tuple, list or dictionary, found {type(batch).__name__}"
+    )

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from tritonq.qparams import dequantize
 
+#: What a QuantizedTensor says of itself without its values being read.
+METADATA = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel", "__len__"})
 ALLOWED = "relu, reshape, view, flatten, unflatten, transpose of leading dimensions, dropout in eval mode and indexing"
 
 

@@ -1,0 +1,259 @@
+"""Which layer's output goes where: a model's calls, recorded while it runs.
+
+A run is noted call by call: every module that counts as one step (a Linear, a norm), and every torch function that is
+called outside of those. A call reads values and makes values; a value is one tensor on its way through the model:
+
+    x ─ linear1 ─ a ─ gelu ─ b ─ view ─ c ─ linear2 ─ y          b's readers: view;  c's: linear2;  y is returned
+
+It sees what the model's code calls, at the level at which a QuantizedTensor will meet the same calls later. So a call
+that moves elements about is told from one that reads their values by trying it on a QuantizedTensor. Nothing of a
+tensor but its identity is kept. Reading sizes, dtype or device is no reading of values.
+
+What a recording proves, it proves for the path that the run took; a QuantizedTensor that later meets another call
+refuses it, so that a wrong guess is an error and never a wrong number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakIdKeyDictionary
+
+from tritonq.calibration import run_batch
+from tritonq.norms import is_norm
+from tritonq.observers import ObserverBase
+from tritonq.patterns import places
+from tritonq.tensor import METADATA, QuantizedTensor
+
+#: Functions that a matmul's epilogue computes, under the epilogue's names.
+STEPS: dict[Callable[..., Any], str] = {
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    functional.relu: "relu",
+    torch.Tensor.relu: "relu",
+    torch.Tensor.relu_: "relu",
+    functional.gelu: "gelu",
+    functional.silu: "silu",
+    torch.mul: "mul",
+    torch.Tensor.mul: "mul",
+    torch.Tensor.__mul__: "mul",
+    torch.Tensor.__rmul__: "mul",
+    torch.add: "add",
+    torch.Tensor.add: "add",
+    torch.Tensor.__add__: "add",
+    torch.Tensor.__radd__: "add",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a module or a function.
+
+    Attributes:
+        name: the module's, or the function's.
+        is_module: which of the two.
+        reads, makes: values, by number; a value that is read twice stands there twice.
+        step: what an epilogue would call it: "relu", "gelu", "gelu_tanh", "silu", "mul", "add"; None for others.
+        moves: a QuantizedTensor does it: elements are moved about, their values stay.
+    """
+
+    name: str
+    is_module: bool
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    step: str | None = None
+    moves: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataflow:
+    """One run of a model.
+
+    Attributes:
+        calls: in the order in which they ended.
+        returned: values that the model returned.
+    """
+
+    calls: tuple[Call, ...]
+    returned: frozenset[int]
+
+    @functools.cached_property
+    def readers(self) -> Mapping[int, list[Call]]:
+        """value → the calls that read it."""
+        readers: defaultdict[int, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            for value in dict.fromkeys(call.reads):
+                readers[value].append(call)
+        return readers
+
+    def calls_of(self, name: str) -> list[Call]:
+        """All calls of a module."""
+        return [call for call in self.calls if call.is_module and call.name == name]
+
+    def ends(self, value: int) -> tuple[list[Call], list[Call], bool]:
+        """What reads a value in the end, calls that only move elements about being followed.
+
+        Returns:
+            (modules that read it, functions that read it, whether the model returns it).
+        """
+        modules: list[Call] = []
+        functions: list[Call] = []
+        returned = value in self.returned
+        for call in self.readers.get(value, ()):
+            if call.is_module:
+                modules.append(call)
+            elif call.moves:
+                for made in call.makes:
+                    further = self.ends(made)
+                    modules += further[0]
+                    functions += further[1]
+                    returned = returned or further[2]
+            else:
+                functions.append(call)
+        return modules, functions, returned
+
+
+def record(model: nn.Module, batch: Any) -> Dataflow:
+    """Run one batch through a model, without gradients, and note its calls.
+
+    Args:
+        model: Linears and norms (tritonq/norms.py) count as one step each, all else is looked into.
+        batch: tensor → model(x), tuple → model(*x), dict → model(**x).
+    """
+    with torch.no_grad(), recording(model) as recorder:
+        output = run_batch(model, batch)
+        return recorder.finish(output)
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module) -> Iterator[Recorder]:
+    """Note what happens inside of the block; `model`'s Linears and norms count as one step each."""
+    recorder = Recorder()
+    with contextlib.ExitStack() as stack:
+        for handle in recorder.attach(model):
+            stack.callback(handle.remove)
+        with recorder:
+            yield recorder
+
+
+class Recorder(TorchFunctionMode):
+    """While it is active, notes every call of torch functions, and of the modules it was attached to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[Call] = []
+        self._values = WeakIdKeyDictionary()  # tensor → its value's number
+        self._count = 0
+        self._inside: list[tuple[str, tuple[int, ...]] | None] = []  # modules that run now; None: an observer
+
+    def attach(self, model: nn.Module) -> list[Any]:
+        """Hook into the modules that count as one step; returns the hooks' handles."""
+        handles: list[Any] = []
+        for place in places(model):
+            module = place.module
+            if isinstance(module, ObserverBase):
+                enter, leave = self._enter_observer, self._leave_observer
+            elif isinstance(module, nn.Linear) or is_norm(module):
+                # The user's own hooks lie outside: what they read is read.
+                enter, leave = functools.partial(self._enter, place.name), self._leave
+            else:
+                continue
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
+        return handles
+
+    def finish(self, output: Any) -> Dataflow:
+        """What was recorded, of a run that returned `output`."""
+        values = (self._values.get(tensor) for tensor in _tensors(output))
+        return Dataflow(tuple(self._calls), frozenset(value for value in values if value is not None))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        words = kwargs or {}
+        result = func(*args, **words)
+        if not self._inside and getattr(func, "__name__", "") not in METADATA and not _is_metadata(func):
+            tensors = _tensors((args, words))
+            if tensors:
+                reads = tuple(map(self._value_of, tensors))
+                moves, step = _moves(func, args, words), _step(func, args, words)
+                made = tuple(map(self._new_value, _tensors(result)))
+                name = getattr(func, "__name__", str(func))
+                self._calls.append(Call(name, False, reads, made, step, moves))
+        return result
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._inside.append((name, tuple(map(self._value_of, _tensors((args, kwargs))))))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        entered = self._inside.pop()
+        assert entered is not None
+        if not self._inside and output is not None:  # None: the forward failed
+            name, reads = entered
+            self._calls.append(Call(name, True, reads, tuple(map(self._new_value, _tensors(output)))))
+
+    def _enter_observer(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._inside.append(None)
+
+    def _leave_observer(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._inside.pop()
+
+    def _value_of(self, tensor: Tensor) -> int:
+        value = self._values.get(tensor)
+        return self._new_value(tensor) if value is None else value
+
+    def _new_value(self, tensor: Tensor) -> int:
+        self._count += 1
+        self._values[tensor] = self._count
+        return self._count
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor)]
+
+
+def _is_metadata(func: Callable[..., Any]) -> bool:
+    """True for the getter of a property such as `shape`."""
+    owner = getattr(func, "__self__", None)
+    return getattr(func, "__name__", "") == "__get__" and getattr(owner, "__name__", "") in METADATA
+
+
+def _step(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> str | None:
+    step = STEPS.get(func)
+    if step == "gelu":
+        return "gelu_tanh" if kwargs.get("approximate") == "tanh" else "gelu"
+    if step == "add" and (len(args) != 2 or kwargs):  # alpha, out
+        return None
+    if step == "mul" and (len(args) != 2 or kwargs):
+        return None
+    return step
+
+
+def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a QuantizedTensor in the place of the first argument does this; relu it does, but relu is a step."""
+    first = args[0] if args else kwargs.get("input")
+    if func in STEPS or not isinstance(first, Tensor) or not first.is_floating_point():
+        return False
+    meta = torch.empty(first.shape, dtype=torch.int8, device="meta")
+    stand_in = QuantizedTensor(meta, torch.ones(1), torch.zeros(1, dtype=torch.int8), first.dtype)
+    others = args[1:] if args else ()
+    words = {word: value for word, value in kwargs.items() if args or word != "input"}
+    name = getattr(func, "__name__", "")
+    try:
+        if getattr(torch.Tensor, name, None) is func:
+            result = getattr(stand_in, name)(*others, **words)
+        else:
+            result = func(stand_in, *others, **words)
+    except Exception:  # whatever it says, it says no
+        return False
+    return isinstance(result, QuantizedTensor)

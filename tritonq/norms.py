@@ -1,0 +1,112 @@
+"""Layer normalizations, told by what they compute.
+
+    RMSNorm     y = x / √(mean(x²) + ε) · (offset + weight)         offset 0, or 1 in Gemma's models
+    LayerNorm   y = (x − mean(x)) / √(var(x) + ε) · weight + bias
+
+nn.LayerNorm and nn.RMSNorm are known. Models bring RMSNorms of their own, which agree in little but the name: a module
+whose class is called …RMSNorm, with one weight per feature and an ε, is run on random numbers, and taken for one if it
+gives what the formula gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+#: What models call ε.
+_EPSILON_NAMES = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+_TOLERANCE = 1e-5
+_ROWS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """What a norm computes.
+
+    Attributes:
+        kind: "rms_norm" or "layer_norm".
+        features: K.
+        eps: ε.
+        weight_offset: what is added to the weight.
+    """
+
+    kind: str
+    features: int
+    eps: float
+    weight_offset: float = 0.0
+
+    def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The formula in float32: x [..., K], weight and bias [K] or None."""
+        x = x.float()
+        if self.kind == "layer_norm":
+            centred = x - x.mean(dim=-1, keepdim=True)
+            y = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + self.eps)
+        else:
+            y = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        if weight is not None:
+            y = y * (weight.float() + self.weight_offset)
+        return y if bias is None else y + bias.float()
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module looks like a norm over the last dimension; `norm_of` says whether it is one."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return len(module.normalized_shape) == 1
+    return (
+        type(module).__name__.endswith("RMSNorm") and _features(module) > 0 and _epsilon(module) is not None
+    )
+
+
+def norm_of(module: nn.Module) -> Norm | None:
+    """What a norm computes, or None if it is none, or another one. Modules on the meta device may be asked too."""
+    if not is_norm(module):
+        return None
+    if isinstance(module, nn.LayerNorm):
+        return Norm("layer_norm", module.normalized_shape[0], module.eps)
+    if isinstance(module, nn.RMSNorm):
+        features = module.normalized_shape[0]
+        return Norm(
+            "rms_norm", features, torch.finfo(_dtype(module)).eps if module.eps is None else module.eps
+        )
+    epsilon = _epsilon(module)
+    assert epsilon is not None
+    candidates = [Norm("rms_norm", _features(module), epsilon, offset) for offset in (0.0, 1.0)]
+    return next((norm for norm in candidates if _computes(module, norm)), None)
+
+
+def _computes(module: nn.Module, norm: Norm) -> bool:
+    """Whether a copy of the module, with random weights, gives on random rows what the formula gives."""
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            stand_in = copy.deepcopy(module).to_empty(device="cpu").float().eval()
+            for hooks in (stand_in._forward_hooks, stand_in._forward_pre_hooks):
+                hooks.clear()
+            for parameter in stand_in.parameters():
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            x = torch.randn(_ROWS, norm.features, generator=generator)
+            weight = getattr(stand_in, "weight", None)
+            y, expected = stand_in(x), norm(x, weight, None)
+            return bool(torch.allclose(y, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
+    except Exception:  # whatever it is, it is not this
+        return False
+
+
+def _features(module: nn.Module) -> int:
+    """K of a module whose only tensor is a weight [K]; 0 for any other."""
+    tensors = [*module.parameters(), *module.buffers()]
+    weight = module._parameters.get("weight")
+    return weight.numel() if weight is not None and weight.dim() == 1 and len(tensors) == 1 else 0
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    values = (getattr(module, name, None) for name in _EPSILON_NAMES)
+    return next((value for value in values if isinstance(value, float) and value >= 0), None)
+
+
+def _dtype(module: nn.RMSNorm) -> torch.dtype:
+    weight = module._parameters.get("weight")
+    return torch.float32 if weight is None else weight.dtype
