@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,41 +12,53 @@ from torch import Tensor, nn
 from tritonq.progress import track
 
 
-def check_calibration(batches: object) -> None:
-    """Raise a TypeError unless `batches` is an iterable of batches rather than one batch."""
+def check_calibration(batches: object, argument: str = "calibration") -> None:
+    """Raise a TypeError, naming the argument, unless `batches` is an iterable of batches rather than one batch."""
     if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
         raise TypeError(
-            "calibration must be an iterable of batches (a tensor, tuple or dictionary each), found "
+            f"{argument} must be an iterable of batches (a tensor, tuple or dictionary each), found "
             f"{type(batches).__name__}"
         )
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
+def calibrate(model: nn.Module, batches: Iterable[Any], argument: str = "calibration") -> None:
     """Run every batch through the model: a tensor as m(x), a tuple or list as m(*x), a dictionary as m(**x).
 
-    In eval mode and without gradients; training flags are as before afterwards.
+    In eval mode and without gradients; training flags are as before afterwards. Messages call the batches `argument`.
 
     Raises:
         TypeError: `batches` is not iterable or one batch is of another type.
         ValueError: there is no batch.
     """
-    check_calibration(batches)
-    flags = [(module, module.training) for module in model.modules()]
+    check_calibration(batches, argument)
     count = 0
+    with evaluation(model):
+        for batch in track(batches, "Calibrating"):
+            run_batch(model, batch, count, argument)
+            count += 1
+    check_not_empty(count, argument)
+
+
+def check_not_empty(count: int, argument: str = "calibration") -> None:
+    """Raise a ValueError, naming the argument, where there was no batch."""
+    if count == 0:
+        raise ValueError(f"{argument} must have at least one batch, found none")
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; training flags as before afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad():
-            for batch in track(batches, "Calibrating"):
-                run_batch(model, batch, count)
-                count += 1
+            yield
     finally:
         for module, training in flags:
             module.training = training
-    if count == 0:
-        raise ValueError("calibration must have at least one batch, found none")
 
 
-def run_batch(model: nn.Module, batch: Any, index: int = 0) -> Any:
+def run_batch(model: nn.Module, batch: Any, index: int = 0, argument: str = "calibration") -> Any:
     """What the model returns for a batch; `index` is the batch's place, for the error.
 
     Raises:
@@ -58,5 +71,5 @@ def run_batch(model: nn.Module, batch: Any, index: int = 0) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     raise TypeError(
-        f"calibration batch {index} must be a tensor, tuple, list or dictionary, found {type(batch).__name__}"
+        f"{argument} batch {index} must be a tensor, tuple, list or dictionary, found {type(batch).__name__}"
     )

@@ -209,18 +209,24 @@ def _replace(conversion: Conversion) -> None:
     module, config = place.module, plan.config
     detach(module)
     if isinstance(module, nn.Linear):
-        layer = QuantizedLinear.from_float(
-            module,
-            config,
-            weight_qparams=conversion.weight_qparams,
-            input_qparams=None if plan.observes == OUTPUT else qparams,
-            output_qparams=qparams if plan.observes == OUTPUT else None,
-            name=place.name,
-        )
-        move_hooks(module, layer, place)
+        move_hooks(module, quantized_linear(conversion), place)
     elif qparams is not None:
         assert config.activation is not None
         move_hooks(module, Quantize(*qparams, config.activation.symmetric, place.name), place)
+
+
+def quantized_linear(conversion: Conversion) -> QuantizedLinear:
+    """What takes the place of a Linear; the model stays as it is."""
+    place, plan, qparams = conversion.place, conversion.plan, conversion.qparams
+    assert isinstance(place.module, nn.Linear)
+    return QuantizedLinear.from_float(
+        place.module,
+        plan.config,
+        weight_qparams=conversion.weight_qparams,
+        input_qparams=None if plan.observes == OUTPUT else qparams,
+        output_qparams=qparams if plan.observes == OUTPUT else None,
+        name=place.name,
+    )
 
 
 def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:
