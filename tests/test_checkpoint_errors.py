@@ -61,7 +61,14 @@ DAMAGES: dict[str, tuple[Change, str]] = {
         "the files hold fc9.weight, which the model",
     ),
     "superfluous-bias": (lambda t: t.update({"fc2.bias": torch.zeros(33)}), "the files hold fc2.bias"),
-    "order": (lambda t: t.update({"fc1.weight_g_idx": torch.zeros(64)}), "the files hold fc1.weight_g_idx"),
+    "order-dtype": (
+        lambda t: t.update({"fc1.weight_g_idx": torch.zeros(64)}),
+        "fc1.weight_g_idx must be int32 [64], found float32 [64]",
+    ),
+    "order-unknown": (
+        lambda t: t.update({"norm.weight_g_idx": torch.zeros(64)}),
+        "the files hold norm.weight_g_idx",
+    ),
     "input-scale": (lambda t: t.update({"fc1.input_scale": torch.ones(1)}), "the files hold fc1.input_scale"),
     "many": (lambda t: t.update({f"x{n}": torch.zeros(1) for n in range(99)}), "and 94 more"),
     "packed-shape": (

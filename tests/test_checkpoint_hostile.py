@@ -132,7 +132,7 @@ HOSTILE: list[tuple[Callable[[dict[str, Any], Any], None], Any, str]] = [
     ),
     (at(*WEIGHTS, "dynamic"), True, "dynamic"),
     (at(*WEIGHTS, "block_structure"), [1, 1], "block_structure must be null"),
-    (at(*WEIGHTS, "actorder"), "group", "actorder must be null or 'weight', found \"group\""),
+    (at(*WEIGHTS, "actorder"), "row", "actorder must be null, 'weight' or 'group', found \"row\""),
     (at("tritonq"), [], "tritonq must be a dictionary"),
     (at("tritonq", "version"), 2, "tritonq.version must be 1, found 2"),
     (at("tritonq", "version"), "1", 'tritonq.version must be 1, found "1"'),

@@ -181,7 +181,7 @@ BROKEN: dict[str, tuple[str, str, Any]] = {
     "missing bias": ("w4a16", "bias", None),
     "missing scale": ("w8a8", "weight_scale", None),
     "missing input scale": ("w8a8_static", "input_scale", None),
-    "unknown": ("w8a16", "weight_g_idx", lambda _: torch.zeros(K, dtype=torch.int32)),
+    "unknown": ("w8a16", "weight_codebook", lambda _: torch.zeros(K, dtype=torch.int32)),
     "rows": ("w4a16", "weight_packed", lambda t: t[:-1]),
     "columns": ("w8a8", "weight", lambda t: t[:, :-1]),
     "dtype of codes": ("w8a8", "weight", lambda t: t.int()),

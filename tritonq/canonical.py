@@ -91,6 +91,42 @@ def read_weight_state(
     return codes, scale.reshape(rows, groups), zero_point
 
 
+def group_of_column(order: Tensor, group_size: int) -> Tensor:
+    """weight_g_idx int32 [K], the group of each column, from the order int32 [K] that sorts columns by group."""
+    groups = torch.arange(order.numel(), dtype=torch.int32, device=order.device) // group_size
+    return torch.empty_like(groups).index_copy_(0, order.long(), groups)
+
+
+def read_input_order(in_features: int, group_size: int, state: Mapping[str, Tensor]) -> Tensor | None:
+    """The inverse: the order int32 [K] that sorts columns by group and keeps them in order within one.
+
+    None where columns are in order already: without weight_g_idx, or where it is all -1, compressed-tensors' mark of one
+    that was never set.
+
+    Raises:
+        ValueError: weight_g_idx has a wrong dtype or shape, names groups that are not there, or does not give every
+            group `group_size` columns (the last one what is left).
+    """
+    if "weight_g_idx" not in state:
+        return None
+    groups = expect(state, "weight_g_idx", (in_features,), (torch.int32,))
+    order = torch.argsort(groups, stable=True).to(torch.int32)
+    if groups.is_meta:
+        return order
+    low, high, last = int(groups.amin()), int(groups.amax()), (in_features - 1) // group_size
+    if low == high == -1:
+        return None
+    if low < 0 or high > last:
+        raise ValueError(f"weight_g_idx must hold groups 0 … {last}, found {low} … {high}")
+    in_order = torch.arange(in_features, dtype=torch.int32, device=groups.device)
+    if not torch.equal(groups[order], in_order // group_size):
+        counts = torch.bincount(groups, minlength=last + 1).tolist()
+        raise ValueError(
+            f"weight_g_idx must give each group {group_size} columns and the last one the rest, found {_some(counts)}"
+        )
+    return None if torch.equal(order, in_order) else order
+
+
 def read_activation_qparams(state: Mapping[str, Tensor], side: str, affine: bool) -> tuple[Tensor, Tensor]:
     """(scale float32 [1], zero point int8 [1]) of `side` "input" or "output"; without `affine` the zero point is 0."""
     scale = expect(state, f"{side}_scale", (1,), qparams.FLOAT_DTYPES).float()
@@ -113,3 +149,7 @@ def expect(
         found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         raise ValueError(f"{name} must be {allowed} {list(shape)}, found {found}")
     return tensor
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (" …" if len(numbers) > 8 else "")

@@ -39,8 +39,10 @@ _ARGUMENT_KEYS = {
     "num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder", "scale_dtype",
     "zp_dtype", "observer", "observer_kwargs",
 }  # fmt: skip
-#: Activation ordering that only decided in which order columns were rounded, and leaves no trace in the file.
-_HARMLESS_ORDERS = (None, False, "weight", "static")
+#: In which order columns were rounded. "weight" ("static") leaves no trace in the file; "group" ("dynamic") comes with
+#: weight_g_idx beside the weight: compressed-tensors 0.20 no longer reads that; vLLM and older versions do.
+ORDERED = "group"
+_ORDERS = (None, False, "weight", "static", ORDERED, "dynamic")
 #: Parts of quantization_config that change what a layer computes in ways no layer here does.
 _UNSUPPORTED_PARTS = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
 
@@ -119,22 +121,26 @@ def plain_config(config: QuantConfig, in_features: int) -> QuantConfig:
     return dataclasses.replace(config, weight=weight, activation=activation)
 
 
-def scheme_to_dict(layers: Mapping[str, QuantConfig], ignore: Iterable[str]) -> dict[str, Any]:
+def scheme_to_dict(
+    layers: Mapping[str, QuantConfig], ordered: Collection[str], ignore: Iterable[str]
+) -> dict[str, Any]:
     """The quantization_config of a model.
 
     Args:
         layers: module name → its `plain_config`; not empty.
+        ordered: the modules among them that have a weight_g_idx.
         ignore: the names of Linear modules that are not quantized.
     """
-    members: dict[QuantConfig, list[str]] = {}
+    members: dict[tuple[QuantConfig, bool], list[str]] = {}
     for name, config in layers.items():
-        members.setdefault(config, []).append(name)
-    formats = {PACKED if canonical.is_packed(config) else UNPACKED for config in members}
+        members.setdefault((config, name in ordered), []).append(name)
+    formats = {PACKED if canonical.is_packed(config) else UNPACKED for config, _ in members}
     groups = {}
-    for index, (config, names) in enumerate(members.items()):
+    for index, ((config, is_ordered), names) in enumerate(members.items()):
+        order = {"actorder": ORDERED} if is_ordered else {}
         group: dict[str, Any] = {
             "targets": ["Linear"] if len(members) == 1 else names,
-            "weights": _spec_to_dict(config.weight),
+            "weights": {**_spec_to_dict(config.weight), **order},
             "input_activations": None if config.activation is None else _spec_to_dict(config.activation),
             "output_activations": None,
         }
@@ -232,8 +238,8 @@ def _read_spec(fields: Any, where: str) -> QuantSpec:
     if fields.get("block_structure") is not None:
         raise ValueError(f"{where}: block_structure must be null, found {_shown(fields['block_structure'])}")
     order = _lowered(fields.get("actorder"))
-    if order not in _HARMLESS_ORDERS:
-        raise ValueError(f"{where}: actorder must be null or 'weight', found {_shown(order)}")
+    if order not in _ORDERS:
+        raise ValueError(f"{where}: actorder must be null, 'weight' or 'group', found {_shown(order)}")
     group_size = fields.get("group_size")
     if group_size is not None and type(group_size) is not int:
         raise ValueError(f"{where}: group_size must be an integer or null, found {_shown(group_size)}")

@@ -155,7 +155,8 @@ def _plan_layer(place: Place, scheme: Scheme, finder: _Finder) -> LayerPlan | No
             wanted += ["input_scale", *([] if activation.symmetric else ["input_zero_point"])]
         if hands_over:
             wanted += ["output_scale", "output_zero_point"]
-    wanted += [local for local in forms.needless_names(group.config) if finder.has(f"{name}.{local}")]
+    optional = ["weight_g_idx", *forms.needless_names(group.config)]
+    wanted += [local for local in optional if finder.has(f"{name}.{local}")]
     return LayerPlan(place, group, {local: finder.find(f"{name}.{local}") for local in wanted})
 
 

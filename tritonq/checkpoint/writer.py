@@ -65,7 +65,8 @@ def save(
     ignore = [place.name for place in everything if isinstance(place.module, nn.Linear)]
     extras = _describe(everything, layers, plain)
     config = _host_config(model)
-    config["quantization_config"] = compressed_tensors.scheme_to_dict(plain, ignore)
+    ordered = [name for name, layer in layers.items() if layer.input_order is not None]
+    config["quantization_config"] = compressed_tensors.scheme_to_dict(plain, ordered, ignore)
 
     _warn_of_refused(layers)
     with staged(Path(directory)) as stage:
@@ -251,6 +252,7 @@ def _host_config(model: nn.Module) -> dict[str, Any]:
 def _warn_of_refused(layers: dict[str, QuantizedLinear]) -> None:
     """Say which layers other readers of the format do not take."""
     short = []
+    ordered = [name for name, layer in layers.items() if layer.input_order is not None]
     for name, layer in layers.items():
         spec = layer.config.weight
         if spec.granularity == "group" and layer.in_features % layer.group_size:
@@ -259,6 +261,13 @@ def _warn_of_refused(layers: dict[str, QuantizedLinear]) -> None:
         warnings.warn(
             f"other compressed-tensors readers refuse {', '.join(short)}: their last group is shorter; a group_size "
             "that divides K avoids it",
+            UserWarning,
+            stacklevel=3,
+        )
+    if ordered:
+        warnings.warn(
+            f"compressed-tensors 0.20 refuses {', '.join(ordered)}: their groups are in activation order (actorder "
+            "'group'), which vLLM and older versions read",
             UserWarning,
             stacklevel=3,
         )

@@ -5,6 +5,7 @@ canonical layout of files (compressed-tensors), converted on the way out and in:
 
     weight-only, int4   weight_packed int32 [N, ceil(K·bits/32)]    weight_scale [N, G]    weight_shape int64 [2]
                         weight_zero_point int32 [ceil(N·bits/32), G] if affine
+                        weight_g_idx int32 [K], the group of each column, if columns are not grouped in order
     int8 × int8         weight int8 [N, K]                          weight_scale [N, 1]
                         weight_zero_point int8 [N, 1] if affine
     static              input_scale float32 [1]    input_zero_point int8 [1] if affine
@@ -44,6 +45,8 @@ class QuantizedLinear(FixedDtypeModule):
         packed_weight: the slabs, [N, ·].
         scales: [G, N] in the dtype that stores them; zero_points: int8 [G, N] or None.
         code_sums: int32 [N], Σ_k of the codes (int8 × int8 only, else None).
+        input_order: int32 [K] or None: where groups are not runs of columns (GPTQ's activation order), slabs hold the
+            columns sorted by group, and this is the order in which the input's features are taken.
         input_scale, input_zero_point, output_scale, output_zero_point: float32 [1] and int8 [1], or None.
         weight_sqnr: signal to quantization noise of the weight in dB, None where it is not known.
     """
@@ -52,6 +55,7 @@ class QuantizedLinear(FixedDtypeModule):
     scales: Tensor
     zero_points: Tensor | None
     code_sums: Tensor | None
+    input_order: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     output_scale: Tensor | None
@@ -91,6 +95,7 @@ class QuantizedLinear(FixedDtypeModule):
         self.register_buffer("scales", empty(groups, out_features, dtype=dtype))
         self.register_buffer("zero_points", empty(groups, out_features, dtype=torch.int8, present=affine))
         self.register_buffer("code_sums", empty(out_features, dtype=torch.int32, present=sums))
+        self.register_buffer("input_order", None)
         for side, present in (("input", has_input_qparams), ("output", has_output_qparams)):
             self.register_buffer(f"{side}_scale", empty(1, dtype=torch.float32, present=present))
             self.register_buffer(f"{side}_zero_point", empty(1, dtype=torch.int8, present=present))
@@ -166,7 +171,7 @@ class QuantizedLinear(FixedDtypeModule):
 
     def int_weight(self) -> Tensor:
         """The weight's codes, int8 [N, K]."""
-        return layouts.unpack(self.packed_weight, self.layout)
+        return self._in_columns_order(layouts.unpack(self.packed_weight, self.layout))
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as float [N, K], in `dtype` (the layer's own if None)."""
@@ -174,7 +179,14 @@ class QuantizedLinear(FixedDtypeModule):
         if self.zero_points is not None:
             zero = qparams.expand_groups(self.zero_points.t(), self.in_features, self.group_size)
         scale = qparams.expand_groups(self.scales.t(), self.in_features, self.group_size)
-        return qparams.dequantize(self.int_weight(), scale, zero, dtype or self.dtype)
+        codes = layouts.unpack(self.packed_weight, self.layout)
+        return self._in_columns_order(qparams.dequantize(codes, scale, zero, dtype or self.dtype))
+
+    def _in_columns_order(self, by_group: Tensor) -> Tensor:
+        """[N, K] as the slabs hold it → with column k where the input has feature k."""
+        if self.input_order is None:
+            return by_group
+        return torch.empty_like(by_group).index_copy_(1, self.input_order.long(), by_group)
 
     @property
     def weight(self) -> Tensor:
@@ -183,8 +195,8 @@ class QuantizedLinear(FixedDtypeModule):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that codes, scales, zero points and sums take now."""
-        held = (self.packed_weight, self.scales, self.zero_points, self.code_sums)
+        """Bytes that codes, scales, zero points, sums and the order of columns take now."""
+        held = (self.packed_weight, self.scales, self.zero_points, self.code_sums, self.input_order)
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def extra_repr(self) -> str:
@@ -196,6 +208,8 @@ class QuantizedLinear(FixedDtypeModule):
         if weight.granularity == "group":
             words.append(f"group_size={self.group_size}")
         words.append(f"symmetric={weight.symmetric}")
+        if self.input_order is not None:
+            words.append("activation_order=True")
         if self.output_scale is not None:
             words.append("hands_over=int8")
         return ", ".join(words)
@@ -209,6 +223,8 @@ class QuantizedLinear(FixedDtypeModule):
         if isinstance(x, QuantizedTensor):
             return self._forward_codes(x.data, x.scale, x.zero_point, x.dtype, hand_over=True)
         rows = x.reshape(-1, self.in_features)  # [M, K]
+        if self.input_order is not None:
+            rows = rows.index_select(1, self.input_order)
         if self._activation is None:
             out = ops.weight_only_linear(
                 rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
@@ -306,6 +322,8 @@ class QuantizedLinear(FixedDtypeModule):
         """The layer's tensors in the layout of files, bias aside; see the module's docstring."""
         zero = None if self.zero_points is None else self.zero_points.t()
         state = canonical.weight_state(self.config, self.int_weight(), self.scales.t().contiguous(), zero)
+        if self.input_order is not None:
+            state["weight_g_idx"] = canonical.group_of_column(self.input_order, self.group_size)
         for side in ("input", "output"):
             scale, zero_point = self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"]
             if scale is not None and zero_point is not None:
@@ -323,18 +341,20 @@ class QuantizedLinear(FixedDtypeModule):
         codes, scale, zero_point = canonical.read_weight_state(
             self.config, self.in_features, self.out_features, state
         )
+        order = canonical.read_input_order(self.in_features, self.group_size, state)
         sides = {}
         for side in ("input", "output"):
             if self._buffers[f"{side}_scale"] is not None:
                 affine = side == "output" or not self._activation_symmetric
                 sides[side] = canonical.read_activation_qparams(state, side, affine)
-        self._set_codes(codes, scale, zero_point)
+        self._set_codes(codes if order is None else codes.index_select(1, order), scale, zero_point)
+        self._buffers["input_order"] = order
         for side, pair in sides.items():
             self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"] = pair
         self.weight_sqnr = None
 
     def _set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> None:
-        """codes int8 [N, K], scale [N or 1, G], zero point int8 [N or 1, G] or None → the buffers."""
+        """codes int8 [N, K] by group, scale [N or 1, G], zero point int8 [N or 1, G] or None → the buffers."""
         shape = (self.out_features, self.layout.groups)
         self._buffers["packed_weight"] = layouts.pack(codes, self.layout)
         self._buffers["scales"] = scale.expand(shape).t().contiguous()
@@ -363,6 +383,7 @@ class QuantizedLinear(FixedDtypeModule):
         own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         wanted = {*self.canonical_state(), *(["bias"] if self.bias is not None else [])}
         missing = wanted - own.keys()
+        wanted |= {"weight_g_idx"} & own.keys()  # the state says whether columns are grouped in order
         missing_keys += [prefix + key for key in sorted(missing)]
         if strict:
             unexpected_keys += [prefix + key for key in own if key not in wanted]
