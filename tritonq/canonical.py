@@ -100,8 +100,8 @@ def group_of_column(order: Tensor, group_size: int) -> Tensor:
 def read_input_order(in_features: int, group_size: int, state: Mapping[str, Tensor]) -> Tensor | None:
     """The inverse: the order int32 [K] that sorts columns by group and keeps them in order within one.
 
-    None where columns are in order already: without weight_g_idx, or where it is all -1, compressed-tensors' mark of one
-    that was never set.
+    None where columns are in order already: without weight_g_idx, or where it is all -1, as compressed-tensors marks
+    one that was never set.
 
     Raises:
         ValueError: weight_g_idx has a wrong dtype or shape, names groups that are not there, or does not give every
