@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kernel_inputs import FLOATS, Weight, assert_same, random_codes, random_weight
+from tests.kernel_inputs import FLOATS, assert_same
+from tests.operator_samples import COLUMNS, FEATURES, ROWS, samples
 from tritonq import config, ops
 from tritonq.nn.linear import QuantizedLinear
 
-ROWS, COLUMNS, FEATURES = 5, 100, 24
 SCHEMES = {
     "w8a16": config.W8A16(),
     "w8a16 g32 affine": config.W8A16(group_size=32, symmetric=False),
@@ -43,86 +43,6 @@ def layer_of(
         qparams = torch.tensor([0.05]), torch.tensor([zero], dtype=torch.int8)
     linear = nn.Linear(*features).to(dtype)
     return QuantizedLinear.from_float(linear, made, input_qparams=qparams).to(device)
-
-
-def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """name → (operator, arguments), each operator at least twice: with and without its optional arguments."""
-
-    def weight(made: config.QuantConfig) -> Weight:
-        return random_weight(made, FEATURES, COLUMNS, torch.float32, device)
-
-    def learned(tensor: Tensor) -> Tensor:
-        return tensor.requires_grad_()
-
-    x, codes = torch.randn(ROWS, COLUMNS, device=device), random_codes(ROWS, COLUMNS, device=device)
-    bias = torch.randn(FEATURES, device=device)
-    token, one = torch.rand(ROWS, 1, device=device), torch.rand(1, device=device) + 0.1
-    token_zero, zero = random_codes(ROWS, 1, device=device), random_codes(1, device=device)
-    w8, w8_affine, w4 = (
-        weight(config.W8A8()),
-        weight(config.W8A8(symmetric=False)),
-        weight(config.W4A8(group_size=32)),
-    )
-    g4, g8 = weight(config.W4A16(group_size=32, symmetric=False)), weight(config.W8A16(group_size=32))
-    sums = w8.codes.sum(dim=1, dtype=torch.int32)
-    sums_affine = w8_affine.codes.sum(dim=1, dtype=torch.int32)
-    plain = (w8.packed, w8.kernel_scale, None, sums)
-    affine = (w8_affine.packed, w8_affine.kernel_scale, w8_affine.kernel_zero, sums_affine)
-    return {
-        "per token symmetric": (ops.quantize_per_token, (x, True)),
-        "per token affine": (ops.quantize_per_token, (x.half(), False)),
-        "per tensor": (ops.quantize_per_tensor, (x.reshape(ROWS, 4, -1), one, zero, False)),
-        "per tensor strided": (ops.quantize_per_tensor, (x.bfloat16().t(), one, zero, True)),
-        "int8": (ops.int8_linear, (codes, token, None, *plain, None, torch.float32)),
-        "int8 affine": (
-            ops.int8_linear,
-            (codes, token, token_zero, *affine, learned(bias.clone()), torch.bfloat16),
-        ),
-        "requantize": (
-            ops.int8_linear_requantize,
-            (codes, one, None, *plain, None, 3 * one, zero, True),
-        ),
-        "requantize affine": (
-            ops.int8_linear_requantize,
-            (codes, one, zero, *affine, bias, 3 * one, zero, False),
-        ),
-        "int4 int8": (
-            ops.int4_int8_linear,
-            (codes, token, w4.packed, w4.kernel_scale, None, 32, torch.float16),
-        ),
-        "int4 int8 bias": (
-            ops.int4_int8_linear,
-            (codes, token, w4.packed, w4.kernel_scale, learned(bias.clone()), 32, torch.float32),
-        ),
-        "scale of codes": (ops.scale_of_codes, (one, x)),
-        "weight only": (
-            ops.weight_only_linear,
-            (learned(x.clone()), g4.packed, g4.kernel_scale, g4.kernel_zero, learned(bias.clone()), 32),
-        ),
-        "weight only int8": (ops.weight_only_linear, (x.half(), g8.packed, g8.kernel_scale, None, None, 32)),
-        "weight only input gradient": (
-            ops.weight_only_input_gradient,
-            (
-                torch.randn(ROWS, FEATURES, device=device),
-                g4.packed,
-                g4.kernel_scale,
-                g4.kernel_zero,
-                COLUMNS,
-                32,
-            ),
-        ),
-        "weight only input gradient int8": (
-            ops.weight_only_input_gradient,
-            (
-                learned(torch.randn(ROWS, FEATURES, device=device)),
-                g8.packed,
-                g8.kernel_scale,
-                None,
-                COLUMNS,
-                32,
-            ),
-        ),
-    }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")

@@ -18,6 +18,7 @@ from tests.kernel_inputs import COLUMNS, FEATURES, FLOATS, ROWS, assert_same, ra
 from tests.pairwise import pairwise
 from tritonq import qparams, reference
 from tritonq.config import QuantSpec
+from tritonq.reference import integers
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW_INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
@@ -34,9 +35,9 @@ def any_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Whatever the processor says of itself, the one-time test of torch's product decides, and must decide rightly."""
     if request.param != "as it is":
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
-    reference._int_mm_is_exact_and_fast.cache_clear()
+    integers._int_mm_is_exact_and_fast.cache_clear()
     yield
-    reference._int_mm_is_exact_and_fast.cache_clear()
+    integers._int_mm_is_exact_and_fast.cache_clear()
 
 
 @pytest.mark.usefixtures("any_processor")

@@ -1,21 +1,42 @@
 """The only door to the kernels: `torch.library` operators; Triton computes them on a GPU, the reference elsewhere."""
 
+from tritonq.ops.elementwise import add_requantize, gated_quantize_per_tensor, gated_quantize_per_token
 from tritonq.ops.fake_quantize import fake_quantize, fake_quantize_per_token
 from tritonq.ops.int4 import int4_int8_linear
 from tritonq.ops.int8 import int8_linear, int8_linear_requantize
+from tritonq.ops.int8_gated import int8_gated_linear, int8_gated_linear_requantize
 from tritonq.ops.library import backend
+from tritonq.ops.norm_quantize import (
+    add_rms_norm_quantize_per_tensor,
+    add_rms_norm_quantize_per_token,
+    layer_norm_quantize_per_tensor,
+    layer_norm_quantize_per_token,
+    rms_norm_quantize_per_tensor,
+    rms_norm_quantize_per_token,
+)
 from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes
 from tritonq.ops.weight_only import weight_only_input_gradient, weight_only_linear
 
 __all__ = [
+    "add_requantize",
+    "add_rms_norm_quantize_per_tensor",
+    "add_rms_norm_quantize_per_token",
     "backend",
     "fake_quantize",
     "fake_quantize_per_token",
+    "gated_quantize_per_tensor",
+    "gated_quantize_per_token",
     "int4_int8_linear",
+    "int8_gated_linear",
+    "int8_gated_linear_requantize",
     "int8_linear",
     "int8_linear_requantize",
+    "layer_norm_quantize_per_tensor",
+    "layer_norm_quantize_per_token",
     "quantize_per_tensor",
     "quantize_per_token",
+    "rms_norm_quantize_per_tensor",
+    "rms_norm_quantize_per_token",
     "scale_of_codes",
     "weight_only_input_gradient",
     "weight_only_linear",

@@ -25,7 +25,7 @@ def _fake(
     "int4_int8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, int group_size, "
     "ScalarType dtype) -> Tensor",
     _fake,
-    gradient_of_bias_only("int4_int8_linear", x_scale_index=1, bias_index=4),
+    gradient_of_bias_only("int4_int8_linear", x_scale=1, bias=4),
 )
 def int4_int8_linear(
     x: Tensor,

@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tritonq import reference
+from tritonq.ops.epilogue import check_activation, check_residual
 from tritonq.ops.library import gradient_of_bias_only, no_gradient, operator, uses_kernels
 
+_OPERANDS = (
+    "Tensor x, Tensor x_scale, Tensor? x_zero, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
+    "Tensor weight_sum, Tensor? bias"
+)
+_EPILOGUE = (
+    'str activation="none", Tensor? residual=None, Tensor? residual_scale=None, Tensor? residual_zero=None'
+)
 
-def _float_fake(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero: Tensor | None,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+
+def _float_fake(x: Tensor, *arguments: Any) -> Tensor:
+    weight, dtype = arguments[2], arguments[7]
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
 
 
-def _int8_fake(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero: Tensor | None,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    out_scale: Tensor,
-    out_zero: Tensor,
-    symmetric: bool,
-) -> Tensor:
+def _int8_fake(x: Tensor, *arguments: Any) -> Tensor:
+    weight = arguments[2]
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.int8)
 
 
 @operator(
-    "int8_linear(Tensor x, Tensor x_scale, Tensor? x_zero, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
-    "Tensor weight_sum, Tensor? bias, ScalarType dtype) -> Tensor",
+    f"int8_linear({_OPERANDS}, ScalarType dtype, {_EPILOGUE}) -> Tensor",
     _float_fake,
-    gradient_of_bias_only("int8_linear", x_scale_index=1, bias_index=7),
+    gradient_of_bias_only("int8_linear", x_scale=1, bias=7, activation=9, residual=10),
 )
 def int8_linear(
     x: Tensor,
@@ -55,24 +45,30 @@ def int8_linear(
     weight_sum: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
 ) -> Tensor:
-    """int8 [M, K] · int8 [N, ≥ K]ᵀ → float [M, N].
+    """activation(int8 [M, K] · int8 [N, ≥ K]ᵀ + bias + residual) → float [M, N].
 
     x_scale float32 [M, 1] or [1] and x_zero int8 alike; weight_scale float [1, N], weight_zero int8 [1, N],
-    weight_sum int32 [N]; None is a zero point of 0.
+    weight_sum int32 [N]; None is a zero point of 0. activation: none, relu, gelu, gelu_tanh or silu. residual
+    [M, N]: float, or int8 with residual_scale float32 [1] and residual_zero int8 [1].
     """
-    if uses_kernels(x):
+    check_activation("int8_linear", activation)
+    check_residual("int8_linear", residual, residual_scale, (x.shape[0], weight.shape[0]))
+    epilogue = (activation, residual, residual_scale, residual_zero)
+    if uses_kernels(x) and activation == "none" and residual is None:
         from tritonq.kernels.int8_matmul import int8_matmul
 
         return int8_matmul(x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias, dtype)
-    codes = weight[:, : x.shape[1]]
-    return reference.int8_linear(x, x_scale, x_zero, codes, weight_scale, weight_zero, bias, dtype)
+    product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
+    return reference.int8_linear(*product, dtype, *epilogue)
 
 
 @operator(
-    "int8_linear_requantize(Tensor x, Tensor x_scale, Tensor? x_zero, Tensor weight, Tensor weight_scale, "
-    "Tensor? weight_zero, Tensor weight_sum, Tensor? bias, Tensor out_scale, Tensor out_zero, bool symmetric) "
-    "-> Tensor",
+    f"int8_linear_requantize({_OPERANDS}, Tensor out_scale, Tensor out_zero, bool symmetric, {_EPILOGUE}) -> Tensor",
     _int8_fake,
     no_gradient("int8_linear_requantize"),
 )
@@ -88,9 +84,16 @@ def int8_linear_requantize(
     out_scale: Tensor,
     out_zero: Tensor,
     symmetric: bool,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
 ) -> Tensor:
-    """The same product → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
-    if uses_kernels(x):
+    """The same → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
+    check_activation("int8_linear_requantize", activation)
+    check_residual("int8_linear_requantize", residual, residual_scale, (x.shape[0], weight.shape[0]))
+    epilogue = (activation, residual, residual_scale, residual_zero)
+    if uses_kernels(x) and activation == "none" and residual is None:
         from tritonq.kernels.int8_matmul import int8_matmul
 
         return int8_matmul(
@@ -107,7 +110,5 @@ def int8_linear_requantize(
             out_zero,
             symmetric,
         )
-    codes = weight[:, : x.shape[1]]
-    return reference.int8_linear_requantize(
-        x, x_scale, x_zero, codes, weight_scale, weight_zero, bias, out_scale, out_zero, symmetric
-    )
+    product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
+    return reference.int8_linear_requantize(*product, out_scale, out_zero, symmetric, *epilogue)

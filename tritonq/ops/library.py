@@ -89,26 +89,33 @@ def _kernels_run_on(gpu: int) -> bool:
 
 
 def gradient_of_bias_only(
-    name: str, x_scale_index: int, bias_index: int
+    name: str, x_scale: int, bias: int, activation: int | None = None, residual: int | None = None
 ) -> tuple[Callable[..., None], Callable[..., Any]]:
-    """(setup_context, backward) of an operator on quantized activations: the bias learns, the activation must not.
+    """(setup_context, backward) of an operator on quantized activations: what is added to the product learns, bias and
+    residual, unless a fused activation follows; the quantized activation must not.
 
     Args:
         name: the operator's, for the error.
-        x_scale_index, bias_index: places of these two arguments.
+        x_scale, bias, activation, residual: places of these arguments.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        bias = inputs[bias_index]
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.x_scale_shape = inputs[x_scale_index].shape
+        ctx.inputs = {
+            index: (inputs[index].shape, inputs[index].dtype)
+            for index in (x_scale, bias, residual)
+            if index is not None and inputs[index] is not None
+        }
+        ctx.is_linear = activation is None or inputs[activation] == "none"
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        if ctx.needs_input_grad[x_scale_index]:
-            gradients[x_scale_index] = refused_gradient(gradient, ctx.x_scale_shape, torch.float32, name)
-        if ctx.needs_input_grad[bias_index]:
-            gradients[bias_index] = gradient.float().sum(dim=0).to(ctx.bias_dtype)
+        for index, (shape, dtype) in ctx.inputs.items():
+            if not ctx.needs_input_grad[index]:
+                continue
+            if index == x_scale or not ctx.is_linear:
+                gradients[index] = refused_gradient(gradient, shape, dtype, name)
+            else:
+                gradients[index] = (gradient.float().sum(dim=0) if index == bias else gradient).to(dtype)
         return tuple(gradients)
 
     return setup_context, backward

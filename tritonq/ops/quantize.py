@@ -9,19 +9,20 @@ from tritonq import reference
 from tritonq.ops.library import no_gradient, operator, uses_kernels
 
 
-def _token_fake(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+def token_like(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty codes int8 of x's shape [M, K], scale float32 [M, 1] and zero point int8 [M, 1]."""
     scale = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
-    return codes, scale, torch.empty_like(scale, dtype=torch.int8)
+    return codes_like(x), scale, torch.empty_like(scale, dtype=torch.int8)
 
 
-def _tensor_fake(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
+def codes_like(x: Tensor) -> Tensor:
+    """Empty int8 codes of x's shape, contiguous."""
     return torch.empty(x.shape, dtype=torch.int8, device=x.device)
 
 
 @operator(
     "quantize_per_token(Tensor x, bool symmetric) -> (Tensor, Tensor, Tensor)",
-    _token_fake,
+    lambda x, symmetric: token_like(x),
     no_gradient("quantize_per_token"),
 )
 def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +37,7 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
 
 @operator(
     "quantize_per_tensor(Tensor x, Tensor scale, Tensor zero_point, bool symmetric) -> Tensor",
-    _tensor_fake,
+    lambda x, *grid: codes_like(x),
     no_gradient("quantize_per_tensor"),
 )
 def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:

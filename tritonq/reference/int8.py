@@ -1,0 +1,180 @@
+"""int8 activations × int8 weights, and sums of int8 tensors: to float, or to int8 on another grid.
+
+Everything between the exact int32 sum and the one rounding at the end is float32, in this order:
+
+    y = fl(fl(float(acc) · x_scale) · w_scale) + bias;  y = y + residual;  y = activation(y)
+
+An int8 result is quantized as any float tensor is: v = fl(y · (1 / out_scale)), code = clamp(rint(v) + out_zero).
+Without a residual, and with no activation but relu, the scales come first:
+
+    v = fl(fl(float(acc) · m) + b'),  m = (x_scale · w_scale) / out_scale,  b' = bias / out_scale;  relu: v = max(v, 0)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq import qparams
+from tritonq.reference.epilogue import activate, add_bias, add_residual
+from tritonq.reference.integers import int8_accumulate
+from tritonq.reference.quantize import quantize_per_tensor
+
+
+def int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
+) -> Tensor:
+    """activation((float(acc) · x_scale) · w_scale + bias + residual).
+
+    Args:
+        x, x_zero, w, w_zero: as `int8_accumulate`.
+        x_scale: float32 [M, 1] or [1].
+        w_scale: float [N, 1] or [1, 1].
+        bias: float [N] or None.
+        dtype: of the result.
+        activation: one of `ACTIVATIONS`.
+        residual, residual_scale, residual_zero: [M, N], as `add_residual`.
+
+    Returns:
+        [M, N].
+    """
+    accumulator = int8_accumulate(x, x_zero, w, w_zero).float()
+    result = (accumulator * x_scale.reshape(-1, 1)) * w_scale.float().reshape(1, -1)
+    result = add_residual(add_bias(result, bias), residual, residual_scale, residual_zero)
+    return activate(result, activation).to(dtype)
+
+
+def int8_linear_requantize(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    bias: Tensor | None,
+    out_scale: Tensor,
+    out_zero: Tensor,
+    symmetric: bool,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
+) -> Tensor:
+    """The same product handed on as int8, on the grid of the layer that reads it.
+
+    Args:
+        x, x_scale, x_zero, w, w_scale, w_zero, bias: as `int8_linear`.
+        out_scale: float32 [1].
+        out_zero: int8 [1].
+        symmetric: output codes in [-127, 127], else [-128, 127].
+        activation, residual, residual_scale, residual_zero: as `int8_linear`.
+
+    Returns:
+        int8 [M, N].
+    """
+    if residual is not None or activation not in ("none", "relu"):
+        product = (x, x_scale, x_zero, w, w_scale, w_zero, bias, torch.float32)
+        values = int8_linear(*product, activation, residual, residual_scale, residual_zero)
+        return quantize_per_tensor(values, out_scale, out_zero, symmetric)
+    multiplier = (x_scale.reshape(-1, 1) * w_scale.float().reshape(1, -1)) / out_scale  # [M or 1, N or 1]
+    values = int8_accumulate(x, x_zero, w, w_zero).float() * multiplier
+    if bias is not None:
+        values = values + bias.float() / out_scale
+    one = torch.ones_like(out_scale)
+    return quantize_per_tensor(activate(values, activation), one, out_zero, symmetric)
+
+
+def int8_gated_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    gate: Tensor,
+    gate_scale: Tensor,
+    gate_zero: Tensor | None,
+    gate_bias: Tensor | None,
+    up: Tensor,
+    up_scale: Tensor,
+    up_zero: Tensor | None,
+    up_bias: Tensor | None,
+    dtype: torch.dtype,
+    activation: str,
+) -> Tensor:
+    """activation(x · gateᵀ) · (x · upᵀ): two products of one x, the middle of a gated MLP.
+
+    Args:
+        x, x_scale, x_zero: as `int8_linear`.
+        gate, gate_scale, gate_zero, gate_bias: one weight, as `int8_linear`.
+        up, up_scale, up_zero, up_bias: the other, of the same shape.
+        dtype: of the result.
+        activation: one of `ACTIVATIONS`.
+
+    Returns:
+        [M, N].
+    """
+    gates = int8_linear(x, x_scale, x_zero, gate, gate_scale, gate_zero, gate_bias, torch.float32, activation)
+    ups = int8_linear(x, x_scale, x_zero, up, up_scale, up_zero, up_bias, torch.float32)
+    return (gates * ups).to(dtype)
+
+
+def int8_gated_linear_requantize(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    gate: Tensor,
+    gate_scale: Tensor,
+    gate_zero: Tensor | None,
+    gate_bias: Tensor | None,
+    up: Tensor,
+    up_scale: Tensor,
+    up_zero: Tensor | None,
+    up_bias: Tensor | None,
+    out_scale: Tensor,
+    out_zero: Tensor,
+    symmetric: bool,
+    activation: str,
+) -> Tensor:
+    """The same → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
+    left, right = (gate, gate_scale, gate_zero, gate_bias), (up, up_scale, up_zero, up_bias)
+    values = int8_gated_linear(x, x_scale, x_zero, *left, *right, torch.float32, activation)
+    return quantize_per_tensor(values, out_scale, out_zero, symmetric)
+
+
+def add_requantize(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor | None,
+    out_scale: Tensor,
+    out_zero: Tensor,
+    symmetric: bool,
+    activation: str = "none",
+) -> Tensor:
+    """activation((a - a_zero) · a_scale + (b - b_zero) · b_scale) as int8 on a third grid.
+
+    Args:
+        a, b: int8 codes of one shape.
+        a_scale, b_scale, out_scale: float32 [1].
+        a_zero, b_zero: int8 [1], or None for 0.
+        out_zero: int8 [1].
+        symmetric: output codes in [-127, 127], else [-128, 127].
+        activation: one of `ACTIVATIONS`.
+
+    Returns:
+        int8 codes of a's shape.
+    """
+    values = qparams.dequantize(a, a_scale, a_zero, torch.float32)
+    values = activate(add_residual(values, b, b_scale, b_zero), activation)
+    return quantize_per_tensor(values, out_scale, out_zero, symmetric).reshape(a.shape)

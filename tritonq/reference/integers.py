@@ -1,0 +1,56 @@
+"""Products of int8 codes, exact in int32."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+#: Products of two int8 codes summed over this many columns stay ≤ 2^24: exact in float32.
+_EXACT_COLUMNS = 1024
+
+
+def int_matmul(x: Tensor, w: Tensor) -> Tensor:
+    """Exact product of int8 codes: [M, K] · [N, K]ᵀ → int32 [M, N]."""
+    if x.device.type == "cpu" and x.numel() and w.numel() and _int_mm_is_exact_and_fast():
+        return torch._int_mm(x, w.t())
+    # [M, K'] @ [K', N] for K' columns at a time
+    chunks = zip(x.split(_EXACT_COLUMNS, dim=1), w.split(_EXACT_COLUMNS, dim=1), strict=True)
+    products = ((x_chunk.float() @ w_chunk.float().t()).to(torch.int32) for x_chunk, w_chunk in chunks)
+    return functools.reduce(torch.Tensor.add_, products)
+
+
+def int8_accumulate(x: Tensor, x_zero: Tensor | None, w: Tensor, w_zero: Tensor | None) -> Tensor:
+    """Σ_k (x - x_zero)(w - w_zero) in int32.
+
+    Args:
+        x: int8 [M, K].
+        x_zero: int8 [M, 1] or [1], or None for 0.
+        w: int8 [N, K].
+        w_zero: int8 [N, 1] or None for 0.
+
+    Returns:
+        int32 [M, N].
+    """
+    total = int_matmul(x, w)
+    zw = None if w_zero is None else w_zero.reshape(1, -1).to(torch.int32)  # [1, N or 1]
+    if zw is not None:
+        total -= x.sum(dim=1, keepdim=True, dtype=torch.int32) * zw
+    if x_zero is not None:
+        zx = x_zero.reshape(-1, 1).to(torch.int32)  # [M or 1, 1]
+        total -= zx * w.sum(dim=1, dtype=torch.int32)
+        if zw is not None:
+            total += x.shape[1] * zx * zw
+    return total
+
+
+@functools.cache
+def _int_mm_is_exact_and_fast() -> bool:
+    """Whether torch's int8 product may be used here: it is slow, or saturates to 16 bits, on CPUs without VNNI."""
+    if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
+        return False
+    extreme = torch.tensor([-128, 127], dtype=torch.int8)
+    x = extreme.repeat(32, 64)  # every product of extreme codes, in long runs of one sign
+    w = torch.cat([x[:16], x[:16].flip(1)])
+    return torch.equal(torch._int_mm(x, w.t()).long(), x.long() @ w.long().t())

@@ -1,0 +1,66 @@
+"""What is quantized as soon as it is computed: normalized rows, and the products of a gated MLP. All in float32.
+
+Nothing is rounded to a narrower dtype on the way, which is more exact than a model in bfloat16 that rounds between its
+steps. Sums over a row are the float64 ones, rounded to float32: a kernel's, in float32 and in whatever order, differ
+from them by an ulp or two, and the codes by 1 at rare ties.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq.qparams import divide
+from tritonq.reference.epilogue import activate, add_bias
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """(x · r) · weight with r = 1 / √(mean(x²) + eps) of each row.
+
+    Args:
+        x: float [M, K].
+        weight: float [K], or None for 1.
+        eps: ≥ 0.
+
+    Returns:
+        float32 [M, K].
+    """
+    return _scaled(x.float(), weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """((x - mean(x)) · r) · weight + bias with r = 1 / √(mean((x - mean(x))²) + eps) of each row.
+
+    Args:
+        x: float [M, K].
+        weight, bias: float [K], or None for 1 and 0.
+        eps: ≥ 0.
+
+    Returns:
+        float32 [M, K].
+    """
+    values = x.float()
+    return add_bias(_scaled(values - _mean(values), weight, eps), bias)
+
+
+def residual_sum(x: Tensor, residual: Tensor) -> Tensor:
+    """x + residual, of one shape, added in float32 and rounded once to x's dtype: the new residual stream."""
+    return (x.float() + residual.float()).to(x.dtype)
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """float32 activation(gate) · up, of two float tensors of one shape."""
+    return activate(gate.float(), activation) * up.float()
+
+
+def _scaled(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Rows of float32 values divided by their root mean square, columns multiplied by the weight."""
+    mean = _mean(values * values)
+    inverse = torch.reciprocal(torch.sqrt(mean + torch.full_like(mean, eps)))
+    result = values * inverse
+    return result if weight is None else result * weight.float()
+
+
+def _mean(values: Tensor) -> Tensor:
+    """float32 [M, 1]."""
+    return divide(values.sum(dim=1, keepdim=True, dtype=torch.float64).float(), float(values.shape[1]))

@@ -1,0 +1,51 @@
+"""Float activations to int8 codes: on a grid found for each row, or on a given one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq import qparams
+
+
+def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize each row on a grid of its own. A row that holds NaN or Inf gets scale NaN and codes 0.
+
+    Args:
+        x: float [M, K].
+        symmetric: codes in [-127, 127] and zero point 0; else affine, codes in [-128, 127].
+
+    Returns:
+        codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1].
+    """
+    values = x.float()
+    finite = torch.isfinite(values).all(dim=1, keepdim=True)
+    # Rows that are not finite are computed as zeros, so that nothing undefined is ever cast to an integer.
+    values = torch.where(finite, values, torch.zeros_like(values))
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+    if symmetric:
+        qmin = -127
+        scale = qparams.symmetric_scale(torch.maximum(-low, high), qmin, 127)
+        zero_point = torch.zeros_like(scale, dtype=torch.int8)
+    else:
+        qmin = -128
+        scale, zero_point = qparams.affine_qparams(low, high, qmin, 127)
+        zero_point = torch.where(finite, zero_point, torch.zeros_like(zero_point))
+    codes = qparams.quantize(values, scale, zero_point, qmin, 127)
+    return codes, torch.where(finite, scale, torch.full_like(scale, torch.nan)), zero_point
+
+
+def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
+    """Quantize with a given grid: ±Inf saturates, NaN takes the zero point's code.
+
+    Args:
+        x: float, any shape.
+        scale: float32 [1].
+        zero_point: int8 [1].
+        symmetric: codes in [-127, 127], else [-128, 127].
+
+    Returns:
+        int8 codes of x's shape.
+    """
+    codes = qparams.quantize(x, scale, zero_point, -127 if symmetric else -128, 127)
+    return codes.reshape(x.shape)  # a scalar has broadcast to the scale's [1]
