@@ -12,7 +12,8 @@ from torch import nn
 
 from tritonq.calibration import calibrate, check_calibration
 from tritonq.config import W8A8, QuantConfig
-from tritonq.convert import conversions, replace_all
+from tritonq.conversions import conversions
+from tritonq.convert import replace_all
 from tritonq.patterns import Pattern
 from tritonq.prepare import Model, attach, check_inplace, detach
 from tritonq.qconfig import resolve_config
