@@ -1,6 +1,6 @@
 """Checkpoints: a quantized model as safetensors files and a config.json, in the layout of compressed-tensors.
 
-save(model, "dir")            tritonq/checkpoint/writer.py, and publish.py: all of it or nothing
+save(model, "dir")            contents.py: which tensors; writer.py: files; publish.py: all of them or none
 load("dir", model)            reader.py: plan.py matches names and shapes, build.py makes the new layers
 info("dir")                   info.py: what is in it, without a model
 

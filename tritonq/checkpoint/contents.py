@@ -1,0 +1,197 @@
+"""What a checkpoint of a model consists of: the words of its config.json, and its tensors by name, in order.
+
+Models on the meta device have contents too, with shapes instead of values: so the size of every file is known before
+the first weight is read (tritonq/streaming).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tritonq.checkpoint import compressed_tensors
+from tritonq.checkpoint.extras import Extras
+from tritonq.config import QuantConfig
+from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.stubs import Quantize
+from tritonq.patterns import Place, named_modules, places
+from tritonq.qparams import FLOAT_DTYPES
+from tritonq.selection import PLAN
+
+
+class Stored(NamedTuple):
+    """A tensor of a checkpoint: its name there, and the module and name in it that it comes from."""
+
+    name: str
+    tensor: Tensor
+    module: nn.Module
+    local: str
+
+
+def describe(model: nn.Module) -> tuple[dict[str, Any], Extras]:
+    """What config.json says of a quantized model, and what stands there under the key `tritonq`.
+
+    Ties are missing: `stored_tensors` finds them.
+
+    Warns:
+        UserWarning: layers that `load` reads but other compressed-tensors readers refuse, by name.
+
+    Raises:
+        TypeError, ValueError: the model cannot be saved, naming the module.
+    """
+    everything = places(model)
+    layers = {place.name: place.module for place in everything if isinstance(place.module, QuantizedLinear)}
+    _check_model(model, everything, layers)
+    plain = {
+        name: compressed_tensors.plain_config(layer.config, layer.in_features)
+        for name, layer in layers.items()
+    }
+    ignore = [place.name for place in everything if isinstance(place.module, nn.Linear)]
+    ordered = [name for name, layer in layers.items() if layer.input_order is not None]
+    config = _host_config(model)
+    config["quantization_config"] = compressed_tensors.scheme_to_dict(plain, ordered, ignore)
+    _warn_of_refused(layers, ordered)
+    return config, _describe(everything, layers, plain)
+
+
+def memory_of(tensor: Tensor) -> Hashable:
+    """Equal for two tensors that are alive exactly if they are the same view of the same memory."""
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def stored_tensors(
+    model: nn.Module, tied: dict[str, str], identity: Callable[[Tensor], Hashable] = memory_of
+) -> Iterator[Stored]:
+    """The tensors of `state_dict`, computed one module at a time, each once.
+
+    Args:
+        model: quantized layers give their tensors in the canonical layout.
+        tied: the names of what came before are put in here: alias → the name that is stored.
+        identity: equal for two tensors that are one; memory tells it where there are values, `id` on the meta device.
+    """
+    sharable = {identity(tensor) for module in model.modules() for tensor in _sharable(module)}
+    names_of: dict[Hashable, str] = {}
+    prefix_of: dict[int, str] = {}
+    for module_name, module in named_modules(model):
+        prefix = f"{module_name}." if module_name else ""
+        first_prefix = prefix_of.setdefault(id(module), prefix)
+        state: dict[str, Tensor] = {}
+        module._save_to_state_dict(state, prefix, keep_vars=True)
+        for name, tensor in state.items():
+            _check_tensor(name, tensor)
+            local = name[len(prefix) :]
+            key = identity(tensor)
+            if first_prefix != prefix:
+                first = first_prefix + local
+                tied[name] = tied.get(first, first)
+            elif key in sharable and names_of.setdefault(key, name) != name:
+                tied[name] = names_of[key]
+            else:
+                yield Stored(name, tensor, module, local)
+
+
+def _sharable(module: nn.Module) -> list[Tensor]:
+    """A module's tensors that are stored once if another module has them too.
+
+    Not the quantized layers' own: readers expect scales at every layer, and codes are computed for the file anyway.
+    """
+    if isinstance(module, QuantizedLinear):
+        return [] if module.bias is None else [module.bias]
+    if isinstance(module, Quantize):
+        return []
+    own = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in own if tensor is not None and tensor.numel()]
+
+
+def _check_tensor(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, found {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor with values, found {tensor.layout}")
+
+
+def _check_model(model: nn.Module, everything: list[Place], layers: dict[str, QuantizedLinear]) -> None:
+    if isinstance(model, QuantizedLinear):
+        raise ValueError("model must hold layers, found a QuantizedLinear itself: put it into nn.Sequential")
+    for place in everything:
+        if hasattr(place.module, PLAN):
+            raise ValueError(
+                f"{place.name} is prepared but not converted: convert the model before saving it"
+            )
+    if not layers:
+        raise ValueError("model must hold a QuantizedLinear, found none: quantize it first")
+    for name, layer in layers.items():
+        parts = {"dtype": layer.dtype, **({} if layer.bias is None else {"bias": layer.bias.dtype})}
+        for part, dtype in parts.items():
+            if dtype not in FLOAT_DTYPES:
+                raise TypeError(
+                    f"{name}: {part} must be float32, float16 or bfloat16 to be saved, found {dtype}: call "
+                    "model.float() first"
+                )
+    for name, module in [("model", model), *((place.name, place.module) for place in everything)]:
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(f"{name} has extra state (get_extra_state), which safetensors files cannot hold")
+
+
+def _describe(
+    everything: list[Place], layers: dict[str, QuantizedLinear], plain: dict[str, QuantConfig]
+) -> Extras:
+    """What compressed-tensors cannot say of the model; ties are filled in as tensors are written."""
+    extras = Extras(hands_over=[name for name, layer in layers.items() if layer.output_scale is not None])
+    for name, layer in layers.items():
+        if layer.dtype != (layer.scales if layer.bias is None else layer.bias).dtype:
+            extras.dtypes[name] = layer.dtype
+        if layer.config != plain[name]:
+            fields = layer.config.to_dict()
+            observers = (fields["weight"]["observer"], (fields["activation"] or {}).get("observer"))
+            if observers != (None, None):
+                extras.observers[name] = observers
+    for place in everything:
+        if isinstance(place.module, Quantize):
+            extras.stubs[place.name] = place.module.symmetric
+    return extras
+
+
+def _host_config(model: nn.Module) -> dict[str, Any]:
+    """The model's own configuration, with what `save_pretrained` of transformers would add."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if not callable(to_dict):
+        return {}
+    fields = dict(to_dict())
+    fields["architectures"] = fields.get("architectures") or [type(model).__name__]
+    dtype = getattr(model, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = str(dtype).removeprefix("torch.")
+    try:
+        json.dumps(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.config.to_dict() must return JSON values: {error}") from None
+    return fields
+
+
+def _warn_of_refused(layers: dict[str, QuantizedLinear], ordered: list[str]) -> None:
+    """Say which layers other readers of the format do not take."""
+    short = []
+    for name, layer in layers.items():
+        spec = layer.config.weight
+        if spec.granularity == "group" and layer.in_features % layer.group_size:
+            short.append(f"{name} (K = {layer.in_features}, group {layer.group_size})")
+    if short:
+        warnings.warn(
+            f"other compressed-tensors readers refuse {', '.join(short)}: their last group is shorter; a group_size "
+            "that divides K avoids it",
+            UserWarning,
+            stacklevel=4,
+        )
+    if ordered:
+        warnings.warn(
+            f"compressed-tensors 0.20 refuses {', '.join(ordered)}: their groups are in activation order (actorder "
+            "'group'), which vLLM and older versions read",
+            UserWarning,
+            stacklevel=4,
+        )
