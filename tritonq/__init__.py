@@ -13,6 +13,7 @@ that its programs run with `import tritonq as quantization`.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from tritonq import nn, observers, ops, qat
 from tritonq.checkpoint import info, load, save
@@ -57,6 +58,19 @@ try:
     __version__ = version("tritonq")
 except PackageNotFoundError:  # used from a checkout, without an install
     __version__ = "0+unknown"
+
+if TYPE_CHECKING:
+    from tritonq.integrations.transformers import TritonQConfig as TritonQConfig
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`TritonQConfig`, which takes seconds to import: transformers is imported when it is first asked for."""
+        if name != "TritonQConfig":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from tritonq.integrations.transformers import TritonQConfig
+
+        return TritonQConfig
+
 
 __all__ = [
     "W4A8",

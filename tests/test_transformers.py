@@ -1,0 +1,126 @@
+"""Models of transformers quantized while they are loaded, saved, loaded packed: equal to `quantize_`, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tritonq
+from tests import hosts
+from tests.checkpoints import read_config, read_tensors
+from tests.hosts import assert_same_state, head_name, load, logits, save_float
+from tritonq import TritonQConfig
+from tritonq.integrations.transformers.quantizer import TritonQuantizer
+from tritonq.nn import QuantizedLinear
+
+DENSE = [name for name in hosts.ARCHITECTURES if name not in ("mixtral", "qwen3-moe")]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """architecture → the directory of its float model, written once."""
+    written: dict[str, Path] = {}
+
+    def directory(architecture: str) -> Path:
+        if architecture not in written:
+            torch.manual_seed(0)
+            written[architecture] = save_float(architecture, tmp_path_factory.mktemp(architecture))
+        return written[architecture]
+
+    return directory
+
+
+def check_round(directory: Path, scheme: Any, tmp_path: Path) -> None:
+    """On the fly = quantize_; save_pretrained → from_pretrained and tritonq.load give it back, packed."""
+    float_model = load(directory)
+    expected = tritonq.quantize_(load(directory), scheme, ignore=[head_name(float_model)])
+    found = load(directory, TritonQConfig(scheme))
+    assert_same_state(found, expected)
+    assert torch.equal(logits(found), logits(expected))
+
+    found.save_pretrained(tmp_path)
+    again = load(tmp_path, TritonQConfig())
+    assert_same_state(again, expected)
+    assert torch.equal(logits(again), logits(expected))
+    if "embed_out.weight" in read_tensors(tmp_path):  # GPT-NeoX's files have another name than its module
+        found.save_pretrained(tmp_path, save_original_format=False)
+    assert torch.equal(logits(tritonq.load(tmp_path, float_model)), logits(expected))
+
+
+@pytest.mark.parametrize("architecture", DENSE)
+def test_every_architecture(architecture: str, directories: Any, tmp_path: Path) -> None:
+    directory = directories(architecture)
+    check_round(directory, "w4a16", tmp_path)
+    model = load(directory, TritonQConfig("w8a8"))
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert linears == {head_name(model)}
+    error = (logits(model) - logits(load(directory))).float().norm() / logits(model).float().norm()
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "w8a16",
+        "w8a8",
+        "w4a8",
+        tritonq.W4A16(group_size=32, symmetric=False),
+        tritonq.W8A8(symmetric=False, activation_symmetric=False),
+        {"re:.*self_attn": "w8a8", "down_proj": None, "_default": "w4a16"},
+    ],
+    ids=["w8a16", "w8a8", "w4a8", "w4a16-affine", "w8a8-affine", "patterns"],
+)
+def test_every_scheme(scheme: Any, directories: Any, tmp_path: Path) -> None:
+    check_round(directories("qwen2"), scheme, tmp_path)
+
+
+def test_what_is_written_is_compressed_tensors(directories: Any, tmp_path: Path) -> None:
+    """The directory is one that any reader of the format takes, transformers without tritonq among them."""
+    model = load(directories("llama"), TritonQConfig("w4a16", group_size=32))
+    model.save_pretrained(tmp_path)
+    fields = read_config(tmp_path)["quantization_config"]
+    assert fields["quant_method"] == "compressed-tensors"
+    assert fields["ignore"] == ["lm_head"]
+    assert fields["config_groups"]["group_0"]["weights"]["group_size"] == 32
+    assert "model.layers.0.mlp.up_proj.weight_packed" in read_tensors(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = load(tmp_path)
+        found = logits(theirs)
+    assert torch.equal(theirs.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+    assert torch.allclose(found.float(), logits(model).float(), atol=0.05 * float(found.abs().max()))
+
+
+def test_float_weights_are_freed_one_by_one(directories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the layers to quantize, only the one that is being quantized holds a float weight."""
+    models: list[Any] = []
+    seen: list[int] = []
+    original = QuantizedLinear.from_float
+
+    def from_float(linear: nn.Linear, *args: Any, **kwargs: Any) -> QuantizedLinear:
+        held = [m for m in models[0].modules() if isinstance(m, nn.Linear) and not m.weight.is_meta]
+        seen.append(len(held))
+        return original(linear, *args, **kwargs)
+
+    def remember(self: Any, loading: Any, *args: Any, **kwargs: Any) -> Any:
+        models.append(loading)
+        return before(self, loading, *args, **kwargs)
+
+    before = TritonQuantizer._process_model_before_weight_loading
+    monkeypatch.setattr(TritonQuantizer, "_process_model_before_weight_loading", remember)
+    monkeypatch.setattr(QuantizedLinear, "from_float", from_float)
+    load(directories("llama-tied"), TritonQConfig("w4a16"))
+    assert seen == [1] * 14
+
+
+def test_generate(directories: Any) -> None:
+    model = load(directories("llama"), TritonQConfig("w8a8"))
+    expected = tritonq.quantize_(load(directories("llama")), "w8a8")
+    found = model.generate(hosts.TOKENS, max_new_tokens=6, do_sample=False)
+    assert found.shape == (2, 15)
+    assert torch.equal(found, expected.generate(hosts.TOKENS, max_new_tokens=6, do_sample=False))

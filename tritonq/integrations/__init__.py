@@ -1,0 +1,1 @@
+"""tritonq inside other programs. Each of them is imported only where its module here is."""

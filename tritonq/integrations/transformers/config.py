@@ -1,0 +1,179 @@
+"""`TritonQConfig`: how `from_pretrained` quantizes, and what `config.json` says afterwards.
+
+It stands for one of three things:
+
+    a recipe        TritonQConfig("w4a16"): float weights are quantized as they are loaded
+    nothing         TritonQConfig(): the checkpoint says how it is quantized
+    a checkpoint    what either becomes once a model is loaded: the compressed-tensors dictionary of its layers
+
+As a dictionary a recipe is {"quant_method": "tritonq", "config": … or "layers": {pattern: …}, "ignore": […]}. A float
+model whose config.json has one under "quantization_config" is quantized by whoever has imported tritonq.TritonQConfig.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tritonq.checkpoint.compressed_tensors import read_scheme
+from tritonq.config import PRESETS, QuantConfig
+from tritonq.patterns import Pattern, check_pattern
+from tritonq.qconfig import resolve_config
+
+METHOD = "tritonq"
+_KEYS = ("quant_method", "config", "layers", "ignore")
+
+Layers = dict[Pattern, QuantConfig | None]
+
+
+class TritonQConfig(QuantizationConfigMixin):
+    """The `quantization_config` of transformers' `from_pretrained`.
+
+    Args:
+        config: as for `tritonq.quantize_`: a preset's name, a QuantConfig or QConfig, or a dictionary {pattern: config
+            or None, "_default": config}; static ones need calibration, which loading cannot do. None takes a checkpoint
+            that is quantized already as it is.
+        ignore: patterns of layers to leave in float, instead of the default: `lm_head` and the model's output embedding
+            under any other name.
+        options: with a preset's name, its own arguments: `TritonQConfig("w4a16", group_size=64, symmetric=False)`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was found and what is allowed.
+    """
+
+    quant_method = METHOD
+
+    def __init__(
+        self, config: Any = None, *, ignore: Iterable[Pattern] | None = None, **options: Any
+    ) -> None:
+        self.layers = None if config is None else _read_layers(_with_options(config, options))
+        if config is None and (options or ignore is not None):
+            given = ", ".join([*options, *(["ignore"] if ignore is not None else [])])
+            raise TypeError(f"TritonQConfig: {given} needs a config, found config=None")
+        self.ignore = None if ignore is None else _read_ignore(ignore)
+        #: The quantization_config of a checkpoint: of the one that is being loaded, then of the model that was.
+        self.checkpoint: dict[str, Any] | None = None
+
+    def for_checkpoint(self, fields: Any) -> TritonQConfig:
+        """The config for loading a checkpoint whose config.json has `fields` under quantization_config.
+
+        Raises:
+            ValueError: it is quantized already and this config says how to quantize, or no reader here takes it.
+        """
+        fields = fields if isinstance(fields, Mapping) else fields.to_dict()
+        if fields.get("quant_method") == METHOD:
+            return self if self.layers is not None else TritonQConfig.from_dict(fields)
+        if self.layers is not None:
+            raise ValueError(
+                f"the checkpoint must hold float weights to be quantized by this TritonQConfig, found quant_method "
+                f"{fields.get('quant_method')!r}: pass TritonQConfig() to load it as it is"
+            )
+        read_scheme(fields)
+        return self._loaded(fields)
+
+    def _loaded(self, fields: Mapping[str, Any]) -> TritonQConfig:
+        config = copy.copy(self)
+        config.checkpoint = dict(fields)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The quantization_config for config.json: the checkpoint's if there is one, else the recipe."""
+        if self.checkpoint is not None:
+            return copy.deepcopy(self.checkpoint)
+        fields: dict[str, Any] = {"quant_method": METHOD}
+        if self.layers is not None:
+            fields["layers"] = {
+                _name(pattern): None if config is None else config.to_dict()
+                for pattern, config in self.layers.items()
+            }
+        if self.ignore is not None:
+            fields["ignore"] = [_name(pattern) for pattern in self.ignore]
+        return fields
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The inverse of `to_dict` for a recipe; "config" holds one config for all layers, "layers" patterns.
+
+        Raises:
+            ValueError: unknown or contradicting keys, and whatever the constructor refuses.
+        """
+        unknown = sorted(set(config_dict) - set(_KEYS))
+        if unknown:
+            raise ValueError(
+                f"quantization_config: a tritonq one knows {', '.join(_KEYS)}, found {', '.join(unknown)}"
+            )
+        if len({"config", "layers"} & set(config_dict)) != 1:
+            raise ValueError(
+                f"quantization_config: a tritonq one must have config or layers, found {sorted(config_dict)}"
+            )
+        if "config" in config_dict:
+            recipe = _from_json(config_dict["config"])
+        elif isinstance(config_dict["layers"], Mapping):
+            recipe = {pattern: _from_json(config) for pattern, config in config_dict["layers"].items()}
+        else:
+            raise ValueError(
+                f"quantization_config: layers must be a dictionary, found {config_dict['layers']!r}"
+            )
+        config = cls(recipe, ignore=config_dict.get("ignore"))
+        return (config, kwargs) if return_unused_kwargs else config
+
+
+def _with_options(config: Any, options: dict[str, Any]) -> Any:
+    """A preset's name and its arguments → the QuantConfig; anything else is returned as it is."""
+    if not options:
+        return config
+    preset = PRESETS.get(config.lower()) if isinstance(config, str) else None
+    if preset is None:
+        raise TypeError(
+            f"TritonQConfig: {', '.join(options)} must go with one of {', '.join(PRESETS)}, found config={config!r}"
+        )
+    allowed = inspect.signature(preset).parameters
+    for name in options:
+        if name not in allowed:
+            raise TypeError(f"TritonQConfig: {config} takes {', '.join(allowed)}, found {name}")
+    return preset(**options)
+
+
+def _read_layers(config: Any) -> Layers:
+    """Any form of config → {pattern: config or None}, "_default" standing for what no pattern matches."""
+    if not isinstance(config, Mapping):
+        config = {"_default": config}
+    layers: Layers = {}
+    for pattern, value in config.items():
+        check_pattern(pattern, "TritonQConfig: config")
+        where = "TritonQConfig: " if len(config) == 1 else f"TritonQConfig: config[{pattern!r}]: "
+        layers[pattern] = None if value is None else resolve_config(value, where)
+        _refuse_calibration(layers[pattern], where)
+    return layers
+
+
+def _refuse_calibration(config: QuantConfig | None, where: str) -> None:
+    if config is not None and (config.static or config.algorithm is not None):
+        found = config.scheme if config.static else config.algorithm
+        raise ValueError(
+            f"{where}config must need no calibration while a model is loaded, found {found}: load the float model, "
+            "then tritonq.quantize_(model, config, calibration=batches)"
+        )
+
+
+def _read_ignore(ignore: Iterable[Pattern]) -> tuple[Pattern, ...]:
+    if isinstance(ignore, (str, type)) or not isinstance(ignore, Iterable):
+        raise TypeError(f"TritonQConfig: ignore must be a list of patterns, found {ignore!r}")
+    patterns = tuple(ignore)
+    for pattern in patterns:
+        check_pattern(pattern, "TritonQConfig: ignore")
+    return patterns
+
+
+def _from_json(config: Any) -> Any:
+    return QuantConfig.from_dict(config) if isinstance(config, Mapping) else config
+
+
+def _name(pattern: Pattern) -> str:
+    return pattern if isinstance(pattern, str) else pattern.__name__

@@ -1,0 +1,261 @@
+"""The hooks that transformers calls around loading and saving.
+
+`from_pretrained` builds the model on the meta device, reads tensor after tensor, and finishes. Around that:
+
+    float weights     before: choose layers, as `quantize_` does
+                      each weight that arrives: its nn.Linear becomes a QuantizedLinear, and the float weight is freed
+                      after: what did not arrive (a tied or a new head) is quantized as it then is
+    a checkpoint      before: its layers become StoredLayers, which take the tensors of the file
+                      after: each of them becomes a QuantizedLinear
+
+So at most one float weight of the layers to quantize is in memory at any time.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.base import HfQuantizer
+
+from tritonq.checkpoint.compressed_tensors import plain_config, scheme_to_dict
+from tritonq.convert import move_hooks
+from tritonq.fast_path import leave_fast_path
+from tritonq.integrations.transformers.config import TritonQConfig
+from tritonq.integrations.transformers.stored import StoredLayer, place_stored_layers
+from tritonq.nn.linear import QuantizedLinear
+from tritonq.observers import observed_weight_qparams
+from tritonq.patterns import Place, places
+from tritonq.progress import track
+from tritonq.selection import DEFAULT_IGNORE, Selected, select
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TritonQuantizer(HfQuantizer):
+    """Loads models with a TritonQConfig; transformers makes one for each `from_pretrained`."""
+
+    def __init__(self, quantization_config: TritonQConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        # transformers asks whether config.json has a quantization_config; a recipe there goes with float weights.
+        self.pre_quantized = quantization_config.checkpoint is not None
+        self._waiting: dict[str, Selected] = {}  # weight → the float layer that is to be quantized with it
+        self._stored: dict[str, Place] = {}  # tensor → the StoredLayer that takes it
+        self._failure: Exception | None = None
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Called with the device_map as given, and again with the one that "auto" becomes."""
+        if not self.pre_quantized and self.quantization_config.layers is None:
+            raise ValueError(
+                "the checkpoint must be quantized to be loaded with TritonQConfig(), found one without a "
+                "quantization_config: name a scheme, as in TritonQConfig('w4a16')"
+            )
+        devices = sorted(set(map(str, device_map.values()))) if isinstance(device_map, dict) else []
+        if "disk" in devices or ("cpu" in devices and len(devices) > 1):
+            raise ValueError(
+                "device_map must place all layers where they are computed: quantized layers are not offloaded, found "
+                f"{', '.join(devices)}"
+            )
+
+    # --- before ------------------------------------------------------------------------------------------------------
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        config = self.quantization_config
+        if self.pre_quantized:
+            self._stored = place_stored_layers(model, config.checkpoint, checkpoint_files or [])
+            return
+        selected = select(model, config.layers, _ignored(model, config))
+        _warn_of_experts(model)
+        self._waiting = {f"{name}.weight": layer for layer in selected for name in layer.place.names}
+
+    # --- during ------------------------------------------------------------------------------------------------------
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        """True for weights that are quantized as they arrive, and for tensors whose shape is ours to check."""
+        return param_name in self._waiting or param_name in self._stored
+
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        """Bytes per element once loaded, for `device_map="auto"`."""
+        if param_name in self._waiting:
+            return self._waiting[param_name].config.weight.bits / 8
+        return float(param.element_size())
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """The dtype that a checkpoint's tensor is cast to: codes and scales never are."""
+        if any(name in self._stored for name in converter.target_patterns):
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return Quantize(self)
+
+    def take(self, name: str, weight: Tensor) -> bool:
+        """Quantize the layer that waits for this weight; False if there is none.
+
+        What goes wrong is kept for the end: transformers would wrap it into a report.
+        """
+        layer = self._waiting.get(name)
+        if layer is None:
+            return False
+        linear = layer.place.module
+        assert isinstance(linear, nn.Linear)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        bias: Tensor | None = linear.bias
+        if bias is not None and bias.is_meta:
+            return True  # quantized at the end, when its bias is there
+        try:
+            _quantize(layer)
+        except (TypeError, ValueError) as error:
+            self._failure = self._failure or error
+        self._forget(layer)
+        return True
+
+    def _forget(self, layer: Selected) -> None:
+        for name in layer.place.names:
+            del self._waiting[f"{name}.weight"]
+
+    # --- after -------------------------------------------------------------------------------------------------------
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self._failure is not None:
+            raise self._failure
+        while self._waiting:
+            layer = next(iter(self._waiting.values()))
+            _quantize(layer)
+            self._forget(layer)
+        if self.pre_quantized:
+            _check_complete(model)
+            stored = list({id(place): place for place in self._stored.values()}.values())
+            self._stored.clear()
+            for _ in track(range(len(stored)), "Packing"):
+                _build(stored.pop(), model.dtype)  # and with it the tensors of the file
+        leave_fast_path(model)
+        self._describe(model)
+        return model
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+        """Called by `save_pretrained` before it writes config.json, which is to fit what the model is now."""
+        self._describe(model)
+        return None, {}
+
+    def _describe(self, model: PreTrainedModel) -> None:
+        everything = places(model)
+        layers = {
+            place.name: plain_config(place.module.config, place.module.in_features)
+            for place in everything
+            if isinstance(place.module, QuantizedLinear)
+        }
+        ignore = [place.name for place in everything if isinstance(place.module, nn.Linear)]
+        self.quantization_config.checkpoint = scheme_to_dict(layers, ignore)
+        model.config.quantization_config = self.quantization_config
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class Quantize(ConversionOps):
+    """What a weight goes through on its way into the model: it is taken out, and its layer is replaced."""
+
+    def __init__(self, quantizer: TritonQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self, input_dict: dict[str, Any], *args: Any, missing_keys: set[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """{name: tensor or list of one} → the same without what was quantized."""
+        left = {}
+        for name, tensor in input_dict.items():
+            weight = tensor[0] if isinstance(tensor, list) else tensor
+            if not self.quantizer.take(name, weight):
+                left[name] = tensor
+            elif missing_keys is not None:
+                missing_keys.discard(name)
+        return left
+
+
+def _quantize(layer: Selected) -> None:
+    """Replace one float layer by what `quantize_` makes of it."""
+    linear, config, name = layer.place.module, layer.config, layer.place.name
+    assert isinstance(linear, nn.Linear)
+    if type(linear.weight.data) is not Tensor:
+        raise TypeError(
+            f"{name}: weight must be a torch.Tensor, found {type(linear.weight.data).__name__}: weights that are split "
+            "over processes are not quantized"
+        )
+    with torch.no_grad():
+        weight_qparams = observed_weight_qparams(linear.weight, config.weight, name)
+        quantized = QuantizedLinear.from_float(linear, config, weight_qparams=weight_qparams, name=name)
+    vars(quantized)["_is_hf_initialized"] = True  # or transformers would initialize it
+    move_hooks(linear, quantized, layer.place)
+
+
+def _build(place: Place, dtype: torch.dtype) -> None:
+    """Replace a StoredLayer by the QuantizedLinear it has become."""
+    assert isinstance(place.module, StoredLayer)
+    move_hooks(place.module, place.module.build(place.name, dtype), place)
+
+
+def _ignored(model: PreTrainedModel, config: TritonQConfig) -> tuple[Any, ...]:
+    """What to leave in float: as the user says, else `lm_head`, or whatever the model calls its output embedding."""
+    if config.ignore is not None:
+        return config.ignore
+    head = model.get_output_embeddings()
+    names = tuple(name for name, module in model.named_modules() if module is head)
+    return names if names and not any(name.endswith("lm_head") for name in names) else DEFAULT_IGNORE
+
+
+def _warn_of_experts(model: PreTrainedModel) -> None:
+    """Name the weights of mixtures of experts, which are stacked into one parameter and belong to no Linear."""
+    found: dict[str, int] = {}
+    for name in _stacked_weights(model):
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        found[pattern] = found.get(pattern, 0) + 1
+    if found:
+        listed = ", ".join(f"{pattern} ({count})" for pattern, count in found.items())
+        warnings.warn(
+            f"experts stay in float: their weights are stacked in parameters of no nn.Linear, found {listed}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _stacked_weights(model: PreTrainedModel) -> Iterator[str]:
+    for module_name, module in model.named_modules():
+        if not type(module).__module__.startswith("torch."):
+            for name, parameter in module.named_parameters(module_name, recurse=False):
+                if parameter.dim() == 3 and min(parameter.shape) > 1:
+                    yield name
+
+
+def _check_complete(model: PreTrainedModel) -> None:
+    """Raise if a parameter is not from the checkpoint: transformers makes up what is missing, and only logs it."""
+    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if not getattr(parameter, "_is_hf_initialized", False)
+        and not any(pattern.search(name) for pattern in optional)
+    ]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(
+            f"the checkpoint must hold all weights, found none for {', '.join(missing[:5])}{more}"
+        )
