@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from tritonq import nn, observers, ops, qat
+from tritonq.analysis import Analysis, analyze
 from tritonq.checkpoint import info, load, save
 from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.convert import convert
@@ -77,6 +78,7 @@ __all__ = [
     "W4A16",
     "W8A8",
     "W8A16",
+    "Analysis",
     "DeQuantStub",
     "FakeQuantize",
     "MinMaxObserver",
@@ -93,6 +95,7 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedTensor",
     "W8A8Static",
+    "analyze",
     "backend",
     "convert",
     "default_dynamic_qconfig",

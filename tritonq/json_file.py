@@ -1,4 +1,4 @@
-"""Results as a JSON file: written as a whole or not at all."""
+"""Result files, JSON above all: written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ def check_target(file: Path | None) -> None:
 
 
 def write_json(file: Path, fields: dict[str, Any]) -> None:
-    """Write beside `file`, then rename: what was there stays until the new text is complete."""
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    """Write a dictionary as JSON, as a whole or not at all."""
+    write_whole(file, (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write beside `file`, then rename: what was there stays until the new content is complete."""
     if file.exists() and not file.is_file():  # a pipe or a terminal: nothing that could be replaced
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(content)
         return
     beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         os.replace(beside, file)
     except BaseException:
         with contextlib.suppress(OSError):

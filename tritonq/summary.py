@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.table import aligned
 
 HEADINGS = ("layer", "scheme", "in", "out", "group", "bytes", "fp16 bytes", "SQNR dB")
 
@@ -63,19 +64,11 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = [HEADINGS, *map(_cells, self.rows)]
         saved = f"{self.float_bytes / self.weight_bytes:.2f} x smaller" if self.weight_bytes else ""
-        lines.append(("total", saved, "", "", "", f"{self.weight_bytes:,}", f"{self.float_bytes:,}", ""))
-        widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-        drawn = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "-" * max(map(len, drawn))
-        return "\n".join([drawn[0], rule, *drawn[1:-1], rule, drawn[-1]])
+        total = ("total", saved, "", "", "", f"{self.weight_bytes:,}", f"{self.float_bytes:,}", "")
+        header, *rows, last = aligned(HEADINGS, [*map(_cells, self.rows), total], numbers=len(HEADINGS) - 2)
+        rule = "-" * max(map(len, (header, *rows, last)))
+        return "\n".join([header, rule, *rows, rule, last])
 
 
 def summary(model: nn.Module) -> Summary:

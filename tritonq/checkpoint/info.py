@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tritonq.checkpoint import files
 from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.reader import read_config
+from tritonq.table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Info:
             [
                 self.directory,
                 "",
-                *_table(header, rows, numbers=3),
+                *aligned(header, rows, numbers=3),
                 "",
                 f"parameters  {self.parameters:,}, {self.layers:,} layers quantized",
                 f"bytes       {self.bytes:,} = {self.ratio_to_fp32:.3f} of fp32, {self.ratio_to_fp16:.3f} of fp16",
-                *_table(
+                *aligned(
                     ("dtype", "bytes"), [(k, f"{v:,}") for k, v in self.bytes_by_dtype.items()], numbers=1
                 ),
                 "",
-                *_table(("file", "bytes"), [(k, f"{v:,}") for k, v in self.files.items()], numbers=1),
+                *aligned(("file", "bytes"), [(k, f"{v:,}") for k, v in self.files.items()], numbers=1),
             ]
         )
 
@@ -184,17 +184,3 @@ def _nbytes(name: str, tensors: TensorFiles) -> int:
             f"{tensors.file_of[name]}: {name} must be of a dtype that torch has, found {tensors.describe(name)}"
         )
     return math.prod(tensors.shapes[name]) * dtype.itemsize
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: int) -> list[str]:
-    """Columns of text, the last `numbers` of them flush right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = []
-    for line in lines:
-        cells = [
-            cell.rjust(width) if column >= len(header) - numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return text

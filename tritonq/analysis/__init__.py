@@ -1,0 +1,6 @@
+"""Which layers quantization hurts, why, and which to keep in higher precision: `tritonq.analyze`."""
+
+from tritonq.analysis.measure import analyze
+from tritonq.analysis.report import Analysis, Effect, LayerAnalysis
+
+__all__ = ["Analysis", "Effect", "LayerAnalysis", "analyze"]

@@ -1,0 +1,139 @@
+"""Which layers to spare for a given budget: the 0/1 knapsack problem, solved exactly.
+
+Sparing layer i costs b_i bytes and takes g_i off the summed error. Two questions:
+
+    size    Σ b_i ≤ what is left of it      maximize Σ g_i
+    error   Σ g_i ≥ what is too much        minimize Σ b_i
+
+Both are read off one table, best[i, c]: the largest gain with the first i layers for at most c units of cost
+(Bellman, 1957). A unit is the greatest common divisor of all b_i: layers of one model have few shapes, so the table is
+small and the answer the best one there is. Where it would have more than 65,536 columns, the unit is as large as that
+takes, costs are rounded up, and the answer keeps its budget but may be off the best by a unit a layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tritonq.selection import DEFAULT_KEY
+
+if TYPE_CHECKING:
+    from tritonq.analysis.report import Analysis, LayerAnalysis
+
+LARGEST_TABLE = 65_536
+#: Sums of floats that should be equal may differ by this share.
+_ROUNDING = 1e-9
+
+
+class Knapsack:
+    """The table for items with gains and costs, both > 0."""
+
+    def __init__(self, gains: Sequence[float], costs: Sequence[int]) -> None:
+        self.unit = max(math.gcd(*costs), -(-sum(costs) // LARGEST_TABLE), 1)
+        self.costs = [-(-cost // self.unit) for cost in costs]  # in units, rounded up
+        self.best = torch.zeros(sum(self.costs) + 1, dtype=torch.float64)
+        self.taken = []  # one mask an item: with so many units, the best choice among the items so far takes it
+        for gain, cost in zip(gains, self.costs, strict=True):
+            taking = torch.full_like(self.best, -math.inf)
+            taking[cost:] = self.best[: len(self.best) - cost] + gain
+            self.taken.append(taking > self.best)
+            self.best = torch.maximum(self.best, taking)
+
+    def within(self, cost: int) -> list[int]:
+        """The items with the largest gain for at most this cost."""
+        return self._items(min(cost // self.unit, len(self.best) - 1))
+
+    def reaching(self, gain: float) -> list[int]:
+        """The items with the smallest cost for at least this gain, all items where it is out of reach."""
+        enough = self.best >= gain - _ROUNDING * abs(gain)
+        return self._items(int(enough.int().argmax()) if enough.any() else len(self.best) - 1)
+
+    def _items(self, units: int) -> list[int]:
+        """What `best` at so many units is made of."""
+        found = []
+        for index in reversed(range(len(self.costs))):
+            if self.taken[index][units]:
+                found.append(index)
+                units -= self.costs[index]
+        return found[::-1]
+
+
+def mixed_precision(
+    analysis: Analysis, sqnr: float | None, error: float | None, size: int | None
+) -> dict[Any, Any]:
+    """See Analysis.mixed_precision."""
+    budgets = {"sqnr": sqnr, "error": error, "size": size}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        raise ValueError(f"mixed_precision needs one of sqnr, error and size, found {found}")
+    ((name, value),) = given.items()
+    if type(value) not in (int, float) or math.isnan(value):
+        raise TypeError(f"mixed_precision: {name} must be a number, found {value!r}")
+    silent = [row for row in analysis.rows if not row.reached and _is_static(row.quantized.config)]
+    if sqnr is not None:
+        chosen = set(analysis.layers_below(sqnr))
+    else:
+        chosen = _cheapest(analysis, error, size, silent)
+    spared = [row.name for row in analysis.rows if row.name in chosen]
+    names = [row.name for row in analysis.rows]
+    table: dict[Any, Any] = {_exactly(name, names): analysis.higher for name in spared}
+    for row in silent:
+        table[_exactly(row.name, names)] = None if _is_static(row.higher.config) else analysis.higher
+    rest = analysis.config if isinstance(analysis.config, Mapping) else {DEFAULT_KEY: analysis.config}
+    return {**table, **{key: value for key, value in rest.items() if key not in table}}
+
+
+def _cheapest(
+    analysis: Analysis, error: float | None, size: int | None, silent: list[LayerAnalysis]
+) -> set[str]:
+    """The names of the layers that a budget of errors or of bytes spares."""
+    total = base = 0.0
+    bytes_needed = analysis.weight_bytes
+    for row in silent:
+        spared_bytes = row.float_bytes if _is_static(row.higher.config) else row.higher.weight_bytes
+        bytes_needed += spared_bytes - row.quantized.weight_bytes
+    free, names, gains, costs = set(), [], [], []
+    for row in analysis.rows:
+        before, after = row.quantized.error, row.higher.error
+        if before is None or after is None:
+            continue
+        total += before
+        gain, cost = before - after, row.higher.weight_bytes - row.quantized.weight_bytes
+        base += min(before, after)
+        if gain > 0 and cost <= 0:
+            free.add(row.name)
+            total -= gain
+            bytes_needed += cost
+        elif gain > 0:
+            names.append(row.name)
+            gains.append(gain)
+            costs.append(cost)
+    if size is not None and size < bytes_needed:
+        raise ValueError(f"mixed_precision: size must be at least {bytes_needed:,} bytes, found {size:,}")
+    if error is not None and error < base - _ROUNDING * abs(base):
+        raise ValueError(f"mixed_precision: error must be at least {base:.4g}, found {error:.4g}")
+    if not names:
+        return free
+    knapsack = Knapsack(gains, costs)
+    if size is not None:
+        items = knapsack.within(int(min(size - bytes_needed, sum(costs))))
+    else:
+        assert error is not None
+        items = knapsack.reaching(total - error) if total > error else []
+    return free | {names[index] for index in items}
+
+
+def _is_static(config: Any) -> bool:
+    return config is not None and config.static
+
+
+def _exactly(name: str, names: list[str]) -> str:
+    """A pattern that matches one layer: its name, unless that could be another's last part or a class."""
+    unclear = name == "Linear" or any(name == other.rpartition(".")[2] for other in names if other != name)
+    return f"re:{re.escape(name)}$" if unclear else name

@@ -1,0 +1,139 @@
+"""A forward hook on one float Linear: what enters it, and what its quantized counterparts make of that.
+
+Everything is a sum or a largest value over batches, on the layer's device; no activation is kept.
+
+    Distortion      Σ exact², Σ (exact - rounded)²      the ratio of the two is the noise, in dB the SQNR
+    LayerProbe      largest |x| per input column, Σ x², and one Distortion for input and output per candidate
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritonq import ops, qparams
+from tritonq.nn.linear import QuantizedLinear
+
+
+class Distortion:
+    """Signal and quantization noise, summed up in float64."""
+
+    def __init__(self) -> None:
+        self.signal: Tensor | float = 0.0
+        self.noise: Tensor | float = 0.0
+
+    def add(self, exact: Tensor, rounded: Tensor) -> None:
+        """Take note of values, any shape and float dtype, and of what became of them."""
+        exact = exact.float()
+        self.signal = self.signal + exact.square().sum(dtype=torch.float64)
+        self.noise = self.noise + (exact - rounded.float()).square().sum(dtype=torch.float64)
+
+    def sqnr(self) -> float | None:
+        """10 · log10(Σ exact² / Σ (exact - rounded)²) in dB; inf where nothing was lost, None without data."""
+        if not isinstance(self.signal, Tensor) or not isinstance(self.noise, Tensor):
+            return None
+        if self.noise == 0:
+            return float("inf")
+        return float(10 * torch.log10(self.signal / self.noise))
+
+
+class Candidate:
+    """A quantized counterpart of a layer, and what it does: to its input, to its output, to the model's output."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        self.layer = layer
+        self.input, self.output, self.model = Distortion(), Distortion(), Distortion()
+        self.metric_change: float | None = None
+
+    def observe(self, x: Tensor, output: Tensor) -> None:
+        """Take note of one float input and output of the layer."""
+        rounded = quantized_input(self.layer, x)
+        if rounded is not None:
+            self.input.add(x, rounded)
+        self.output.add(output, self.layer(x))
+
+
+class LayerProbe:
+    """Watches one Linear, or puts a quantized layer's output in the place of its own.
+
+    Attributes:
+        name, linear: the layer.
+        candidates: its quantized counterparts.
+        observes: whether to take note of what the layer computes.
+        stand_in: whose output the layer shall return instead of its own, None for its own.
+        channel_amax: float32 [K], the largest |x| of each input column, None before the first row.
+        square_sum, count: Σ x² and the number of values.
+        output_amax: the largest |output|.
+    """
+
+    def __init__(self, name: str, linear: nn.Linear, candidates: list[Candidate]) -> None:
+        self.name, self.linear, self.candidates = name, linear, candidates
+        self.channel_amax: Tensor | None = None
+        self.output_amax: Tensor | float = 0.0
+        self.square_sum: Tensor | float = 0.0
+        self.count = 0
+        self.observes = False
+        self.stand_in: QuantizedLinear | None = None
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """The hook is there inside; before the user's own, as the quantized layer's result would be."""
+        handle = self.linear.register_forward_hook(self._hook, prepend=True, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def check_finite(self) -> None:
+        """Raise a ValueError, naming the layer, where NaN or Inf went in or came out (waits for the device)."""
+        amax = {
+            "input": 0.0 if self.channel_amax is None else self.channel_amax.max(),
+            "output": self.output_amax,
+        }
+        for side, value in amax.items():
+            if not torch.isfinite(torch.as_tensor(value)):
+                raise ValueError(
+                    f"{self.name}: analyze needs finite activations, found NaN or Inf in its {side}"
+                )
+
+    def _hook(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        if self.stand_in is not None:
+            found = self.stand_in(x)
+            assert isinstance(found, Tensor)
+            return found.to(output.dtype)  # autocast changes the float layer's
+        if self.observes and x.numel():
+            self._observe(x.detach(), output.detach())
+        return None
+
+    def _observe(self, x: Tensor, output: Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        amax = rows.abs().amax(dim=0)
+        self.channel_amax = amax if self.channel_amax is None else torch.maximum(self.channel_amax, amax)
+        self.output_amax = torch.maximum(output.abs().amax().float(), torch.as_tensor(self.output_amax))
+        self.square_sum = self.square_sum + rows.square().sum(dtype=torch.float64)
+        self.count += rows.numel()
+        for candidate in self.candidates:
+            candidate.observe(x, output)
+
+
+def quantized_input(layer: QuantizedLinear, x: Tensor) -> Tensor | None:
+    """A float input as the layer's integer product sees it: float32 of x's shape; None where it stays float."""
+    activation = layer.config.activation
+    if activation is None:
+        return None
+    rows = x.reshape(-1, x.shape[-1])
+    if activation.dynamic:
+        codes, scale, zero_point = ops.quantize_per_token(rows, activation.symmetric)
+    else:
+        assert layer.input_scale is not None
+        assert layer.input_zero_point is not None
+        scale, zero_point = layer.input_scale, layer.input_zero_point
+        codes = ops.quantize_per_tensor(rows, scale, zero_point, activation.symmetric)
+    return qparams.dequantize(codes, scale, zero_point, torch.float32).reshape(x.shape)
