@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tritonq.analysis.probe import Candidate, LayerProbe
 from tritonq.analysis.report import Analysis, Effect, LayerAnalysis
 from tritonq.calibration import calibrate, check_calibration, check_not_empty, evaluation, run_batch
-from tritonq.convert import conversions, quantized_linear
+from tritonq.conversions import conversions
+from tritonq.convert import quantized_linear
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import Pattern
 from tritonq.prepare import attach, check_layers, detach
