@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from tritonq.checkpoint.compressed_tensors import plain_config, scheme_to_dict
+from tritonq.checkpoint.contents import describe
+from tritonq.checkpoint.extras import KEY
 from tritonq.convert import move_hooks
 from tritonq.fast_path import leave_fast_path
 from tritonq.integrations.transformers.config import TritonQConfig
 from tritonq.integrations.transformers.stored import StoredLayer, place_stored_layers
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.observers import observed_weight_qparams
-from tritonq.patterns import Place, places
+from tritonq.patterns import Place
 from tritonq.progress import track
 from tritonq.selection import DEFAULT_IGNORE, Selected, select
 
@@ -138,26 +139,16 @@ class TritonQuantizer(HfQuantizer):
             for _ in track(range(len(stored)), "Packing"):
                 _build(stored.pop(), model.dtype)  # and with it the tensors of the file
         leave_fast_path(model)
-        self._describe(model)
         return model
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        """Called by `save_pretrained` before it writes config.json, which is to fit what the model is now."""
-        self._describe(model)
+        """Called by `save_pretrained` before it writes config.json, which is to say what the model is now."""
+        fields, extras = describe(model)
+        self.quantization_config.checkpoint = fields["quantization_config"]
+        setattr(model.config, KEY, extras.to_dict())
         return None, {}
-
-    def _describe(self, model: PreTrainedModel) -> None:
-        everything = places(model)
-        layers = {
-            place.name: plain_config(place.module.config, place.module.in_features)
-            for place in everything
-            if isinstance(place.module, QuantizedLinear)
-        }
-        ignore = [place.name for place in everything if isinstance(place.module, nn.Linear)]
-        self.quantization_config.checkpoint = scheme_to_dict(layers, ignore)
-        model.config.quantization_config = self.quantization_config
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True

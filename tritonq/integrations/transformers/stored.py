@@ -17,7 +17,7 @@ from torch import nn
 from tritonq import canonical, packing, qparams
 from tritonq.checkpoint import forms
 from tritonq.checkpoint.compressed_tensors import Group, read_scheme
-from tritonq.checkpoint.extras import read_extras
+from tritonq.checkpoint.extras import KEY, read_extras
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import Place, places
 from tritonq.selection import is_plain_linear
@@ -99,13 +99,12 @@ def place_stored_layers(
         ValueError: layers hand over int8, experts are quantized, or no layer is.
     """
     scheme = read_scheme(quantization_config)
-    extras = read_extras(getattr(model.config, "tritonq", None))
+    extras = read_extras(vars(model.config).pop(KEY, None))  # it speaks of the files that are loaded
     if extras.stubs or extras.hands_over:
         raise ValueError(
             "the checkpoint must have float between its layers, found some that hand over int8: use "
             "tritonq.load(directory, model)"
         )
-    vars(model.config).pop("tritonq", None)  # it describes the files that were loaded
     ends = {".".join(name.split(".")[-2:]) for name in _stored_names(checkpoint_files)}
     found: dict[str, Place] = {}
     for place in places(model):
@@ -140,7 +139,8 @@ def _tensor_names(group: Group, leaf: str, ends: set[str]) -> list[str]:
     names = forms.weight_names(config, group.packed)
     if config.static and config.activation is not None:
         names += ["input_scale", *([] if config.activation.symmetric else ["input_zero_point"])]
-    return names + [local for local in forms.needless_names(config) if f"{leaf}.{local}" in ends]
+    optional = ["weight_g_idx", *forms.needless_names(config)]
+    return names + [local for local in optional if f"{leaf}.{local}" in ends]
 
 
 def _stored_names(checkpoint_files: list[str]) -> set[str]:
