@@ -60,7 +60,10 @@ DAMAGES: dict[str, tuple[Change, str]] = {
         lambda t: t.update({"fc9.weight": torch.zeros(1)}),
         "the files hold fc9.weight, which the model",
     ),
-    "superfluous-bias": (lambda t: t.update({"fc2.bias": torch.zeros(33)}), "the files hold fc2.bias"),
+    "superfluous-bias": (
+        lambda t: t.update({"fc2.bias": torch.ones(33)}),
+        "fc2.bias must be zero, since the model's layer has none",
+    ),
     "order-dtype": (
         lambda t: t.update({"fc1.weight_g_idx": torch.zeros(64)}),
         "fc1.weight_g_idx must be int32 [64], found float32 [64]",
@@ -260,7 +263,7 @@ def test_index_that_contradicts_the_files(tmp_path: Path) -> None:
 def test_models_that_do_not_fit(w4a16: Path) -> None:
     refuse(w4a16, "no Linear of the model belongs", model=nn.Sequential(nn.Conv1d(2, 2, 2)))
     refuse(w4a16, "the model needs 0.weight_packed", model=nn.Sequential(nn.Linear(64, 96)))
-    refuse(w4a16, "fc1.weight_scale must be", model=Block(columns=128))
+    refuse(w4a16, "fc1.weight_shape must be [96, 128], found [96, 64]", model=Block(columns=128))
     converted = quantized(Block(), "w8a8", ignore=())
     refuse(w4a16, "lm_head is a QuantizedLinear in the model, but not quantized", model=converted)
     prepared = tritonq.prepare(Block(), "w8a8_static")

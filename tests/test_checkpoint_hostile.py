@@ -69,8 +69,8 @@ GROUP = ("quantization_config", "config_groups", "group_0")
 WEIGHTS = (*GROUP, "weights")
 HOSTILE: list[tuple[Callable[[dict[str, Any], Any], None], Any, str]] = [
     (at("quantization_config"), [], "quantization_config must be a dictionary, found []"),
-    (METHOD, "gptq", "quant_method must be 'compressed-tensors', found \"gptq\""),
-    (METHOD, None, "quant_method must be 'compressed-tensors', found null"),
+    (METHOD, "exl3", "quant_method must be one of 'compressed-tensors', 'gptq', 'awq', found \"exl3\""),
+    (METHOD, None, "quant_method must be one of 'compressed-tensors', 'gptq', 'awq', found null"),
     (at("quantization_config", "format"), "marlin-24", "format must be one of pack-quantized, int-quantized"),
     (at("quantization_config", "format"), {"a": 1}, "format must be one of"),
     (at("quantization_config", "format"), "int-quantized", "the model needs fc1.weight"),

@@ -58,6 +58,12 @@ def read_weight_state(
     spec = config.weight
     groups = -(-in_features // spec.resolve_group_size(in_features))
     per_tensor = spec.granularity == "tensor"
+    if is_packed(config):  # first, since other shapes follow from it
+        stored_shape = expect(state, "weight_shape", (2,), (torch.int64,))
+        if not stored_shape.is_meta and stored_shape.tolist() != [out_features, in_features]:
+            raise ValueError(
+                f"weight_shape must be {[out_features, in_features]}, found {stored_shape.tolist()}"
+            )
     rows = 1 if per_tensor else out_features
     scale = expect(state, "weight_scale", (1,) if per_tensor else (rows, groups), qparams.FLOAT_DTYPES)
     # Other programs write 0 for rows that are all zero.
@@ -68,11 +74,6 @@ def read_weight_state(
     if is_packed(config):
         width = packing.packed_width(in_features, spec.bits)
         words = expect(state, "weight_packed", (out_features, width), (torch.int32,))
-        stored_shape = expect(state, "weight_shape", (2,), (torch.int64,))
-        if not stored_shape.is_meta and stored_shape.tolist() != [out_features, in_features]:
-            raise ValueError(
-                f"weight_shape must be {[out_features, in_features]}, found {stored_shape.tolist()}"
-            )
         codes = packing.unpack_int32(words, spec.bits, in_features)
     else:
         codes = expect(state, "weight", (out_features, in_features), (torch.int8,))

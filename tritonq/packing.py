@@ -5,13 +5,21 @@ Value k of a row sits in word k // F, F = 32 / bits, lowest bits first, stored a
     word c, int4   [ k=8c+7 | k=8c+6 | … | k=8c+1 | k=8c ]        codes 0…7 pack to 0xFEDCBA98
                      31…28                  7…4     3…0            (the same fields without offset: 0x76543210)
 
-A shorter last word is filled with zero bits.
+A shorter last word is filled with zero bits. GPTQ packs fields in the same way; AWQ puts the fields of a word in
+another order (`AWQ_ORDER`).
+
+Words are read and written as bytes, which hold the fields in order on a little-endian machine (the only kind that
+PyTorch's GPU builds run on): unpacking takes a byte a value, not the four that shifting whole words takes.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+#: Field i of an AWQ word is its column AWQ_ORDER[i]: fields 0…7 pack to 0x75316420. casper-hansen/AutoAWQ,
+#: awq/modules/linear/gemm.py.
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def packed_width(count: int, bits: int) -> int:
@@ -29,14 +37,7 @@ def pack_int32(codes: Tensor, bits: int) -> Tensor:
     Returns:
         int32 [..., ceil(K · bits / 32)].
     """
-    per_word = _values_per_word(bits)
-    fields = codes.to(torch.int32) + (1 << (bits - 1))
-    fields = torch.nn.functional.pad(fields, (0, -codes.shape[-1] % per_word))
-    fields = fields.reshape(*codes.shape[:-1], -1, per_word)
-    words = torch.zeros(fields.shape[:-1], dtype=torch.int32, device=codes.device)
-    for position in range(per_word):
-        words |= fields[..., position] << (bits * position)
-    return words
+    return pack_fields(codes.contiguous().view(torch.uint8) + _offset(bits), bits)
 
 
 def unpack_int32(words: Tensor, bits: int, count: int) -> Tensor:
@@ -53,15 +54,41 @@ def unpack_int32(words: Tensor, bits: int, count: int) -> Tensor:
     Raises:
         ValueError: if the words are not int32 or their number does not fit `count`.
     """
-    if words.dtype != torch.int32 or words.shape[-1] != packed_width(count, bits):
+    return (unpack_fields(words, bits, count) - _offset(bits)).view(torch.int8)
+
+
+def pack_fields(fields: Tensor, bits: int) -> Tensor:
+    """Pack unsigned values: uint8 [..., K] below 2^bits → int32 [..., ceil(K · bits / 32)]."""
+    padded = torch.nn.functional.pad(fields, (0, -fields.shape[-1] % _values_per_word(bits)))
+    if bits == 4:
+        padded = padded[..., 0::2] | padded[..., 1::2] << 4
+    words = padded.reshape(-1).view(torch.int32)  # flat: such a view minds the strides of other dimensions
+    return words.reshape(*fields.shape[:-1], packed_width(fields.shape[-1], bits))
+
+
+def unpack_fields(words: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack_fields`, with the errors of `unpack_int32`."""
+    width = packed_width(count, bits)
+    if words.dtype != torch.int32 or words.shape[-1] != width:
         raise ValueError(
-            f"{count} packed int{bits} values need int32 [..., {packed_width(count, bits)}], "
-            f"found {words.dtype} {list(words.shape)}"
+            f"{count} packed int{bits} values need int32 [..., {width}], found {words.dtype} {list(words.shape)}"
         )
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
-    fields = (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
-    codes = fields.flatten(-2)[..., :count] - (1 << (bits - 1))
-    return codes.to(torch.int8)
+    fields = words.reshape(-1).view(torch.uint8)
+    if _values_per_word(bits) == 8:
+        fields = torch.stack((fields & 0xF, fields >> 4), dim=-1)
+    return fields.reshape(*words.shape[:-1], width * _values_per_word(bits))[..., :count]
+
+
+def unpack_awq(words: Tensor) -> Tensor:
+    """AWQ's int4 words int32 [R, C] → unsigned values uint8 [R, 8C]."""
+    fields = unpack_fields(words, 4, 8 * words.shape[-1]).unflatten(-1, (-1, 8))
+    column_of_field = torch.tensor(AWQ_ORDER, device=words.device)
+    return fields.index_select(-1, column_of_field.argsort()).flatten(-2)
+
+
+def _offset(bits: int) -> int:
+    """What is added to a code to store it."""
+    return 1 << (bits - 1)
 
 
 def _values_per_word(bits: int) -> int:

@@ -40,10 +40,14 @@ def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> Quanti
     state = {local: owned(tensors.get(stored), device) for local, stored in plan.tensors.items()}
     try:
         bias = None
-        if old.bias is not None:
+        if "bias" in state:
             bias = canonical.expect(state, "bias", (old.out_features,), qparams.FLOAT_DTYPES)
             if not torch.isfinite(bias).all():
                 raise ValueError("bias must be finite, found NaN or Inf")
+        if old.bias is None and bias is not None:
+            if bias.any():
+                raise ValueError("bias must be zero, since the model's layer has none, found other values")
+            bias = None
         state = forms.to_canonical(config, plan.group.packed, old.in_features, old.out_features, state)
         dtype = (state["weight_scale"] if bias is None else bias).dtype
         layer = QuantizedLinear(

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tritonq import canonical
+from tritonq.checkpoint.fields import check_keys, check_type, lowered, shortened, shown
 from tritonq.config import QuantConfig, QuantSpec
 
 METHOD = "compressed-tensors"
@@ -180,33 +180,33 @@ def read_scheme(fields: Any) -> Scheme:
         ValueError: beginning with the path inside quantization_config, naming what was found and what is allowed.
     """
     where = "quantization_config"
-    _check_type(fields, Mapping, where, "a dictionary")
+    check_type(fields, Mapping, where, "a dictionary")
     method = fields.get("quant_method")
     if method != METHOD:
-        raise ValueError(f"{where}: quant_method must be {METHOD!r}, found {_shown(method)}")
+        raise ValueError(f"{where}: quant_method must be {METHOD!r}, found {shown(method)}")
     status = fields.get("quantization_status", "compressed")
     if status != "compressed":
-        raise ValueError(f"{where}: quantization_status must be 'compressed', found {_shown(status)}")
+        raise ValueError(f"{where}: quantization_status must be 'compressed', found {shown(status)}")
     for part in _UNSUPPORTED_PARTS:
         if fields.get(part):
-            raise ValueError(f"{where}: {part} must be absent or null, found {_shown(fields[part])}")
+            raise ValueError(f"{where}: {part} must be absent or null, found {shown(fields[part])}")
     overall = fields.get("format")
     if overall is not None and overall != MIXED:
         _check_format(overall, where)
     groups = fields.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
-        raise ValueError(f"{where}: config_groups must be a dictionary of groups, found {_shown(groups)}")
+        raise ValueError(f"{where}: config_groups must be a dictionary of groups, found {shown(groups)}")
     read = tuple(_read_group(str(name), group, overall) for name, group in groups.items())
     ignore = fields.get("ignore") or []
     return Scheme(read, _read_targets(ignore, f"{where}: ignore"))
 
 
 def _read_group(name: str, fields: Any, overall: str | None) -> Group:
-    where = f"config_groups[{_shown(name)}]"
-    _check_type(fields, Mapping, where, "a dictionary")
-    _check_keys(fields, _SCHEME_KEYS, where)
+    where = f"config_groups[{shown(name)}]"
+    check_type(fields, Mapping, where, "a dictionary")
+    check_keys(fields, _SCHEME_KEYS, where)
     if fields.get("output_activations") is not None:
-        found = _shown(fields["output_activations"])
+        found = shown(fields["output_activations"])
         raise ValueError(f"{where}: output_activations must be null, found {found}")
     try:
         weight = _read_spec(fields.get("weights"), f"{where}: weights")
@@ -227,28 +227,28 @@ def _read_group(name: str, fields: Any, overall: str | None) -> Group:
 
 
 def _read_spec(fields: Any, where: str) -> QuantSpec:
-    _check_type(fields, Mapping, where, "a dictionary")
-    _check_keys(fields, _ARGUMENT_KEYS, where)
+    check_type(fields, Mapping, where, "a dictionary")
+    check_keys(fields, _ARGUMENT_KEYS, where)
     bits = fields.get("num_bits", 8)
     if type(bits) is not int or bits not in (4, 8):
-        raise ValueError(f"{where}: num_bits must be 4 or 8, found {_shown(bits)}")
-    kind = _lowered(fields.get("type", "int"))
+        raise ValueError(f"{where}: num_bits must be 4 or 8, found {shown(bits)}")
+    kind = lowered(fields.get("type", "int"))
     if kind != "int":
-        raise ValueError(f"{where}: type must be 'int', found {_shown(kind)}")
+        raise ValueError(f"{where}: type must be 'int', found {shown(kind)}")
     if fields.get("block_structure") is not None:
-        raise ValueError(f"{where}: block_structure must be null, found {_shown(fields['block_structure'])}")
-    order = _lowered(fields.get("actorder"))
+        raise ValueError(f"{where}: block_structure must be null, found {shown(fields['block_structure'])}")
+    order = lowered(fields.get("actorder"))
     if order not in _ORDERS:
-        raise ValueError(f"{where}: actorder must be null, 'weight' or 'group', found {_shown(order)}")
+        raise ValueError(f"{where}: actorder must be null, 'weight' or 'group', found {shown(order)}")
     group_size = fields.get("group_size")
     if group_size is not None and type(group_size) is not int:
-        raise ValueError(f"{where}: group_size must be an integer or null, found {_shown(group_size)}")
-    granularity = _lowered(fields.get("strategy"))
+        raise ValueError(f"{where}: group_size must be an integer or null, found {shown(group_size)}")
+    granularity = lowered(fields.get("strategy"))
     if granularity is None:
         granularity = "tensor" if group_size is None else "channel" if group_size == -1 else "group"
     if granularity not in ("tensor", "channel", "group", "token"):
         raise ValueError(
-            f"{where}: strategy must be 'tensor', 'channel', 'group' or 'token', found {_shown(granularity)}"
+            f"{where}: strategy must be 'tensor', 'channel', 'group' or 'token', found {shown(granularity)}"
         )
     if granularity != "group" and group_size == -1:
         group_size = None
@@ -257,18 +257,18 @@ def _read_spec(fields: Any, where: str) -> QuantSpec:
         return QuantSpec(bits, symmetric, granularity, group_size, dynamic)
     except (TypeError, ValueError) as error:
         message = str(error).removeprefix("QuantSpec: ").replace("granularity", "strategy")
-        raise ValueError(f"{where}: {_shortened(message)}") from None
+        raise ValueError(f"{where}: {shortened(message)}") from None
 
 
 def _read_targets(targets: Any, where: str) -> tuple[str, ...]:
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise ValueError(f"{where} must be a list of names, found {_shown(targets)}")
+        raise ValueError(f"{where} must be a list of names, found {shown(targets)}")
     for target in targets:
         if target.startswith(PATTERN):
             try:
                 re.compile(target[len(PATTERN) :])
             except (re.error, RecursionError, OverflowError) as error:
-                message = f"{where}: must be a valid expression after 're:', found {_shown(target)}: {error}"
+                message = f"{where}: must be a valid expression after 're:', found {shown(target)}: {error}"
                 raise ValueError(message) from None
     return tuple(targets)
 
@@ -283,28 +283,4 @@ def _fitting(patterns: list[str], names: Collection[str]) -> str | None:
 
 def _check_format(form: Any, where: str) -> None:
     if not isinstance(form, str) or form not in FORMATS:
-        raise ValueError(f"{where}: format must be one of {', '.join(FORMATS)}, found {_shown(form)}")
-
-
-def _check_type(value: Any, kind: type, where: str, words: str) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{where} must be {words}, found {_shown(value)}")
-
-
-def _check_keys(fields: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    unknown = sorted(key for key in fields if key not in known)
-    if unknown:
-        raise ValueError(f"{where} knows {', '.join(sorted(known))}, found {_shown(unknown[0])}")
-
-
-def _lowered(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _shown(value: Any) -> str:
-    """A value from a file as it stands in messages: JSON, cut where it is long."""
-    return _shortened(json.dumps(value, ensure_ascii=False, default=repr))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"
+        raise ValueError(f"{where}: format must be one of {', '.join(FORMATS)}, found {shown(form)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +55,8 @@ def describe(model: nn.Module) -> tuple[dict[str, Any], Extras]:
     ordered = [name for name, layer in layers.items() if layer.input_order is not None]
     config = _host_config(model)
     config["quantization_config"] = compressed_tensors.scheme_to_dict(plain, ordered, ignore)
-    _warn_of_refused(layers, ordered)
+    columns = {name: layer.in_features for name, layer in layers.items()}
+    warn_of_refused(plain, columns, ordered, stacklevel=3)
     return config, _describe(everything, layers, plain)
 
 
@@ -174,24 +175,32 @@ def _host_config(model: nn.Module) -> dict[str, Any]:
     return fields
 
 
-def _warn_of_refused(layers: dict[str, QuantizedLinear], ordered: list[str]) -> None:
-    """Say which layers other readers of the format do not take."""
+def warn_of_refused(
+    layers: Mapping[str, QuantConfig], columns: Mapping[str, int], ordered: Collection[str], stacklevel: int
+) -> None:
+    """Say which layers other readers of the format do not take.
+
+    Args:
+        layers, ordered: as for `compressed_tensors.scheme_to_dict`.
+        columns: module name → K.
+        stacklevel: of the warning, as if it were given here.
+    """
     short = []
-    for name, layer in layers.items():
-        spec = layer.config.weight
-        if spec.granularity == "group" and layer.in_features % layer.group_size:
-            short.append(f"{name} (K = {layer.in_features}, group {layer.group_size})")
+    for name, config in layers.items():
+        group_size = config.weight.resolve_group_size(columns[name])
+        if columns[name] % group_size:
+            short.append(f"{name} (K = {columns[name]}, group {group_size})")
     if short:
         warnings.warn(
             f"other compressed-tensors readers refuse {', '.join(short)}: their last group is shorter; a group_size "
             "that divides K avoids it",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel + 1,
         )
     if ordered:
         warnings.warn(
             f"compressed-tensors 0.20 refuses {', '.join(ordered)}: their groups are in activation order (actorder "
             "'group'), which vLLM and older versions read",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel + 1,
         )

@@ -3,7 +3,8 @@
     config.json                                    how layers are quantized
     model.safetensors                              all tensors, or
     model-00001-of-00002.safetensors, …            all tensors, with
-    model.safetensors.index.json                   tensor name → file
+    model.safetensors.index.json                   tensor name → file, or
+    any.safetensors                                all tensors, if it is the only one: older GPTQ files
 
 Tensors are read through a memory map, each when it is asked for. Nothing is ever unpickled, and no file outside the
 directory is opened, whatever an index or a link says.
@@ -25,6 +26,7 @@ from torch import Tensor
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SUFFIXES = (".json", ".safetensors")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 
 _DTYPES = {
@@ -110,7 +112,7 @@ def read_json(directory: Path, file: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON, or no dictionary.
     """
-    path = _inside(directory, file)
+    path = inside(directory, file, _SUFFIXES)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -132,11 +134,14 @@ def open_tensors(directory: Path) -> Iterator[TensorFiles]:
     if (directory / SINGLE).exists() or not (directory / INDEX).exists():
         names = [SINGLE]
         if not (directory / SINGLE).exists():
-            _refuse_pickles(directory)
+            found = sorted(path.name for path in directory.glob("*.safetensors"))
+            names = found if len(found) == 1 else names
+            if not found:
+                _refuse_pickles(directory)
     else:
         weight_map = _read_weight_map(directory)
         names = sorted(set(weight_map.values()))
-    paths = {name: _inside(directory, name) for name in names}
+    paths = {name: inside(directory, name, _SUFFIXES) for name in names}
     with contextlib.ExitStack() as stack:
         opened = {}
         for name, path in paths.items():
@@ -171,12 +176,23 @@ def _check_weight_map(index: Path, weight_map: dict[str, str], tensors: TensorFi
             raise ValueError(f"{index}: {name} of {tensors.file_of[name]} is missing")
 
 
-def _inside(directory: Path, file: str) -> Path:
-    """The path of an ordinary file that lies in the directory itself."""
+def inside(directory: Path, file: str, suffixes: tuple[str, ...] = ()) -> Path:
+    """The path of an ordinary file that lies in the directory itself.
+
+    Args:
+        directory: where it must lie.
+        file: its name, from an index that may say anything.
+        suffixes: those that it may have, if not any.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the name has folders in it or another suffix, or is that of something else, or of a link to
+            elsewhere.
+    """
     path = directory / file
     if Path(file).name != file or "\\" in file or "\0" in file or file in ("", ".", ".."):
         raise ValueError(f"{directory}: files must be named without folders, found {file!r}")
-    if path.suffix not in (".json", ".safetensors"):
+    if suffixes and path.suffix not in suffixes:
         raise ValueError(
             f"{directory}: tensors must be in .safetensors files, found {file!r}: pickles are never read"
         )

@@ -13,7 +13,7 @@ import torch
 from tritonq.checkpoint import files
 from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
 from tritonq.checkpoint.files import TensorFiles
-from tritonq.checkpoint.reader import read_config
+from tritonq.checkpoint.source import open_checkpoint
 from tritonq.table import aligned
 
 
@@ -37,6 +37,7 @@ class Info:
 
     Attributes:
         directory: where it is.
+        method: its quant_method. Of GPTQ and AWQ files all else is said as if they were compressed-tensors'.
         groups: the config groups.
         layers: how many layers are quantized.
         parameters: how many numbers the float model has: N · K of each quantized weight, and all other tensors.
@@ -47,6 +48,7 @@ class Info:
     """
 
     directory: str
+    method: str
     groups: tuple[GroupInfo, ...]
     layers: int
     parameters: int
@@ -73,6 +75,7 @@ class Info:
                 "",
                 *aligned(header, rows, numbers=3),
                 "",
+                f"method      {self.method}",
                 f"parameters  {self.parameters:,}, {self.layers:,} layers quantized",
                 f"bytes       {self.bytes:,} = {self.ratio_to_fp32:.3f} of fp32, {self.ratio_to_fp16:.3f} of fp16",
                 *aligned(
@@ -94,8 +97,8 @@ def info(directory: str | os.PathLike[str]) -> Info:
         FileNotFoundError, ValueError: as `load`, as far as a checkpoint can be judged without its model.
     """
     path = files.check_directory(os.fspath(directory))
-    scheme, _ = read_config(path)
-    with files.open_tensors(path) as tensors:
+    with open_checkpoint(path) as checkpoint:
+        scheme, tensors = checkpoint.scheme, checkpoint.tensors
         sizes = {name: _nbytes(name, tensors) for name in tensors}
         layers = _quantized_layers(path, scheme, tensors)
         shapes = {name: _weight_shape(path, name, group, tensors) for name, group in layers.items()}
@@ -108,13 +111,14 @@ def info(directory: str | os.PathLike[str]) -> Info:
             name for name in tensors if name.rpartition(".")[0] in layers and not name.endswith(".bias")
         }
         plain = sum(math.prod(tensors.shapes[name]) for name in tensors if name not in inside)
-        used = sorted({files.CONFIG, *tensors.file_of.values()})
+        used = sorted({checkpoint.config_file, *tensors.file_of.values()})
     if len(used) > 2:
         used.append(files.INDEX)
     parameters = plain + sum(math.prod(shape) for shape in shapes.values())
     total = sum(sizes.values())
     return Info(
         directory=str(path),
+        method=checkpoint.method,
         groups=groups,
         layers=len(layers),
         parameters=parameters,

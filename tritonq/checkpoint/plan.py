@@ -22,6 +22,8 @@ from tritonq.patterns import Place, named_modules, places
 from tritonq.selection import PLAN, is_plain_linear
 
 _NAMES_IN_MESSAGES = 5
+#: What older versions of transformers saved and newer ones compute: rotary frequencies.
+_COMPUTED = "rotary_emb.inv_freq"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,9 @@ class _Finder:
 
     def finish(self, fits_somewhere: bool) -> None:
         """Raise unless everything was found and everything stored was asked for."""
-        superfluous = [name for name in self.tensors if name not in self.used]
+        superfluous = [
+            name for name in self.tensors if name not in self.used and not name.endswith(_COMPUTED)
+        ]
         problems = []
         if not fits_somewhere:
             problems.append("no Linear of the model belongs to a config group")
@@ -146,7 +150,8 @@ def _plan_layer(place: Place, scheme: Scheme, finder: _Finder) -> LayerPlan | No
         return None
     name = next((name for name in place.names if finder.has(f"{name}.weight_scale")), place.name)
     wanted = forms.weight_names(group.config, group.packed)
-    if module.bias is not None:
+    # GPTQ writers of old gave every layer a bias, of zeros where the model has none.
+    if finder.has(f"{name}.bias") or module.bias is not None:
         wanted.append("bias")
     activation = group.config.activation
     if activation is not None and group.config.static:

@@ -2,27 +2,27 @@
 
     read config.json → plan by names and shapes → build every new layer and tensor → swap them in
 
-Whatever can be wrong shows before the last step, and the last step only assigns.
+Whatever can be wrong shows before the last step, and the last step only assigns. Tensors are read through a memory map
+and one layer at a time: beside what is built, one layer is ever held, its codes as int8 and never as float.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tritonq.checkpoint import files
 from tritonq.checkpoint.build import build_layer, build_stub, owned
-from tritonq.checkpoint.compressed_tensors import Scheme, read_scheme
-from tritonq.checkpoint.extras import KEY, Extras, read_extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import Slot, make_plan
+from tritonq.checkpoint.source import open_checkpoint
 from tritonq.checkpoint.writer import unwrapped
 from tritonq.convert import move_hooks
 from tritonq.fast_path import leave_fast_path
 from tritonq.nn.stubs import DeQuantize
+from tritonq.progress import track
 from tritonq.selection import check_root
 
 
@@ -30,8 +30,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Fill a model with a checkpoint, in place, replacing its Linear layers by quantized ones.
 
     Args:
-        directory: written by `save`, or by any other program in compressed-tensors' pack-quantized or int-quantized
-            format.
+        directory: written by `save`; or by any other program in compressed-tensors' pack-quantized or int-quantized
+            format, as GPTQ (4 or 8 bits) or as AWQ ("gemm").
         model: the architecture that was saved: the float model (on the meta device too) or one quantized already. Its
             hooks and training flags stay. Tensors go to the device of what they replace, those on the meta device to
             the CPU; floating-point tensors take the dtype they were saved in.
@@ -49,11 +49,13 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     check_root(inner)
     files.check_path(directory)
     path = files.check_directory(os.fspath(directory))
-    scheme, extras = read_config(path)
-    with files.open_tensors(path) as tensors:
+    with open_checkpoint(path) as checkpoint:
+        extras, tensors = checkpoint.extras, checkpoint.tensors
         try:
-            plan = make_plan(inner, scheme, extras, tensors)
-            layers = [(layer.place, build_layer(layer, extras, tensors)) for layer in plan.layers]
+            plan = make_plan(inner, checkpoint.scheme, extras, tensors)
+            layers = [
+                (layer.place, build_layer(layer, extras, tensors)) for layer in track(plan.layers, "loading")
+            ]
             home = next(
                 (tensor.device for tensor in inner.parameters() if not tensor.is_meta), torch.device("cpu")
             )
@@ -68,24 +70,6 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         _fill(slot, value)
     leave_fast_path(inner)
     return model
-
-
-def read_config(directory: Path) -> tuple[Scheme, Extras]:
-    """What config.json says about quantization.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load`.
-    """
-    fields = files.read_json(directory, files.CONFIG)
-    where = directory / files.CONFIG
-    if "quantization_config" not in fields:
-        raise ValueError(
-            f"{where} must have a quantization_config, found none: this checkpoint is not quantized"
-        )
-    try:
-        return read_scheme(fields["quantization_config"]), read_extras(fields.get(KEY))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _read_slot(slot: Slot, tensors: TensorFiles) -> Tensor:

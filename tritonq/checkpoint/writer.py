@@ -51,7 +51,7 @@ def save(
     with staged(Path(directory)) as stage:
         _write_shards(stage, stored_tensors(model, extras.tied), max_shard_bytes)
         config[KEY] = extras.to_dict()
-        _write_json(stage / files.CONFIG, config)
+        write_json(stage / files.CONFIG, config)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -72,7 +72,7 @@ def _write_shards(stage: Path, tensors: Iterator[Stored], max_bytes: int) -> Non
 
     def flush() -> None:
         nonlocal size
-        write_tensors(stage / _part(len(shards)), pending)
+        write_tensors(stage / part_name(len(shards)), pending)
         shards.append({name: tensor.nbytes for name, tensor in pending.items()})
         pending.clear()
         owners.clear()
@@ -91,10 +91,20 @@ def _write_shards(stage: Path, tensors: Iterator[Stored], max_bytes: int) -> Non
         size += tensor.nbytes
     if pending:
         flush()
+    name_parts(stage, shards)
+
+
+def part_name(index: int) -> str:
+    """The name of a tensor file as long as nobody knows how many there will be."""
+    return f"part-{index}"
+
+
+def name_parts(stage: Path, shards: Sequence[Mapping[str, int]]) -> None:
+    """Give all parts their names, and write the index where there are several; `shards` as for `index_fields`."""
     for index in range(len(shards)):
-        os.replace(stage / _part(index), stage / shard_name(index, len(shards)))
+        os.replace(stage / part_name(index), stage / shard_name(index, len(shards)))
     if len(shards) > 1:
-        _write_json(stage / files.INDEX, index_fields(shards))
+        write_json(stage / files.INDEX, index_fields(shards))
 
 
 def shard_name(index: int, count: int) -> str:
@@ -117,10 +127,6 @@ def index_fields(shards: Sequence[Mapping[str, int]]) -> dict[str, Any]:
     }
 
 
-def _part(index: int) -> str:
-    return f"part-{index}"
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """One safetensors file; what goes wrong is an OSError."""
     path.touch()
@@ -132,5 +138,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a JSON file as people read it."""
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -58,13 +58,14 @@ def build_app() -> typer.Typer:
     import rich  # noqa: F401 (typer can do without, the commands cannot)
     import typer
 
+    from tritonq.cli.convert import convert
     from tritonq.cli.demo import demo
     from tritonq.cli.info import info
     from tritonq.cli.root import root
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback(invoke_without_command=True)(root)
-    for command in (info, demo):
+    for command in (info, convert, demo):
         app.command()(command)
     return app
 

@@ -1,0 +1,97 @@
+"""Opening a checkpoint of any kind that is read: what its quantization_config says, and its tensors in one layout.
+
+    quant_method            where the quantization_config is
+    compressed-tensors      config.json
+    gptq                    config.json, or alone in quantize_config.json (AutoGPTQ)
+    awq                     config.json, or alone in quant_config.json (AutoAWQ)
+
+GPTQ and AWQ files are shown in compressed-tensors' layout (foreign.py), so that no reader needs to know of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tritonq.checkpoint import awq, compressed_tensors, files, gptq
+from tritonq.checkpoint.compressed_tensors import Scheme, read_scheme
+from tritonq.checkpoint.extras import KEY, Extras, read_extras
+from tritonq.checkpoint.fields import check_type, lowered, shown
+from tritonq.checkpoint.files import TensorFiles
+from tritonq.checkpoint.foreign import ForeignTensors, Method
+
+FIELD = "quantization_config"
+#: Files that are a quantization_config and nothing else, and the method of those that do not name it.
+ALONE = {"quantize_config.json": gptq.METHOD, "quant_config.json": awq.METHOD}
+_FOREIGN: dict[str, Callable[[dict[str, Any]], Method]] = {
+    gptq.METHOD: gptq.read_gptq,
+    awq.METHOD: awq.read_awq,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A directory that has been opened.
+
+    Attributes:
+        method: its quant_method, "compressed-tensors", "gptq" or "awq".
+        config_file: the name of the file with the quantization_config.
+        scheme, extras: how layers are quantized, and what stands under the key `tritonq`.
+        tensors: in compressed-tensors' layout; those of GPTQ and AWQ are a `ForeignTensors`.
+    """
+
+    method: str
+    config_file: str
+    scheme: Scheme
+    extras: Extras
+    tensors: TensorFiles
+
+
+@contextlib.contextmanager
+def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
+    """Open config and tensor files, and check all that their headers say.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or says what is not supported; naming the file, what was found and allowed.
+    """
+    file, fields, extras = _read_config(directory)
+    where = directory / file
+    try:
+        check_type(fields, dict, FIELD, "a dictionary")
+        method = lowered(fields.get("quant_method", ALONE.get(file)))
+        if method != compressed_tensors.METHOD and method not in _FOREIGN:
+            known = ", ".join(repr(name) for name in (compressed_tensors.METHOD, *_FOREIGN))
+            raise ValueError(f"{FIELD}: quant_method must be one of {known}, found {shown(method)}")
+        extras = read_extras(extras)
+        read: Scheme | Method = _FOREIGN[method](fields) if method in _FOREIGN else read_scheme(fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    with files.open_tensors(directory) as tensors:
+        if isinstance(read, Scheme):
+            yield Checkpoint(method, file, read, extras, tensors)
+            return
+        try:
+            translated = ForeignTensors(read, tensors)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{directory}: {error}") from None
+        yield Checkpoint(method, file, translated.scheme, extras, translated)
+
+
+def _read_config(directory: Path) -> tuple[str, Any, Any]:
+    """(file name, its quantization_config, its key `tritonq`)."""
+    has_config = (directory / files.CONFIG).exists()
+    config = files.read_json(directory, files.CONFIG) if has_config else {}
+    if FIELD in config:
+        return files.CONFIG, config[FIELD], config.get(KEY)
+    for file in ALONE:
+        if (directory / file).exists():
+            return file, files.read_json(directory, file), None
+    if not has_config:
+        raise FileNotFoundError(f"{directory / files.CONFIG} is missing")
+    raise ValueError(
+        f"{directory / files.CONFIG} must have a {FIELD}, found none: this checkpoint is not quantized"
+    )
