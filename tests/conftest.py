@@ -8,6 +8,7 @@ set already, nothing is touched, and the same tests run on what is there.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -82,3 +83,12 @@ def gpu_only(request: pytest.FixtureRequest) -> None:
     """Skip what is marked `gpu` where there is none."""
     if request.node.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def needs_extra(request: pytest.FixtureRequest) -> None:
+    """Skip what is marked `needs_extra` where one of its modules is not installed."""
+    for marker in request.node.iter_markers("needs_extra"):
+        for module in marker.args:
+            if importlib.util.find_spec(module) is None:
+                pytest.skip(f"{module} is not installed")
