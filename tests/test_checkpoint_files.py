@@ -94,7 +94,7 @@ def fail_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("existing", [True, False], ids=["over-an-old-one", "new"])
 @pytest.mark.parametrize(
     ("owner", "function"),
-    [(writer, "save_file"), (writer, "write_json"), (publish, "_sync"), (os, "replace")],
+    [(writer, "save_file"), (writer, "write_json"), (publish, "sync"), (os, "replace")],
 )
 def test_a_failed_save_leaves_everything_as_it_was(
     owner: Any, function: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,7 @@ def staged(directory: Path) -> Iterator[Path]:
         )
         yield stage
         for path in stage.iterdir():
-            _sync(path)
+            sync(path)
         _publish(stage, directory)
     except BaseException:
         if stage is not None:
@@ -71,7 +71,7 @@ def _publish(stage: Path, directory: Path) -> None:
         for name in stale:
             touched.append(name)
             os.replace(directory / name, backup / name)
-        _sync(directory)
+        sync(directory)
     except BaseException:
         for name in reversed(touched):
             if os.path.lexists(backup / name):
@@ -116,7 +116,7 @@ def _is_ours(directory: Path) -> bool:
         return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or directory is on the disk; Windows cannot open directories and does without."""
     if os.name == "nt" and path.is_dir():
         return

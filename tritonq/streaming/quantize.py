@@ -1,0 +1,138 @@
+"""`quantize_files`: the loop over what the result consists of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritonq import canonical, qparams
+from tritonq.checkpoint import files
+from tritonq.checkpoint.writer import index_fields
+from tritonq.conversions import check_scale
+from tritonq.nn.check import check_linear
+from tritonq.observers import observed_weight_qparams
+from tritonq.patterns import Pattern
+from tritonq.progress import track
+from tritonq.selection import DEFAULT_IGNORE
+from tritonq.streaming.plan import Layer, Piece, make_plan
+from tritonq.streaming.workspace import Workspace, identity_of
+
+#: Smaller than what `save` writes: it is what an interruption costs, and what memory it takes.
+MAX_SHARD_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What `quantize_files` did.
+
+    Attributes:
+        shards: how many tensor files the result has.
+        kept: how many of them an earlier, interrupted run had finished.
+    """
+
+    shards: int
+    kept: int
+
+
+def quantize_files(
+    model: nn.Module,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    config: Any,
+    *,
+    ignore: Iterable[Pattern] = DEFAULT_IGNORE,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    restart: bool = False,
+    companions: Iterable[str] = (),
+    device: torch.device | str = "cpu",
+) -> Streamed:
+    """Quantize a directory of safetensors files into another one.
+
+    Until it is complete the result is in `<target>.partial`. After an interruption the same call goes on from there:
+    it is refused if the source's files, the config or anything else that matters is not the same.
+
+    Args:
+        model: the float model on the meta device, in the dtype that it is to have; its layers are replaced.
+        source: a directory with the model's tensors under the model's names.
+        target: must not exist, or be empty.
+        config, ignore: as for `quantize_`; nothing static, which would need calibration.
+        max_shard_bytes: tensors are split over several files where they take more.
+        restart: throw an interrupted run's files away.
+        companions: files of `source` to copy as they are (a tokenizer's).
+        device: where layers are quantized; the codes are the same on each.
+
+    Raises:
+        UnfitModelError: a ValueError; the files' tensors are not the model's.
+        TypeError, ValueError: bad arguments or weights, naming what was found and what is allowed.
+        OSError: the disk is full, or the like. What is finished is kept.
+    """
+    if type(max_shard_bytes) is not int or max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be a positive integer, found {max_shard_bytes!r}")
+    for path in (source, target):
+        files.check_path(path)
+    home = files.check_directory(os.fspath(source))
+    with files.open_tensors(home) as tensors:
+        plan = make_plan(model, config, ignore, tensors, max_shard_bytes)
+        used = [files.CONFIG, *sorted(set(tensors.file_of.values()))]
+        identity = {name: identity_of(home / name) for name in used if (home / name).exists()}
+        request = {"source": identity, "config": plan.config, "shards": plan.shards}
+        workspace = Workspace(Path(target), request, restart)
+        values = _Values(tensors, torch.device(device))
+        pending: dict[str, Tensor] = {}
+        kept = sum(workspace.has(shard) for shard in range(len(plan.shards)))
+        for piece in track(plan.pieces, "Quantizing"):
+            if workspace.has(piece.shard):
+                continue
+            pending[piece.name] = values.of(piece)
+            if len(pending) == len(plan.shards[piece.shard]):
+                workspace.write_shard(piece.shard, pending)
+                pending = {}
+    if len(plan.shards) > 1:
+        workspace.write_json(files.INDEX, index_fields(plan.shards))
+    for name in companions:
+        workspace.copy(home / name)
+    workspace.write_json(files.CONFIG, plan.config)
+    workspace.publish()
+    return Streamed(len(plan.shards), kept)
+
+
+class _Values:
+    """Computes the result's tensors; those of one layer come together, and the last layer's are remembered."""
+
+    def __init__(self, tensors: files.TensorFiles, device: torch.device) -> None:
+        self._tensors, self._device = tensors, device
+        self._layer: Layer | None = None
+        self._state: dict[str, Tensor] = {}
+
+    def of(self, piece: Piece) -> Tensor:
+        if piece.layer is None:
+            return self._read(piece.source, piece.dtype)
+        if piece.layer is not self._layer:
+            self._layer, self._state = None, {}  # freed before the next one is made
+            self._state = self._quantized(piece.layer)
+            self._layer = piece.layer
+        return self._state[piece.local]
+
+    @torch.no_grad()
+    def _quantized(self, layer: Layer) -> dict[str, Tensor]:
+        """A Linear's tensors in the canonical layout, bias aside, as QuantizedLinear.from_float computes them."""
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(self._read(layer.weight, layer.dtype, self._device), requires_grad=False)
+        if layer.bias is not None:
+            linear.bias = nn.Parameter(self._read(layer.bias, layer.dtype, self._device), requires_grad=False)
+        check_linear(linear, layer.config, layer.name)
+        found = observed_weight_qparams(linear.weight, layer.config.weight, layer.name)
+        if found is not None:
+            check_scale(found[0], f"{layer.name}: the weight's")
+        codes, scale, zero_point = qparams.quantize_weight(linear.weight, layer.config.weight, found)
+        state = canonical.weight_state(layer.config, codes, scale, zero_point)
+        return {name: tensor.cpu() for name, tensor in state.items()}
+
+    def _read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        return self._tensors.get(name).to(device, dtype, copy=True)
