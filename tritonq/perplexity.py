@@ -48,7 +48,7 @@ class Perplexity:
         """Tokens predicted per second, scoring included."""
         return self.tokens / self.seconds
 
-    def bits_per_byte(self, byte_count: int) -> float:
+    def bits_per_byte(self, byte_count: float) -> float:
         """The loss in bits, spread over the `byte_count` bytes of text that the predicted tokens stand for."""
         return self.loss / math.log(2) * self.tokens / byte_count
 

@@ -200,12 +200,6 @@ def inside(directory: Path, file: str, suffixes: tuple[str, ...] = ()) -> Path:
         if path.exists() or path.is_symlink():
             raise ValueError(f"{path} must be a file, found something else")
         raise FileNotFoundError(f"{path} is missing")
-    check_home(path, directory)
-    return path
-
-
-def check_home(path: Path, directory: Path) -> None:
-    """Raise a ValueError if a file of the directory is a link to somewhere else."""
     home = directory.resolve()
     target = path.resolve()
     allowed = [home]
@@ -215,6 +209,7 @@ def check_home(path: Path, directory: Path) -> None:
         allowed.append(home.parent.parent / "blobs")
     if target.parent not in allowed:
         raise ValueError(f"{path} must lie in the directory, found a link to {target}")
+    return path
 
 
 def _refuse_pickles(directory: Path) -> None:

@@ -7,7 +7,8 @@ traceback, and the exit code is 1. A wrong command line exits with 2, an interru
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,19 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"tritonq: {MISSING}", file=sys.stderr)
         return 1
+    from tritonq.cli.messages import complain, show_warning
+
     try:
-        code = app(
-            args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="tritonq"
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            code = app(
+                args=None if arguments is None else list(arguments),
+                standalone_mode=False,
+                prog_name="tritonq",
+            )
     except KeyboardInterrupt:
         return 130
     except _USER_ERRORS as error:
-        _complain(str(error))
+        complain(str(error))
         return 1
     except Exception as error:
         # Typer's own exceptions: their home has moved between its versions, what they offer has not.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _complain(error.format_message())
+            complain(error.format_message())
             return int(error.exit_code)
         if type(error).__name__ == "Abort":
             return 130
@@ -60,18 +67,15 @@ def build_app() -> typer.Typer:
 
     from tritonq.cli.convert import convert
     from tritonq.cli.demo import demo
+    from tritonq.cli.evaluate import evaluate
     from tritonq.cli.info import info
+    from tritonq.cli.quantize import quantize
     from tritonq.cli.root import root
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback(invoke_without_command=True)(root)
-    for command in (info, convert, demo):
-        app.command()(command)
+    commands: dict[str, Callable[..., None]]
+    commands = {"quantize": quantize, "eval": evaluate, "info": info, "convert": convert, "demo": demo}
+    for name, command in commands.items():
+        app.command(name)(command)
     return app
-
-
-def _complain(message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)

@@ -1,0 +1,239 @@
+"""`tritonq quantize`: the same files as `quantize_` and `save`, resumable, and errors in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+import tritonq
+from tests import hosts
+from tests.model_directories import TEXT, run, save_model
+from tritonq.perplexity import cut_windows
+from tritonq.streaming import workspace
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return save_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+def expected(source: Path, directory: Path, config: Any, **words: Any) -> dict[str, bytes]:
+    """What `quantize_` and `save` make of the model: file → bytes."""
+    model = hosts.load(source)
+    words.setdefault("ignore", [hosts.head_name(model)])
+    tritonq.save(tritonq.quantize_(model, config, **words), directory)
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def check(found: Path, wanted: dict[str, bytes]) -> None:
+    for name, content in wanted.items():
+        assert (found / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a8"])
+def test_the_copy(scheme: str, llama: Path, tmp_path: Path, capsys: Capture) -> None:
+    out, err = run(
+        capsys, "quantize", llama, "-s", scheme, "-o", tmp_path / "q", "--json", tmp_path / "q.json"
+    )
+    assert err == ""
+    assert out == f"{tritonq.info(tmp_path / 'q')}\n"
+    check(tmp_path / "q", expected(llama, tmp_path / "e", scheme))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "q" / name).read_bytes() == (llama / name).read_bytes()
+    report = json.loads((tmp_path / "q.json").read_text())
+    assert report["layers"] == 14
+    assert report["kept_files"] == 0
+    assert report["seconds"] > 0
+    model = hosts.load(tmp_path / "q", tritonq.TritonQConfig())
+    assert torch.isfinite(hosts.logits(model)).all()
+
+
+@pytest.mark.parametrize("architecture", ["gpt-neox", "mixtral"])
+def test_a_model_whose_files_hold_other_tensors(architecture: str, tmp_path: Path, capsys: Capture) -> None:
+    """A head that the files call otherwise, experts that are merged on loading."""
+    source = save_model(tmp_path / "source", architecture)
+    _, err = run(capsys, "quantize", source, "-s", "w4a16", "-o", tmp_path / "q")
+    assert err.startswith("the model is loaded as a whole, since it is not in the files as it stands: ")
+    check(tmp_path / "q", expected(source, tmp_path / "e", "w4a16"))
+    assert not (tmp_path / "q.partial").exists()
+
+
+def test_static(llama: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+    run(
+        capsys, "quantize", llama, "-s", "w8a8_static", "-o", tmp_path / "q",
+        "--calibrate", text, "--tokens", 48, "--windows", 5,
+    )  # fmt: skip
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(llama)(TEXT)["input_ids"]
+    assert len(tokens) == len(TEXT)
+    batches = [{"input_ids": ids} for ids in cut_windows(tokens, 48, 5).split(1)]
+    check(tmp_path / "q", expected(llama, tmp_path / "e", "w8a8_static", calibration=batches))
+    assert (tmp_path / "q" / "tokenizer.json").exists()
+
+
+def test_config_file_ignore_and_dtype(llama: Path, tmp_path: Path, capsys: Capture) -> None:
+    config = tmp_path / "schemes.json"
+    w4 = tritonq.W4A16(group_size=32, symmetric=False)
+    config.write_text(json.dumps({"re:.*mlp.*": w4.to_dict(), "o_proj": None, "v_proj": "W8A8"}))
+    words = ("--config", config, "-s", "w8a16", "--ignore", "lm_head", "--ignore", "re:.*layers.0.*")
+    run(capsys, "quantize", llama, *words, "--dtype", "float32", "-o", tmp_path / "q")
+    model = hosts.load(llama, dtype=torch.float32)
+    table = {"re:.*mlp.*": w4, "o_proj": None, "v_proj": "w8a8", "_default": "w8a16"}
+    tritonq.save(tritonq.quantize_(model, table, ignore=["lm_head", "re:.*layers.0.*"]), tmp_path / "e")
+    check(tmp_path / "q", {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()})
+    assert tritonq.info(tmp_path / "q").layers == 6
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_empty_ignore_quantizes_the_head_and_warnings_are_one_line(
+    llama: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    _, err = run(capsys, "quantize", llama, "-s", "w8a16", "-o", tmp_path / "q", "--ignore", "")
+    assert err.startswith("warning: the weight of lm_head is tied to model.embed_tokens")
+    assert err.count("\n") == 1
+    assert tritonq.info(tmp_path / "q").layers == 15
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (OSError(28, "No space left on device"), 1, "No space left")],
+    ids=["Ctrl-C", "disk full"],
+)
+def test_an_interrupted_run_says_how_to_go_on(
+    error: BaseException, code: int, words: str, llama: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = ("quantize", llama, "-s", "w8a16", "-o", tmp_path / "q")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tritonq.cli.quantize._MEGABYTE", 20)  # bytes: several files, of 20,000 bytes each
+        write = workspace.write_tensors
+
+        def stop_at_the_third(path: Path, tensors: Any) -> None:
+            if "-00003-" in path.name:
+                raise error
+            write(path, tensors)
+
+        patch.setattr(workspace, "write_tensors", stop_at_the_third)
+        _, err = run(capsys, *command, code=code)
+        assert words in err
+        assert f"{tmp_path / 'q.partial'}: the same command goes on, --restart begins again" in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "q").exists()
+        patch.setattr(workspace, "write_tensors", write)
+        _, err = run(capsys, *command, "--ignore", "q_proj", "--ignore", "lm_head", code=1)
+        assert "unfinished result for other options" in err
+        run(capsys, *command, "--json", tmp_path / "q.json")
+    assert json.loads((tmp_path / "q.json").read_text())["kept_files"] == 2
+    assert len(list((tmp_path / "q").glob("model-*.safetensors"))) > 3
+    assert torch.isfinite(hosts.logits(hosts.load(tmp_path / "q", tritonq.TritonQConfig()))).all()
+
+
+def pickles(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"\x80\x02")
+
+
+def unknown_architecture(directory: Path) -> None:
+    (directory / "config.json").write_text('{"model_type": "crystal_ball"}')
+
+
+def quantized_already(directory: Path) -> None:
+    fields = json.loads((directory / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "fp8"}
+    (directory / "config.json").write_text(json.dumps(fields))
+
+
+def no_tokenizer(directory: Path) -> None:
+    for path in directory.glob("tokenizer*"):
+        path.unlink()
+
+
+def truncated(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+STATIC = ("-s", "w8a8_static", "--calibrate", "text.txt", "--tokens", "32")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (None, ("-s", "w5a16"), "--scheme must be one of w8a16, w4a16, w8a8, w8a8_static, w4a8, found 'w5a16'"),
+        (None, (), "say how to quantize: --scheme w8a16, w4a16"),
+        (None, ("--config", "none.json"), "none.json must be a JSON file, found nothing there"),
+        (None, ("--config", "text.txt"), "text.txt must hold JSON, found JSONDecodeError"),
+        (None, ("--config", "list.json"), "list.json must hold a dictionary from patterns to schemes, found [1]"),
+        (None, ("--config", "bad.json"), "bad.json: q_proj: QuantConfig.from_dict knows activation, algorithm, weight"),
+        (None, ("--config", "odd.json"), "odd.json: q_proj must be one of w8a16"),
+        (None, ("-s", "w8a8_static"), "a static scheme needs --calibrate TEXT"),
+        (None, ("-s", "w8a8", "--calibrate", "text.txt"), "--calibrate is for static schemes (w8a8_static)"),
+        (None, (*STATIC[:3], "nowhere.txt"), "nowhere.txt must be a text file, found nothing there"),
+        (None, (*STATIC[:3], "empty.txt"), "empty.txt must hold text, found none"),
+        (None, (*STATIC[:3], "latin.txt"), "latin.txt must be UTF-8 text, found byte 0xe9 at position 1"),
+        (None, (*STATIC[:3], "short.txt", "--tokens", "32"), "the text has 5 tokens, less than one window of 32"),
+        (None, (*STATIC[:3], "text.txt", "--tokens", "65"), "--tokens must be at most 64, what the model takes"),
+        (None, ("-s", "w8a16", "--dtype", "int8"), "--dtype must be auto, float32, float16, bfloat16, found 'int8'"),
+        (None, ("-s", "w8a16", "--device", "tpu"), "--device must be cuda or cpu, found 'tpu'"),
+        (None, ("-s", "w8a16", "--json", "nowhere/x.json"), "the folder of 'nowhere/x.json' does not exist"),
+        (pickles, ("-s", "w8a16"), "found pytorch_model.bin: a pickle can run code when it is read"),
+        (unknown_architecture, ("-s", "w8a16"), "config.json must be of a model that transformers knows: "),
+        (quantized_already, ("-s", "w8a16"), "must be a float model, found one that is quantized already (fp8)"),
+        (no_tokenizer, STATIC, "must hold a tokenizer that transformers loads, found none"),
+        (truncated, ("-s", "w8a16"), "must be a whole safetensors file, found "),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(
+    spoil: Any, arguments: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "model")
+    files = {
+        "text.txt": TEXT.encode(), "empty.txt": b" \n", "latin.txt": b"d\xe9j\xe0 vu", "short.txt": b"hello",
+        "list.json": b"[1]", "bad.json": b'{"q_proj": {"bits": 4}}', "odd.json": b'{"q_proj": 4}',
+    }  # fmt: skip
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+    if spoil is not None:
+        spoil(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    _, err = run(capsys, "quantize", "model", "-o", "q", *arguments, code=1)
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_directories(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model, output, message in (
+        (
+            "meta/llama",
+            "q",
+            "meta/llama must be a model directory, found nothing there (models are not downloaded)",
+        ),
+        (tmp_path, "q", "config.json is missing"),
+        (llama, llama, "must be empty or not exist, found files in it"),
+        (llama / "config.json", "q", "must be a checkpoint directory, found a file"),
+    ):
+        _, err = run(capsys, "quantize", model, "-o", output, "-s", "w4a16", code=1)
+        assert message in err
+        assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert "Missing option" in run(capsys, "quantize", llama, "-s", "w4a16", code=2)[1]

@@ -1,0 +1,129 @@
+"""`tritonq eval DIR --text FILE`: perplexity, speed and memory of a model directory, float or quantized."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import tritonq
+from tritonq.cli.model_directory import open_model_directory
+from tritonq.cli.options import (
+    AUTO,
+    Device,
+    Dtype,
+    JsonFile,
+    WindowTokens,
+    pick_device,
+    pick_dtype,
+    read_text,
+)
+from tritonq.json_file import check_target, write_json
+from tritonq.perplexity import cut_windows, perplexity
+from tritonq.progress import track
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What is printed.
+
+    Attributes:
+        model: the directory.
+        scheme: how its layers are quantized, "float" where they are not.
+        perplexity, loss, tokens, tokens_per_second, seconds: see tritonq/perplexity.py.
+        bits_per_byte: the loss in bits over the bytes of text that a token stands for on average.
+        windows, window_tokens: how the text was cut.
+        model_bytes: all tensors of the model.
+        peak_gpu_bytes: the most that was allocated at once while measuring; None on a CPU.
+        device, dtype: where, and what activations are in.
+    """
+
+    model: str
+    scheme: str
+    perplexity: float
+    bits_per_byte: float
+    loss: float
+    tokens: int
+    windows: int
+    window_tokens: int
+    tokens_per_second: float
+    seconds: float
+    model_bytes: int
+    peak_gpu_bytes: int | None
+    device: str
+    dtype: str
+
+    def __str__(self) -> str:
+        rows = {
+            "model": self.model,
+            "scheme": self.scheme,
+            "perplexity": f"{self.perplexity:.4f}",
+            "bits per byte": f"{self.bits_per_byte:.4f}",
+            "text": f"{self.windows:,} windows of {self.window_tokens:,} tokens, {self.tokens:,} predicted",
+            "speed": f"{self.tokens_per_second:,.0f} tokens/s",
+            "memory": f"{self.model_bytes / 1e6:,.1f} MB of tensors"
+            + (f", {self.peak_gpu_bytes / 1e6:,.1f} MB at the most" if self.peak_gpu_bytes else ""),
+            "on": f"{self.device}, {self.dtype}",
+        }
+        return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+
+
+def evaluate(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A model directory of transformers, float or quantized.")
+    ],
+    text_file: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to measure on.")],
+    tokens: WindowTokens = 512,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="How many pieces of that length at most; all by default.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="How many pieces to run together.")] = 1,
+    dtype: Dtype = AUTO,
+    device: Device = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure a language model's perplexity on a text, its speed and its memory."""
+    check_target(json_file)
+    chosen_dtype, chosen_device = pick_dtype(dtype), pick_device(device)
+    text = read_text(text_file)
+    source = open_model_directory(directory)
+    source.check_length(tokens)
+    ids = source.tokens(text)
+    pieces = cut_windows(ids, tokens, windows)
+    words = {} if source.quantization is None else {"quantization_config": tritonq.TritonQConfig()}
+    model = source.load(chosen_dtype, chosen_device, **words)
+    model.config.use_cache = False  # nothing is generated
+    on_gpu = chosen_device.type == "cuda"
+    try:
+        perplexity(model, pieces[:1])  # compiles kernels: not part of the speed
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(chosen_device)
+        found = perplexity(model, track(pieces.split(batch), "Evaluating"))
+    except torch.OutOfMemoryError:
+        raise ValueError("the GPU's memory does not suffice: take smaller --tokens or --batch") from None
+    report = Report(
+        model=str(directory),
+        scheme=_scheme(model),
+        perplexity=found.perplexity,
+        bits_per_byte=found.bits_per_byte(found.tokens * len(text.encode()) / len(ids)),
+        loss=found.loss,
+        tokens=found.tokens,
+        windows=len(pieces),
+        window_tokens=tokens,
+        tokens_per_second=found.tokens_per_second,
+        seconds=found.seconds,
+        model_bytes=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+        peak_gpu_bytes=torch.cuda.max_memory_allocated(chosen_device) if on_gpu else None,
+        device=torch.cuda.get_device_name(chosen_device) if on_gpu else "cpu",
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+    if json_file is not None:
+        write_json(json_file, dataclasses.asdict(report))
+    typer.echo(str(report))
+
+
+def _scheme(model: Any) -> str:
+    """ "w4a16", or all that there are."""
+    layers = [module for module in model.modules() if isinstance(module, tritonq.QuantizedLinear)]
+    return ", ".join(dict.fromkeys(layer.config.scheme for layer in layers)) or "float"

@@ -1,0 +1,167 @@
+"""A model directory as transformers writes it: opened, judged and loaded, without the network and without pickles.
+
+config.json                      the architecture
+model.safetensors, …             its tensors
+tokenizer.json, …                what else belongs to it: "companions", which a quantized copy needs too
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tritonq.checkpoint import files
+from tritonq.qparams import FLOAT_DTYPES
+
+QUANTIZED = "quantization_config"
+_COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken"}
+_NEEDED = 'needs transformers 5: pip install "tritonq[hf]"'
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory with a config.json and safetensors files.
+
+    Attributes:
+        path: where it is.
+        config: transformers' configuration object.
+        fields: config.json as it stands.
+    """
+
+    path: Path
+    config: Any
+    fields: dict[str, Any]
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """config.json's quantization_config; None for a float model."""
+        return self.fields.get(QUANTIZED)
+
+    def dtype(self) -> torch.dtype:
+        """What config.json says, else that of the first float tensor."""
+        told = getattr(self.config, "dtype", None)
+        told = getattr(torch, told, None) if isinstance(told, str) else told
+        if not isinstance(told, torch.dtype):
+            with files.open_tensors(self.path) as tensors:
+                dtypes = [dtype for dtype in tensors.dtypes.values() if dtype in FLOAT_DTYPES]
+            told = dtypes[0] if dtypes else None
+        if told not in FLOAT_DTYPES:
+            raise ValueError(
+                f"{self.path} must be a model in float32, float16 or bfloat16, found {told}: --dtype picks one"
+            )
+        assert isinstance(told, torch.dtype)
+        return told
+
+    def empty_model(self, dtype: torch.dtype) -> nn.Module:
+        """The model on the meta device: names and shapes, no memory."""
+        cls = self._class()
+        build = getattr(cls, "_from_config", None) or cls.from_config
+        with torch.device("meta"):
+            model = build(self.config, dtype=dtype)
+        assert isinstance(model, nn.Module)
+        return model
+
+    def load(self, dtype: torch.dtype | None, device: torch.device, **words: Any) -> Any:
+        """The model with its values, in evaluation mode; `words` go to from_pretrained."""
+        model = self._class().from_pretrained(
+            self.path, dtype=dtype or self.dtype(), local_files_only=True, use_safetensors=True, **words
+        )
+        return model.eval().to(device)
+
+    def tokens(self, text: str) -> list[int]:
+        """The text in the model's tokens, none added.
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
+        transformers = import_transformers()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} must hold a tokenizer that transformers loads, found none: {first_line(error)}"
+            ) from None
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check_length(self, length: int) -> None:
+        """Raise a ValueError where windows of `length` tokens are longer than the model takes."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        if isinstance(limit, int) and length > limit:
+            raise ValueError(f"--tokens must be at most {limit:,}, what the model takes, found {length:,}")
+
+    def companions(self) -> list[str]:
+        """Files that a quantized copy needs too: the tokenizer's, the generation config, the licence."""
+        found = []
+        for path in sorted(self.path.iterdir()):
+            wanted = path.suffix in _COMPANIONS or path.name.upper().startswith(
+                ("LICENSE", "LICENCE", "NOTICE")
+            )
+            if not wanted or path.name in (files.CONFIG, files.INDEX) or not path.is_file():
+                continue
+            found.append(files.inside(self.path, path.name).name)
+        return found
+
+    def output_embedding(self, model: Any) -> str | None:
+        """The name of the Linear that makes logits, "lm_head" in most models."""
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return next((name for name, module in model.named_modules() if module is head), None)
+
+    def _class(self) -> Any:
+        """The class that config.json names, else the one that generates text for this kind of configuration."""
+        transformers = import_transformers()
+        names = getattr(self.config, "architectures", None) or [""]
+        return getattr(transformers, names[0], None) or transformers.AutoModelForCausalLM
+
+
+def open_model_directory(directory: Path) -> ModelDirectory:
+    """Look at config.json and the headers of the tensor files.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no such directory, its weights are pickles, or transformers does not know
+            the architecture.
+    """
+    if not directory.exists():
+        raise FileNotFoundError(
+            f"{directory} must be a model directory, found nothing there (models are not downloaded)"
+        )
+    path = files.check_directory(directory)
+    fields = files.read_json(path, files.CONFIG)
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in files.PICKLES for file in path.glob(pattern))
+        if pickles:
+            raise ValueError(
+                f"{path} must hold {files.SINGLE}, found {pickles[0]}: a pickle can run code when it is read, and "
+                "never is here; where you trust it, load it with transformers and save it again with save_pretrained"
+            )
+    with files.open_tensors(path):
+        pass
+    transformers = import_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path / files.CONFIG} must be of a model that transformers knows: {first_line(error)}"
+        ) from None
+    return ModelDirectory(path, config, fields)
+
+
+def import_transformers() -> Any:
+    """transformers, silent and off the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ValueError(f"this command {_NEEDED}") from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def first_line(error: Exception) -> str:
+    """Of an error that other programs explain at length."""
+    return str(error).strip().partition("\n")[0]

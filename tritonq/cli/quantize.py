@@ -1,0 +1,192 @@
+"""`tritonq quantize MODEL -s w4a16 -o DIR`: a quantized copy of a model directory.
+
+Where no scheme needs calibration the model is never built: its files are quantized layer by layer, resumably
+(tritonq/streaming). Static schemes, and models whose files hold other tensors than the model (transformers merges some
+as it loads them), are loaded as a whole.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import tritonq
+from tritonq import checkpoint
+from tritonq.cli.messages import complain
+from tritonq.cli.model_directory import ModelDirectory, open_model_directory
+from tritonq.cli.options import (
+    AUTO,
+    Device,
+    Dtype,
+    JsonFile,
+    WindowTokens,
+    pick_device,
+    pick_dtype,
+    read_schemes,
+    read_text,
+)
+from tritonq.json_file import check_target, write_json
+from tritonq.patterns import Pattern
+from tritonq.perplexity import cut_windows, device_of
+from tritonq.selection import DEFAULT_IGNORE
+from tritonq.streaming import MAX_SHARD_BYTES, UnfitModelError, quantize_files
+from tritonq.streaming.workspace import Workspace, check_empty, identity_of, partial_directory
+
+_MEGABYTE = 10**6
+_INTERRUPTED = 130
+
+
+def quantize(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A model directory of transformers: config.json and safetensors files."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The quantized copy; empty or new.")
+    ],
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", "-s", metavar="SCHEME", help="w8a16, w4a16, w8a8, w8a8_static or w4a8."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSON: layer, class or re:… to scheme, null or a QuantConfig's fields."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Leave these layers in float; may be repeated. Default: the output head."
+        ),
+    ] = None,
+    dtype: Dtype = AUTO,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="TEXT", help="Text that sets the scales of w8a8_static.")
+    ] = None,
+    tokens: WindowTokens = 512,
+    windows: Annotated[
+        int, typer.Option(min=1, help="How many pieces of TEXT of that length to use at most.")
+    ] = 64,
+    device: Device = None,
+    shard_mb: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Size of the files, of the memory taken, and of what an interruption costs."
+        ),
+    ] = MAX_SHARD_BYTES // _MEGABYTE,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not go on with an interrupted run.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Quantize a model's Linear layers into a new directory.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    start = time.perf_counter()
+    check_target(json_file)
+    check_empty(output)
+    chosen_dtype, chosen_device = pick_dtype(dtype), pick_device(device)
+    schemes = read_schemes(scheme, config)
+    static = any(own is not None and own.static for own in schemes.values())
+    if static != (calibrate is not None):
+        raise ValueError(
+            "a static scheme needs --calibrate TEXT"
+            if static
+            else "--calibrate is for static schemes (w8a8_static), found none"
+        )
+    text = None if calibrate is None else read_text(calibrate)
+    source = open_model_directory(model)
+    if source.quantization is not None:
+        method = source.quantization.get("quant_method")
+        raise ValueError(f"{model} must be a float model, found one that is quantized already ({method})")
+    job = Job(source, output, schemes, ignore, restart, shard_mb * _MEGABYTE)
+    try:
+        if text is None:
+            kept = job.stream(chosen_dtype or source.dtype(), chosen_device)
+        else:
+            source.check_length(tokens)
+            ids = cut_windows(source.tokens(text), tokens, windows)
+            batches = [{"input_ids": window} for window in ids.split(1)]
+            kept = job.in_memory(chosen_dtype or source.dtype(), chosen_device, batches)
+    except KeyboardInterrupt:
+        complain(f"interrupted{job.advice()}")
+        raise typer.Exit(_INTERRUPTED) from None
+    except OSError as error:
+        raise OSError(f"{error}{job.advice()}") from None
+    found = checkpoint.info(output)
+    if json_file is not None:
+        write_json(json_file, {**found.to_dict(), "seconds": time.perf_counter() - start, "kept_files": kept})
+    typer.echo(str(found))
+
+
+@dataclass
+class Job:
+    """One copy to make; see `quantize` for the words."""
+
+    source: ModelDirectory
+    output: Path
+    schemes: dict[Any, Any]
+    ignore: list[str] | None
+    restart: bool
+    shard_bytes: int
+
+    def stream(self, dtype: Any, device: Any) -> int:
+        """File to file; returns how many files an interrupted run had finished."""
+        empty = self.source.empty_model(dtype)
+        try:
+            return quantize_files(
+                empty,
+                self.source.path,
+                self.output,
+                self.schemes,
+                ignore=self.ignored(empty),
+                max_shard_bytes=self.shard_bytes,
+                restart=self.restart,
+                companions=self.source.companions(),
+                device=device,
+            ).kept
+        except UnfitModelError as error:
+            typer.echo(
+                f"the model is loaded as a whole, since it is not in the files as it stands: {error}",
+                err=True,
+            )
+            return self.in_memory(dtype, device, None)
+
+    def in_memory(self, dtype: Any, device: Any, batches: list[Any] | None) -> int:
+        """Load, calibrate on the batches, quantize, save."""
+        request = {
+            "source": {
+                path.name: identity_of(path) for path in sorted(self.source.path.glob("*")) if path.is_file()
+            },
+            "schemes": {name: own and own.to_dict() for name, own in self.schemes.items()},
+            "shards": [],
+        }
+        workspace = Workspace(self.output, request, self.restart)
+        model = self.source.load(dtype, device)
+        if batches is not None:
+            batches = [{name: ids.to(device_of(model)) for name, ids in batch.items()} for batch in batches]
+        tritonq.quantize_(model, self.schemes, ignore=self.ignored(model), calibration=batches)
+        tritonq.save(model, workspace.path, max_shard_bytes=self.shard_bytes)
+        for name in self.source.companions():
+            workspace.copy(self.source.path / name)
+        workspace.publish()
+        return 0
+
+    def ignored(self, model: Any) -> Iterable[Pattern]:
+        """--ignore, or by default the layer that makes logits, whatever its name."""
+        if self.ignore is not None:
+            return [pattern for pattern in self.ignore if pattern]
+        head = self.source.output_embedding(model)
+        return DEFAULT_IGNORE if head in (None, *DEFAULT_IGNORE) else [head]
+
+    def advice(self) -> str:
+        """What follows on "interrupted" where something is kept."""
+        partial = partial_directory(self.output)
+        if not partial.exists():
+            return ""
+        return f"; what is finished is kept in {partial}: the same command goes on, --restart begins again"
