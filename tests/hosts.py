@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,18 @@ def build(architecture: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedM
     return model
 
 
-def save_float(
-    architecture: str, directory: Path, dtype: torch.dtype = torch.bfloat16, **options: Any
-) -> Path:
-    build(architecture, dtype).save_pretrained(directory, **options)
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """architecture → the directory of its float model in bfloat16, written once."""
+    written: dict[str, Path] = {}
+
+    def directory(architecture: str) -> Path:
+        if architecture not in written:
+            torch.manual_seed(0)
+            written[architecture] = tmp_path_factory.mktemp(architecture)
+            build(architecture).save_pretrained(written[architecture])
+        return written[architecture]
+
     return directory
 
 

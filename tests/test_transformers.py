@@ -13,26 +13,14 @@ from torch import nn
 import tritonq
 from tests import hosts
 from tests.checkpoints import read_config, read_tensors
-from tests.hosts import assert_same_state, head_name, load, logits, save_float
+from tests.hosts import assert_same_state, directories, head_name, load, logits
 from tritonq import TritonQConfig
 from tritonq.integrations.transformers.quantizer import TritonQuantizer
 from tritonq.nn import QuantizedLinear
 
-DENSE = [name for name in hosts.ARCHITECTURES if name not in ("mixtral", "qwen3-moe")]
-
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """architecture → the directory of its float model, written once."""
-    written: dict[str, Path] = {}
-
-    def directory(architecture: str) -> Path:
-        if architecture not in written:
-            torch.manual_seed(0)
-            written[architecture] = save_float(architecture, tmp_path_factory.mktemp(architecture))
-        return written[architecture]
-
-    return directory
+__all__ = ["directories"]
+MOE = ["mixtral", "qwen3-moe"]
+DENSE = [name for name in hosts.ARCHITECTURES if name not in MOE]
 
 
 def check_round(directory: Path, scheme: Any, tmp_path: Path) -> None:
@@ -124,3 +112,88 @@ def test_generate(directories: Any) -> None:
     found = model.generate(hosts.TOKENS, max_new_tokens=6, do_sample=False)
     assert found.shape == (2, 15)
     assert torch.equal(found, expected.generate(hosts.TOKENS, max_new_tokens=6, do_sample=False))
+
+
+@pytest.mark.parametrize("architecture", MOE)
+def test_experts_stay_in_float(architecture: str, directories: Any, tmp_path: Path) -> None:
+    """They are stacked into one parameter here, and apart in files: the round goes through both."""
+    with pytest.warns(
+        UserWarning, match=r"experts stay in float.*layers\.\*\.mlp\.experts\.gate_up_proj \(2\)"
+    ):
+        model = load(directories(architecture), TritonQConfig("w4a16"))
+    expected = tritonq.quantize_(load(directories(architecture)), "w4a16")
+    assert_same_state(model, expected)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path, TritonQConfig())
+    assert_same_state(again, expected)
+    assert torch.equal(logits(again), logits(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_dtype(dtype: torch.dtype, directories: Any, tmp_path: Path) -> None:
+    """Weights are quantized in the dtype asked for; codes and scales of a checkpoint stay as they are."""
+    directory = directories("qwen2")
+    model = load(directory, TritonQConfig("w4a16"), dtype=dtype)
+    assert_same_state(model, tritonq.quantize_(load(directory, dtype=dtype), "w4a16"))
+    assert logits(model).dtype == dtype
+
+    load(directory, TritonQConfig("w4a16")).save_pretrained(tmp_path / "bfloat16")
+    cast = load(tmp_path / "bfloat16", TritonQConfig(), dtype=dtype)
+    layer = cast.model.layers[0].mlp.up_proj
+    assert (layer.dtype, layer.scales.dtype, logits(cast).dtype) == (dtype, torch.bfloat16, dtype)
+    cast.save_pretrained(tmp_path / "cast")
+    again = load(tmp_path / "cast", TritonQConfig())
+    assert_same_state(again, cast)
+    assert torch.equal(logits(again), logits(cast))
+
+
+def test_tied_head(directories: Any, tmp_path: Path) -> None:
+    """It stays tied; quantized on request it has a weight of its own, and the saved model knows."""
+    directory = directories("llama-tied")
+    model = load(directory, TritonQConfig("w8a16"))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with pytest.warns(UserWarning, match="the weight of lm_head is tied to model.embed_tokens"):
+        model = load(directory, TritonQConfig("w8a16", ignore=[]))
+    with pytest.warns(UserWarning, match="the weight of lm_head is tied"):
+        expected = tritonq.quantize_(load(directory), "w8a16", ignore=[])
+    assert_same_state(model, expected)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path, TritonQConfig())
+    assert_same_state(again, expected)
+    assert torch.equal(logits(again), logits(expected))
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
+def test_device_map(device_map: Any, directories: Any, tmp_path: Path) -> None:
+    directory = directories("llama")
+    model = load(directory, TritonQConfig("w4a16"), device_map=device_map)
+    assert_same_state(model, load(directory, TritonQConfig("w4a16")))
+    model.save_pretrained(tmp_path)
+    assert_same_state(load(tmp_path, TritonQConfig(), device_map=device_map), model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device_map": {"model": "cpu", "lm_head": "disk"}},
+        {"device_map": "auto", "max_memory": {"cpu": 30_000}},
+    ],
+    ids=["given", "auto"],
+)
+def test_nothing_is_offloaded(options: dict[str, Any], directories: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"device_map must place all layers .* quantized layers are not offloaded"
+    ):
+        load(directories("llama"), TritonQConfig("w4a16"), offload_folder=tmp_path, **options)
+
+
+def test_compiles_into_one_graph(directories: Any) -> None:
+    """A step of generation over a cache of fixed size. Backend eager: Inductor's code takes a minute to build."""
+    model = load(directories("llama"), TritonQConfig({"re:.*mlp": "w4a16", "_default": "w8a8"}))
+    torch.compiler.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    cache = hosts.transformers.StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        found = compiled(hosts.TOKENS, past_key_values=cache).logits
+    torch.compiler.reset()
+    assert torch.allclose(found, logits(model), atol=1e-2, rtol=0)

@@ -5,6 +5,7 @@
 
 config.py       TritonQConfig: what users write, and what stands in config.json
 quantizer.py    the hooks that from_pretrained and save_pretrained call
+survey.py       heads, tied weights, experts
 stored.py       layers as a checkpoint stores them, on their way to a QuantizedLinear
 
 What `save_pretrained` writes is a compressed-tensors checkpoint. transformers has a method of that name, which unpacks

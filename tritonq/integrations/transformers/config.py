@@ -23,6 +23,7 @@ from tritonq.checkpoint.compressed_tensors import read_scheme
 from tritonq.config import PRESETS, QuantConfig
 from tritonq.patterns import Pattern, check_pattern
 from tritonq.qconfig import resolve_config
+from tritonq.selection import DEFAULT_KEY
 
 METHOD = "tritonq"
 _KEYS = ("quant_method", "config", "layers", "ignore")
@@ -143,23 +144,23 @@ def _with_options(config: Any, options: dict[str, Any]) -> Any:
 def _read_layers(config: Any) -> Layers:
     """Any form of config → {pattern: config or None}, "_default" standing for what no pattern matches."""
     if not isinstance(config, Mapping):
-        config = {"_default": config}
+        return {DEFAULT_KEY: _read_config(config, "TritonQConfig: ")}
     layers: Layers = {}
     for pattern, value in config.items():
         check_pattern(pattern, "TritonQConfig: config")
-        where = "TritonQConfig: " if len(config) == 1 else f"TritonQConfig: config[{pattern!r}]: "
-        layers[pattern] = None if value is None else resolve_config(value, where)
-        _refuse_calibration(layers[pattern], where)
+        layers[pattern] = None if value is None else _read_config(value, f"TritonQConfig: config[{pattern!r}]: ")
     return layers
 
 
-def _refuse_calibration(config: QuantConfig | None, where: str) -> None:
-    if config is not None and (config.static or config.algorithm is not None):
-        found = config.scheme if config.static else config.algorithm
+def _read_config(config: Any, where: str) -> QuantConfig:
+    resolved = resolve_config(config, where)
+    if resolved.static or resolved.algorithm is not None:
         raise ValueError(
-            f"{where}config must need no calibration while a model is loaded, found {found}: load the float model, "
-            "then tritonq.quantize_(model, config, calibration=batches)"
+            f"{where}config must need no calibration while a model is loaded, found "
+            f"{resolved.scheme if resolved.static else resolved.algorithm}: load the float model, then "
+            "tritonq.quantize_(model, config, calibration=batches)"
         )
+    return resolved
 
 
 def _read_ignore(ignore: Iterable[Pattern]) -> tuple[Pattern, ...]:

@@ -13,9 +13,6 @@ So at most one float weight of the layers to quantize is in memory at any time.
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,11 +26,18 @@ from tritonq.convert import move_hooks
 from tritonq.fast_path import leave_fast_path
 from tritonq.integrations.transformers.config import TritonQConfig
 from tritonq.integrations.transformers.stored import StoredLayer, place_stored_layers
+from tritonq.integrations.transformers.survey import (
+    check_complete,
+    default_ignore,
+    split_off_tied,
+    untie,
+    warn_of_experts,
+)
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.observers import observed_weight_qparams
 from tritonq.patterns import Place
 from tritonq.progress import track
-from tritonq.selection import DEFAULT_IGNORE, Selected, select
+from tritonq.selection import Selected, select
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +51,7 @@ class TritonQuantizer(HfQuantizer):
         # transformers asks whether config.json has a quantization_config; a recipe there goes with float weights.
         self.pre_quantized = quantization_config.checkpoint is not None
         self._waiting: dict[str, Selected] = {}  # weight → the float layer that is to be quantized with it
+        self._tied: list[Selected] = []  # those whose weight is another's, and known at the end
         self._stored: dict[str, Place] = {}  # tensor → the StoredLayer that takes it
         self._failure: Exception | None = None
 
@@ -72,10 +77,12 @@ class TritonQuantizer(HfQuantizer):
         config = self.quantization_config
         if self.pre_quantized:
             self._stored = place_stored_layers(model, config.checkpoint, checkpoint_files or [])
+            untie(model, {name for place in self._stored.values() for name in place.names})
             return
-        selected = select(model, config.layers, _ignored(model, config))
-        _warn_of_experts(model)
-        self._waiting = {f"{name}.weight": layer for layer in selected for name in layer.place.names}
+        ignore = default_ignore(model) if config.ignore is None else config.ignore
+        own, self._tied = split_off_tied(model, select(model, config.layers, ignore))
+        self._waiting = {f"{name}.weight": layer for layer in own for name in layer.place.names}
+        warn_of_experts(model)
 
     # --- during ------------------------------------------------------------------------------------------------------
 
@@ -108,11 +115,13 @@ class TritonQuantizer(HfQuantizer):
             return False
         linear = layer.place.module
         assert isinstance(linear, nn.Linear)
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        bias: Tensor | None = linear.bias
-        if bias is not None and bias.is_meta:
-            return True  # quantized at the end, when its bias is there
         try:
+            if weight.shape != linear.weight.shape:
+                raise ValueError(f"{name} must be {list(linear.weight.shape)}, found {list(weight.shape)}")
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+            bias: Tensor | None = linear.bias
+            if bias is not None and bias.is_meta:
+                return True  # quantized at the end, when its bias is there
             _quantize(layer)
         except (TypeError, ValueError) as error:
             self._failure = self._failure or error
@@ -128,12 +137,14 @@ class TritonQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self._failure is not None:
             raise self._failure
-        while self._waiting:
-            layer = next(iter(self._waiting.values()))
-            _quantize(layer)
-            self._forget(layer)
+        late = list({id(layer): layer for layer in (*self._waiting.values(), *self._tied)}.values())
+        self._waiting.clear()
+        untie(model, {name for layer in self._tied for name in layer.place.names})
+        self._tied.clear()
+        while late:
+            _quantize(late.pop())
         if self.pre_quantized:
-            _check_complete(model)
+            check_complete(model)
             stored = list({id(place): place for place in self._stored.values()}.values())
             self._stored.clear()
             for _ in track(range(len(stored)), "Packing"):
@@ -202,51 +213,3 @@ def _build(place: Place, dtype: torch.dtype) -> None:
     """Replace a StoredLayer by the QuantizedLinear it has become."""
     assert isinstance(place.module, StoredLayer)
     move_hooks(place.module, place.module.build(place.name, dtype), place)
-
-
-def _ignored(model: PreTrainedModel, config: TritonQConfig) -> tuple[Any, ...]:
-    """What to leave in float: as the user says, else `lm_head`, or whatever the model calls its output embedding."""
-    if config.ignore is not None:
-        return config.ignore
-    head = model.get_output_embeddings()
-    names = tuple(name for name, module in model.named_modules() if module is head)
-    return names if names and not any(name.endswith("lm_head") for name in names) else DEFAULT_IGNORE
-
-
-def _warn_of_experts(model: PreTrainedModel) -> None:
-    """Name the weights of mixtures of experts, which are stacked into one parameter and belong to no Linear."""
-    found: dict[str, int] = {}
-    for name in _stacked_weights(model):
-        pattern = re.sub(r"\.\d+\.", ".*.", name)
-        found[pattern] = found.get(pattern, 0) + 1
-    if found:
-        listed = ", ".join(f"{pattern} ({count})" for pattern, count in found.items())
-        warnings.warn(
-            f"experts stay in float: their weights are stacked in parameters of no nn.Linear, found {listed}",
-            UserWarning,
-            stacklevel=2,
-        )
-
-
-def _stacked_weights(model: PreTrainedModel) -> Iterator[str]:
-    for module_name, module in model.named_modules():
-        if not type(module).__module__.startswith("torch."):
-            for name, parameter in module.named_parameters(module_name, recurse=False):
-                if parameter.dim() == 3 and min(parameter.shape) > 1:
-                    yield name
-
-
-def _check_complete(model: PreTrainedModel) -> None:
-    """Raise if a parameter is not from the checkpoint: transformers makes up what is missing, and only logs it."""
-    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
-    missing = [
-        name
-        for name, parameter in model.named_parameters()
-        if not getattr(parameter, "_is_hf_initialized", False)
-        and not any(pattern.search(name) for pattern in optional)
-    ]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(
-            f"the checkpoint must hold all weights, found none for {', '.join(missing[:5])}{more}"
-        )

@@ -1,0 +1,104 @@
+"""What a model of transformers has that a plain module has not: a known head, tied weights, stacked experts."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from tritonq.patterns import Pattern
+from tritonq.selection import DEFAULT_IGNORE, Selected
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAMES_IN_MESSAGES = 5
+
+
+def default_ignore(model: PreTrainedModel) -> tuple[Pattern, ...]:
+    """`lm_head`, or whatever the model calls its output embedding."""
+    head = model.get_output_embeddings()
+    names = tuple(name for name, module in model.named_modules() if head is not None and module is head)
+    return DEFAULT_IGNORE if not names or any(name.endswith("lm_head") for name in names) else names
+
+
+def split_off_tied(model: PreTrainedModel, selected: list[Selected]) -> tuple[list[Selected], list[Selected]]:
+    """(layers with a weight of their own, layers whose weight comes from another module once all is loaded).
+
+    Warns:
+        UserWarning: naming the latter.
+    """
+    ties: dict[str, str] = model.all_tied_weights_keys
+    own, tied = [], []
+    for layer in selected:
+        sources = [ties[f"{name}.weight"] for name in layer.place.names if f"{name}.weight" in ties]
+        (tied if sources else own).append(layer)
+        if sources:
+            name, owner = layer.place.name, sources[0].rpartition(".")[0]
+            warnings.warn(
+                f"the weight of {name} is tied to {owner}: quantized, {name} has a weight of its own (ignore it to "
+                "keep them tied)",
+                UserWarning,
+                stacklevel=2,
+            )
+    return own, tied
+
+
+def untie(model: PreTrainedModel, quantized: Collection[str]) -> None:
+    """Make the model's own account of its tied weights true again once layers of these names are quantized."""
+    tied = [key for key in model.all_tied_weights_keys if key.rpartition(".")[0] in quantized]
+    for key in tied:
+        del model.all_tied_weights_keys[key]
+    if tied and model.get_output_embeddings() is not None:
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            config.tie_word_embeddings = False
+
+
+def warn_of_experts(model: PreTrainedModel) -> None:
+    """Name the weights of mixtures of experts, which are stacked into one parameter and belong to no Linear.
+
+    Warns:
+        UserWarning: if there are any.
+    """
+    found: dict[str, int] = {}
+    for name in _stacked_weights(model):
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        found[pattern] = found.get(pattern, 0) + 1
+    if found:
+        listed = ", ".join(f"{pattern} ({count})" for pattern, count in found.items())
+        warnings.warn(
+            f"experts stay in float, their weights being stacked in parameters that belong to no nn.Linear: {listed}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _stacked_weights(model: PreTrainedModel) -> Iterator[str]:
+    for module_name, module in model.named_modules():
+        if not type(module).__module__.startswith(
+            "torch."
+        ):  # a convolution's weight has three dimensions too
+            for name, parameter in module.named_parameters(module_name, recurse=False):
+                if parameter.dim() == 3 and min(parameter.shape) > 1:
+                    yield name
+
+
+def check_complete(model: PreTrainedModel) -> None:
+    """Raise if a parameter is not from the checkpoint: transformers makes up what is missing, and only logs it.
+
+    Raises:
+        ValueError: naming the first few.
+    """
+    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if not getattr(parameter, "_is_hf_initialized", False)
+        and not any(pattern.search(name) for pattern in optional)
+    ]
+    if missing:
+        rest = len(missing) - _NAMES_IN_MESSAGES
+        more = f" and {rest} more" if rest > 0 else ""
+        listed = ", ".join(missing[:_NAMES_IN_MESSAGES])
+        raise ValueError(f"the checkpoint must hold all weights, found none for {listed}{more}")
