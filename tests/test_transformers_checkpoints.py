@@ -192,3 +192,26 @@ def test_bad_float_weights_are_named(directories: Any, tmp_path: Path) -> None:
     write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=rf"{UP}.weight must be \[96, 64\], found \[7, 64\]"):
         load(tmp_path, TritonQConfig("w4a16"))
+
+
+def test_experts_quantized_one_by_one_are_refused(directories: Any, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="experts stay in float"):
+        load(directories("mixtral"), TritonQConfig("w4a16")).save_pretrained(tmp_path)
+    tensors = read_tensors(tmp_path)
+    name = "model.layers.0.block_sparse_moe.experts.0.w1"
+    weight = tensors.pop(f"{name}.weight")
+    tensors[f"{name}.weight_packed"] = torch.zeros(weight.shape[0], weight.shape[1] // 8, dtype=torch.int32)
+    tensors[f"{name}.weight_scale"] = torch.ones(weight.shape[0], 1)
+    write_tensors(tmp_path, tensors)
+    with pytest.raises(ValueError, match=f"experts must be in float, .* found {name}.weight_scale"):
+        load(tmp_path, TritonQConfig())
+
+
+def test_heads_under_other_names_stay_in_float(directories: Any, tmp_path: Path) -> None:
+    """The files call GPT-NeoX's head embed_out, and so does the list of what another program left alone."""
+    expected = load(directories("gpt-neox"), TritonQConfig("w8a8"))
+    expected.save_pretrained(tmp_path)
+    fields = read_config(tmp_path)
+    fields["quantization_config"]["ignore"] = ["embed_out"]
+    write_config(tmp_path, fields)
+    assert_same_state(load(tmp_path, TritonQConfig()), expected)

@@ -55,7 +55,7 @@ def test_options_are_the_presets_own() -> None:
     ids=lambda value: str(value) if isinstance(value, (list, dict)) else "",
 )
 def test_bad_arguments(arguments: list[Any], options: dict[str, Any], kind: type, message: str) -> None:
-    with pytest.raises(kind, match=message):  # type: ignore[call-overload]
+    with pytest.raises(kind, match=message):
         TritonQConfig(*arguments, **options)
 
 

@@ -148,7 +148,9 @@ def _read_layers(config: Any) -> Layers:
     layers: Layers = {}
     for pattern, value in config.items():
         check_pattern(pattern, "TritonQConfig: config")
-        layers[pattern] = None if value is None else _read_config(value, f"TritonQConfig: config[{pattern!r}]: ")
+        layers[pattern] = (
+            None if value is None else _read_config(value, f"TritonQConfig: config[{pattern!r}]: ")
+        )
     return layers
 
 

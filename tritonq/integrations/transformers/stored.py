@@ -7,8 +7,9 @@ when all are there, they become the QuantizedLinear.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -18,9 +19,18 @@ from tritonq import canonical, packing, qparams
 from tritonq.checkpoint import forms
 from tritonq.checkpoint.compressed_tensors import Group, read_scheme
 from tritonq.checkpoint.extras import KEY, read_extras
+from tritonq.integrations.transformers.survey import stacked_weights
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import Place, places
 from tritonq.selection import is_plain_linear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+#: The tensor that every quantized layer has in a file.
+MAIN = "weight_scale"
+EXPERT = re.compile(rf"\.experts\.\d+\..*\.{MAIN}$")
 
 
 class StoredLayer(nn.Module):
@@ -29,12 +39,13 @@ class StoredLayer(nn.Module):
     Attributes:
         in_features, out_features: K and N.
         group: how it is quantized.
+        names: of the tensors, bias aside.
     """
 
     def __init__(self, linear: nn.Linear, group: Group, names: list[str]) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.group = group
+        self.group, self.names = group, names
         self.bias = linear.bias
         self.training = linear.training
         self._is_hf_initialized = True  # transformers is to initialize nothing here
@@ -78,7 +89,7 @@ class StoredLayer(nn.Module):
                 if not torch.isfinite(bias).all():
                     raise ValueError("bias must be finite, found NaN or Inf")
                 layer.bias = self.bias
-            stored = {local: tensor for local, tensor in state.items() if local != "bias"}
+            stored = {local: state[local] for local in self.names}
             layer.load_canonical_state(
                 forms.to_canonical(config, self.group.packed, self.in_features, self.out_features, stored)
             )
@@ -88,7 +99,7 @@ class StoredLayer(nn.Module):
 
 
 def place_stored_layers(
-    model: nn.Module, quantization_config: Mapping[str, Any], checkpoint_files: list[str]
+    model: PreTrainedModel, quantization_config: Mapping[str, Any], checkpoint_files: list[str]
 ) -> dict[str, Place]:
     """Put a StoredLayer in the place of each Linear that the checkpoint has quantized.
 
@@ -105,26 +116,41 @@ def place_stored_layers(
             "the checkpoint must have float between its layers, found some that hand over int8: use "
             "tritonq.load(directory, model)"
         )
-    ends = {".".join(name.split(".")[-2:]) for name in _stored_names(checkpoint_files)}
+    stored_names = _stored_names(checkpoint_files)
+    _refuse_experts(model, stored_names)
+    ends = {".".join(name.split(".")[-2:]) for name in stored_names}
     found: dict[str, Place] = {}
     for place in places(model):
-        module = place.module
-        if not is_plain_linear(module):
+        linear, leaf = place.module, place.name.rpartition(".")[2]
+        if not is_plain_linear(linear) or f"{leaf}.{MAIN}" not in ends:
             continue
-        group = scheme.group_of(place.names, [cls.__name__ for cls in type(module).__mro__])
-        if group is None:
-            continue
-        assert isinstance(module, nn.Linear)
-        names = _tensor_names(group, place.name.rpartition(".")[2], ends)
-        layer = StoredLayer(module, group, names)
-        place.put(layer)
-        new = Place(layer, place.names, place.parents)
-        found |= {f"{name}.{local}": new for name in place.names for local in names}
+        assert isinstance(linear, nn.Linear)
+        names = [other for name in place.names for other in _names_in_files(name, model.base_model_prefix)]
+        group = scheme.group_of(names, [cls.__name__ for cls in type(linear).__mro__])
+        if group is not None:
+            stored = StoredLayer(linear, group, _tensor_names(group, leaf, ends))
+            place.put(stored)
+            new = Place(stored, place.names, place.parents)
+            found |= {f"{name}.{local}": new for name in place.names for local in stored.names}
     if not found:
         raise ValueError(
             "the checkpoint must have quantized layers, found no Linear of the model in a config group"
         )
     return found
+
+
+def _refuse_experts(model: PreTrainedModel, stored_names: set[str]) -> None:
+    """Raise if the files have quantized experts, each apart, and the model stacks them into one parameter."""
+    expert = next((name for name in sorted(stored_names) if EXPERT.search(name)), None)
+    if expert is not None and next(stacked_weights(model), None) is not None:
+        raise ValueError(
+            f"experts must be in float, since the model stacks their weights into one parameter, found {expert}"
+        )
+
+
+def _names_in_files(name: str, prefix: str) -> list[str]:
+    """A module's name here, in the whole model where this is its base, and in the base where this is the whole."""
+    return [name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")]
 
 
 def _tensor_names(group: Group, leaf: str, ends: set[str]) -> list[str]:

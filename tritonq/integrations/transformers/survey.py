@@ -30,7 +30,8 @@ def split_off_tied(model: PreTrainedModel, selected: list[Selected]) -> tuple[li
         UserWarning: naming the latter.
     """
     ties: dict[str, str] = model.all_tied_weights_keys
-    own, tied = [], []
+    own: list[Selected] = []
+    tied: list[Selected] = []
     for layer in selected:
         sources = [ties[f"{name}.weight"] for name in layer.place.names if f"{name}.weight" in ties]
         (tied if sources else own).append(layer)
@@ -62,7 +63,7 @@ def warn_of_experts(model: PreTrainedModel) -> None:
         UserWarning: if there are any.
     """
     found: dict[str, int] = {}
-    for name in _stacked_weights(model):
+    for name in stacked_weights(model):
         pattern = re.sub(r"\.\d+\.", ".*.", name)
         found[pattern] = found.get(pattern, 0) + 1
     if found:
@@ -74,7 +75,8 @@ def warn_of_experts(model: PreTrainedModel) -> None:
         )
 
 
-def _stacked_weights(model: PreTrainedModel) -> Iterator[str]:
+def stacked_weights(model: PreTrainedModel) -> Iterator[str]:
+    """The names of parameters that hold the weights of several experts."""
     for module_name, module in model.named_modules():
         if not type(module).__module__.startswith(
             "torch."
