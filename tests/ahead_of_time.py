@@ -25,6 +25,7 @@ ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
 FEATURES, COLUMNS = 4096, 4096
 KERNEL_MODULES = (
     "quantize",
+    "observe",
     "fake_quantize",
     "fake_quantize_gradients",
     "int8_matmul",
@@ -64,6 +65,7 @@ def _define_cases() -> None:
     from tritonq.kernels import (
         int4_int8_matmul,
         int8_matmul,
+        observe,
         quantize,
         weight_only_gradient,
         weight_only_matmul,
@@ -101,6 +103,19 @@ def _define_cases() -> None:
     def _() -> object:
         x = torch.randn(4, COLUMNS, generator=generator).bfloat16()
         return quantize.quantize_per_tensor(x, torch.ones(1), torch.zeros(1, dtype=torch.int8), False)
+
+    for rows, columns in ((1, 4_000_000), (4096, 128)):
+
+        @case(f"extremes-{rows}")
+        def _(rows: int = rows, columns: int = columns) -> object:
+            return observe.extremes(torch.zeros(rows * columns, dtype=torch.bfloat16), rows)
+
+    for bins in (16, 2048, 8192):
+
+        @case(f"histogram-{bins}")
+        def _(bins: int = bins) -> object:
+            counts, origin = torch.zeros(bins, dtype=torch.int64), torch.zeros((), dtype=torch.int32)
+            return observe.histogram(torch.zeros(4_000_000).bfloat16(), counts, torch.ones(()), origin)
 
     for name, scales in FAKE_QUANTIZATIONS.items():
         for dtype in (torch.bfloat16, torch.float32):

@@ -137,5 +137,6 @@ def _pointer_type(dtype: torch.dtype) -> str:
         torch.uint8: "*u8",
         torch.int16: "*i16",
         torch.int32: "*i32",
+        torch.int64: "*i64",
     }
     return names[dtype]

@@ -37,6 +37,7 @@ FAMILIES = (
 QUANTIZERS = ["quantize_per_tensor"] + [
     f"quantize_per_token-{columns}-{kind}" for columns in (4096, 20000) for kind in ("symmetric", "affine")
 ]
+OBSERVERS = ["extremes-1", "extremes-4096", "histogram-16", "histogram-2048", "histogram-8192"]
 ODD = ["w8a8-affine-odd", "w4a16-g100-odd", "w4a16-channel-odd", "w8a16-affine-odd"]
 GRADIENTS = [
     "gradient-w4a16-g128-bfloat16-small",
@@ -45,7 +46,9 @@ GRADIENTS = [
     "gradient-w4a16-g128-float32-small",
     "gradient-w8a16-bfloat16-large",
 ]
-CASES = QUANTIZERS + [f"{family}-{size}" for size in SIZES for family in FAMILIES] + ODD + GRADIENTS
+CASES = (
+    QUANTIZERS + OBSERVERS + [f"{family}-{size}" for size in SIZES for family in FAMILIES] + ODD + GRADIENTS
+)
 
 #: target → bytes of shared memory (CUDA: the most a block may ask for; AMD: the local data share).
 TARGETS = {
@@ -101,14 +104,14 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
     elif not found or not all(re.match(wanted, instruction) for instruction in found):
         problems.append(f"{found or 'no matrix instruction'}, wanted {wanted}")
     # Rows of an odd length are not aligned for one, nor are int8 weights read as the gradient reads them.
-    if nvidia and case not in QUANTIZERS + ODD + GRADIENTS and not record["asynchronous_copies"]:
+    if nvidia and case not in QUANTIZERS + OBSERVERS + ODD + GRADIENTS and not record["asynchronous_copies"]:
         problems.append("no 16-byte asynchronous copy")
     return problems
 
 
 def wanted_instruction(case: str, target: str) -> str | None:
     """A pattern for every matrix instruction of a case; None where there must be none."""
-    if case in QUANTIZERS:
+    if case in QUANTIZERS + OBSERVERS:
         return None
     if "float32" in case:  # IEEE float32: no tensor core of NVIDIA has it, and tf32 is not it
         return r"v_mfma_f32_\d+x\d+x\d+_?f32" if target == "gfx942" else None

@@ -166,7 +166,7 @@ def test_what_a_gpu_cannot_say_at_once_is_said_later(cls):
     observer = cls()
     ones = torch.ones(2) if cls in PER_CHANNEL else torch.tensor(1.0)
     for high in (float("nan"), 2.0, float("inf"), 3.0):
-        observer.merge(-ones, ones * high)  # `observe` without its check
+        observer.fold(-ones, ones * high)  # `observe` without its check
     with pytest.raises(ValueError, match="NaN or Inf"):
         observer.calculate_qparams()
 

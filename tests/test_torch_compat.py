@@ -12,6 +12,7 @@ from torch import nn
 import tritonq as quantization
 from tritonq import QuantizedLinear
 from tritonq.nn.stubs import DeQuantize, Quantize
+from tritonq.observers import make_observer
 from tritonq.qconfig import resolve_config
 
 
@@ -267,8 +268,18 @@ def test_torch_default_qconfigs():
     assert dynamic.scheme == "w8a8"
     assert dynamic.activation is not None
     assert not dynamic.activation.symmetric
-    with pytest.raises(ValueError, match="HistogramObserver has no counterpart, allowed are MinMaxObserver"):
-        resolve_config(histogram)
+    static = resolve_config(histogram)
+    assert (static.scheme, static.weight.granularity) == ("w8a8_static", "channel")
+    assert static.activation is not None
+    observer = make_observer(static.activation, for_weight=False)
+    assert isinstance(observer, quantization.HistogramObserver)
+    assert (observer.bins, observer.qmin, observer.qmax) == (2048, -128, -1)  # torch's reduce_range=True
+    ours = resolve_config(quantization.get_default_qconfig("x86")).activation
+    assert ours is not None
+    assert (make_observer(ours, for_weight=False).qmin, make_observer(ours, for_weight=False).qmax) == (
+        -128,
+        127,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

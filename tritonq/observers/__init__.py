@@ -2,30 +2,49 @@
 
 They carry torch.ao.quantization's names and constructor words. `QuantSpec(observer=…)` takes a name
 ("minmax"), a class, or what `.with_args(…)` returns; `make_observer` turns any of these into a module.
+
+    minmax                  all of the range, nothing saturates
+    moving_average_minmax   the range of a typical batch
+    histogram, mse          what makes the least squared error
+    percentile              all but a given part of the values
+    entropy                 what keeps most of the distribution's information
 """
 
 import torch
 
-from tritonq.observers.base import ObserverBase, ObserverFactory, PlaceholderObserver
-from tritonq.observers.minmax import (
-    MinMaxObserver,
+from tritonq.observers.base import ObserverBase, ObserverFactory
+from tritonq.observers.entropy import EntropyObserver
+from tritonq.observers.histogram import HistogramObserver
+from tritonq.observers.minmax import MinMaxObserver, PerChannelMinMaxObserver
+from tritonq.observers.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
 )
+from tritonq.observers.mse import MSEObserver, PerChannelMSEObserver
+from tritonq.observers.percentile import PercentileObserver, PerChannelPercentileObserver
+from tritonq.observers.placeholder import PlaceholderObserver
+from tritonq.observers.processes import all_reduce
 from tritonq.observers.registry import OBSERVERS, as_observer_factory, make_observer, observed_weight_qparams
 
 __all__ = [
     "OBSERVERS",
+    "EntropyObserver",
+    "HistogramObserver",
+    "MSEObserver",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "ObserverBase",
     "ObserverFactory",
+    "PerChannelMSEObserver",
     "PerChannelMinMaxObserver",
+    "PerChannelPercentileObserver",
+    "PercentileObserver",
     "PlaceholderObserver",
+    "all_reduce",
     "as_observer_factory",
     "default_dynamic_quant_observer",
+    "default_histogram_observer",
     "default_observer",
     "default_per_channel_weight_observer",
     "default_weight_observer",
@@ -35,6 +54,7 @@ __all__ = [
 
 # torch's ready-made factories. They use all 8 bits: no kernel here needs one held back.
 default_observer = MinMaxObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine)
+default_histogram_observer = HistogramObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine)
 default_weight_observer = MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
 default_per_channel_weight_observer = PerChannelMinMaxObserver.with_args(
     dtype=torch.qint8, qscheme=torch.per_channel_symmetric

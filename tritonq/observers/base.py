@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tritonq.buffers import FixedDtypeModule
+from tritonq.observers.processes import Processes
 from tritonq.qparams import affine_qparams, symmetric_scale
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -57,7 +58,10 @@ class ObserverFactory:
 
 
 class ObserverBase(FixedDtypeModule):
-    """Base of all observers. A subclass writes `observe`, `data_range`, `has_data` and `reset_min_max_vals`.
+    """Base of all observers.
+
+    A subclass writes `observe`, `data_range`, `has_data`, `reset_min_max_vals`, and, to be merged,
+    `take_over` and `share`.
 
     Args:
         dtype: torch.qint8 or torch.quint8; only decides how quant_min and quant_max are read.
@@ -138,8 +142,11 @@ class ObserverBase(FixedDtypeModule):
         """Take note of a floating-point tensor with at least one element."""
         raise NotImplementedError
 
-    def data_range(self) -> tuple[Tensor, Tensor]:
-        """float32 (low, high): the range to cover, scalars, or [channels] each for a per-channel observer."""
+    def data_range(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """float32 (low, high): the range to cover, scalars, or [channels] each for a per-channel observer.
+
+        `dtype` is what the scale will be rounded to: a search measures with the scales that are used.
+        """
         raise NotImplementedError
 
     def has_data(self) -> bool:
@@ -149,6 +156,45 @@ class ObserverBase(FixedDtypeModule):
     def reset_min_max_vals(self) -> None:
         """Forget everything observed."""
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget everything observed: `reset_min_max_vals`, torch's name, says too little of most observers."""
+        self.reset_min_max_vals()
+
+    def merge(self, other: ObserverBase) -> None:
+        """Take over what another observer has seen, as if this one had seen it too; `other` stays as it is.
+
+        Extremes, histograms and kept values come out as one observer of all the data would have them. Of moving
+        averages, which depend on an order that two observers do not have, the mean is taken.
+
+        Raises:
+            TypeError: other is no observer of the same class.
+            ValueError: it counts other bins, or observes another number of channels.
+        """
+        if type(other) is not type(self):
+            raise TypeError(f"{self.title} merges with its own class, found {type(other).__name__}")
+        with torch.no_grad():
+            self.take_over(other)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Merge the observers of all processes; afterwards each holds the same. All of them must call it.
+
+        Args:
+            group: a torch.distributed process group; None for all processes.
+
+        Raises:
+            ValueError: torch.distributed is not initialized; or the processes observed different channels.
+        """
+        with torch.no_grad():
+            self.share(Processes(group, self.title))
+
+    def take_over(self, other: Any) -> None:
+        """`merge` without its check: `other` is of self's class."""
+        raise NotImplementedError(f"{type(self).__name__} does not merge")
+
+    def share(self, processes: Processes) -> None:
+        """`all_reduce` in a group."""
+        raise NotImplementedError(f"{type(self).__name__} does not merge across processes")
 
     def calculate_qparams(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the grid that covers what was observed.
@@ -167,7 +213,7 @@ class ObserverBase(FixedDtypeModule):
             raise ValueError(
                 f"{self.title} has observed no data; run calibration batches through the model first"
             )
-        low, high = self.data_range()
+        low, high = self.data_range(dtype)
         self.check_finite(low, high)
         return self.range_qparams(low, high, dtype)
 
@@ -196,34 +242,17 @@ class ObserverBase(FixedDtypeModule):
         return f"{self.qscheme}, codes {self.qmin} … {self.qmax}"
 
 
-class PlaceholderObserver(ObserverBase):
-    """Stands for an activation whose scale is computed from each input as it comes: it observes nothing.
+def number_between(observer: ObserverBase, word: str, value: Any, low: float, high: float) -> float:
+    """Return a constructor's word, or raise a ValueError unless it is a number in (low, high]."""
+    if isinstance(value, (int, float)) and low < value <= high:
+        return float(value)
+    kind = type(observer).__name__
+    raise ValueError(f"{kind}: {word} must be a number in ({low:g}, {high:g}], found {value!r}")
 
-    Args:
-        dtype, qscheme, quant_min, quant_max: as for every observer.
-        is_dynamic: must be True; a calibrated activation needs an observer that observes.
-    """
 
-    def __init__(
-        self,
-        dtype: torch.dtype = torch.qint8,
-        qscheme: torch.qscheme = torch.per_tensor_symmetric,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        is_dynamic: bool = True,
-    ) -> None:
-        super().__init__(dtype, qscheme, quant_min=quant_min, quant_max=quant_max)
-        if is_dynamic is not True:
-            raise ValueError(f"PlaceholderObserver: is_dynamic must be True, found {is_dynamic!r}")
-
-    def observe(self, x: Tensor) -> None:
-        pass
-
-    def has_data(self) -> bool:
-        return False
-
-    def reset_min_max_vals(self) -> None:
-        pass
+def answers_at_once(x: Tensor) -> bool:
+    """Whether a tensor's value may be asked for: a GPU would be waited for, and what is compiled has none yet."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _is_number_in(value: object, low: float, high: float) -> bool:

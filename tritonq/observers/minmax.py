@@ -1,10 +1,9 @@
-"""Observers of the smallest and largest value: of all data, or as a moving average over batches.
+"""Observers of the smallest and largest value of all data.
 
 `min_val` and `max_val` are float32 buffers: scalars per tensor, which start at +inf and -inf, and [channels]
 per channel, which start empty. They are updated in place (data-parallel training holds on to a module's buffers) and
-without waiting for the device. NaN and Inf travel through
-minimum, maximum and average, so the buffers themselves remember bad data until `calculate_qparams` reports
-it.
+without waiting for the device. NaN and Inf travel through minimum and maximum, so the buffers themselves remember
+bad data until `calculate_qparams` reports it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq.observers.base import ObserverBase
+from tritonq import ops
+from tritonq.observers.base import ObserverBase, answers_at_once
+from tritonq.observers.processes import Processes
 
 
 class MinMaxObserver(ObserverBase):
@@ -37,26 +38,33 @@ class MinMaxObserver(ObserverBase):
     def has_data(self) -> bool:
         return not bool((self.min_val == float("inf")) & (self.max_val == float("-inf")))
 
-    def data_range(self) -> tuple[Tensor, Tensor]:
+    def data_range(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         return self.min_val, self.max_val
 
     def observe(self, x: Tensor) -> None:
         low, high = self.extremes(x)
-        if low.device.type == "cpu" and not torch.compiler.is_compiling():
+        if answers_at_once(low):
             self.check_finite(low, high)
         # Statistics live where the data is: a stub has no parameter that would say so beforehand.
         self.min_val, self.max_val = self.min_val.to(low.device), self.max_val.to(low.device)
-        self.merge(low, high)
+        self.fold(low, high)
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """float32 smallest and largest value of one batch."""
-        low, high = torch.aminmax(x)
-        return low.float(), high.float()
+        low, high = ops.extremes(x, 1)
+        return low[0], high[0]
 
-    def merge(self, low: Tensor, high: Tensor) -> None:
+    def fold(self, low: Tensor, high: Tensor) -> None:
         """Fold one batch's extremes into min_val and max_val."""
         self.min_val.copy_(torch.minimum(self.min_val, low))
         self.max_val.copy_(torch.maximum(self.max_val, high))
+
+    def take_over(self, other: Any) -> None:
+        self.fold(other.min_val.to(self.min_val.device), other.max_val.to(self.max_val.device))
+
+    def share(self, processes: Processes) -> None:
+        self.min_val.copy_(processes.least(self.min_val))
+        self.max_val.copy_(processes.largest(self.max_val))
 
 
 class PerChannelMinMaxObserver(MinMaxObserver):
@@ -98,16 +106,32 @@ class PerChannelMinMaxObserver(MinMaxObserver):
                 f"{self.title} needs a dimension ch_axis={self.ch_axis}, found shape {tuple(x.shape)}"
             )
         channels = x.shape[self.ch_axis]
-        if self.has_data() and channels != self.min_val.numel():
-            raise ValueError(f"{self.title} observes {self.min_val.numel()} channels, found {channels}")
-        low, high = torch.aminmax(x.movedim(self.ch_axis, 0).reshape(channels, -1), dim=1)
-        return low.float(), high.float()
+        self._check_channels(channels)
+        return ops.extremes(x.movedim(self.ch_axis, 0), channels)
 
-    def merge(self, low: Tensor, high: Tensor) -> None:
+    def fold(self, low: Tensor, high: Tensor) -> None:
         if self.has_data():
-            super().merge(low, high)
+            super().fold(low, high)
         else:
             self.min_val, self.max_val = low, high
+
+    def take_over(self, other: Any) -> None:
+        if other.has_data():
+            self._check_channels(other.min_val.numel())
+            low, high = other.min_val.to(self.min_val.device), other.max_val.to(self.max_val.device)
+            self.fold(low.clone(), high.clone())
+
+    def share(self, processes: Processes) -> None:
+        channels = processes.agreed_channels(self.min_val.numel())
+        if channels and not self.has_data():
+            self.min_val = torch.full((channels,), torch.inf, device=self.min_val.device)
+            self.max_val = torch.full((channels,), -torch.inf, device=self.max_val.device)
+        if channels:
+            super().share(processes)
+
+    def _check_channels(self, channels: int) -> None:
+        if self.has_data() and channels != self.min_val.numel():
+            raise ValueError(f"{self.title} observes {self.min_val.numel()} channels, found {channels}")
 
     def extra_repr(self) -> str:
         return f"ch_axis={self.ch_axis}, {super().extra_repr()}"
@@ -119,64 +143,3 @@ class PerChannelMinMaxObserver(MinMaxObserver):
             if isinstance(value, Tensor) and value.dim() == 1:
                 setattr(self, name, torch.empty(value.shape, device=self.min_val.device))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-class MovingAverageMinMaxObserver(MinMaxObserver):
-    """Each batch's extremes, averaged: value ← value + averaging_constant · (batch's - value); the first is
-    taken whole.
-
-    Args:
-        averaging_constant: the weight of the newest batch, in (0, 1].
-        others: see ObserverBase.
-    """
-
-    def __init__(self, averaging_constant: float = 0.01, *arguments: Any, **words: Any) -> None:
-        super().__init__(*arguments, **words)
-        self.averaging_constant = check_averaging_constant(self, averaging_constant)
-
-    def merge(self, low: Tensor, high: Tensor) -> None:
-        # Chosen on the device: asking whether this is the first batch would wait for it.
-        first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
-        self.min_val.copy_(torch.where(first, low, averaged(self.min_val, low, self.averaging_constant)))
-        self.max_val.copy_(torch.where(first, high, averaged(self.max_val, high, self.averaging_constant)))
-
-    def extra_repr(self) -> str:
-        return f"averaging_constant={self.averaging_constant}, {super().extra_repr()}"
-
-
-class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
-    """Each channel's extremes, averaged over batches as MovingAverageMinMaxObserver does.
-
-    Args:
-        averaging_constant: the weight of the newest batch, in (0, 1].
-        others: see PerChannelMinMaxObserver.
-    """
-
-    def __init__(self, averaging_constant: float = 0.01, *arguments: Any, **words: Any) -> None:
-        super().__init__(*arguments, **words)
-        self.averaging_constant = check_averaging_constant(self, averaging_constant)
-
-    def merge(self, low: Tensor, high: Tensor) -> None:
-        if self.has_data():
-            self.min_val.copy_(averaged(self.min_val, low, self.averaging_constant))
-            self.max_val.copy_(averaged(self.max_val, high, self.averaging_constant))
-        else:
-            self.min_val, self.max_val = low, high
-
-    def extra_repr(self) -> str:
-        return f"averaging_constant={self.averaging_constant}, {super().extra_repr()}"
-
-
-def averaged(value: Tensor, newest: Tensor, averaging_constant: float) -> Tensor:
-    """value + averaging_constant · (newest - value)."""
-    return value + averaging_constant * (newest - value)
-
-
-def check_averaging_constant(observer: ObserverBase, averaging_constant: Any) -> float:
-    """Return it, or raise unless it is a number in (0, 1]."""
-    if isinstance(averaging_constant, (int, float)) and 0 < averaging_constant <= 1:
-        return averaging_constant
-    raise ValueError(
-        f"{type(observer).__name__}: averaging_constant must be a number in (0, 1], "
-        f"found {averaging_constant!r}"
-    )

@@ -1,9 +1,11 @@
 """From what a QuantSpec says about its observer to the observer module, and to a weight's scales.
 
-    "minmax", "moving_average_minmax"   the per-tensor or the per-channel class, as the granularity asks
+    "minmax", "mse", …                  the class for activations or the one for weights: `OBSERVERS`
     "MinMaxObserver", … or the class    that class
     MinMaxObserver.with_args(…)         that class with these words
     any callable without arguments      what it returns
+
+A weight's per-channel observer sees a channel as a row, a group as a row, or the whole tensor as its only row.
 
 Words that are not given come from the spec. torch.ao.quantization's own observers are accepted wherever a
 class or a factory is, and become the ones here.
@@ -19,18 +21,26 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.config import QuantSpec
-from tritonq.observers.base import ObserverBase, ObserverFactory, PlaceholderObserver
-from tritonq.observers.minmax import (
-    MinMaxObserver,
+from tritonq.observers.base import ObserverBase, ObserverFactory
+from tritonq.observers.entropy import EntropyObserver
+from tritonq.observers.histogram import HistogramObserver
+from tritonq.observers.minmax import MinMaxObserver, PerChannelMinMaxObserver
+from tritonq.observers.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
 )
+from tritonq.observers.mse import MSEObserver, PerChannelMSEObserver
+from tritonq.observers.percentile import PercentileObserver, PerChannelPercentileObserver
+from tritonq.observers.placeholder import PlaceholderObserver
 
-#: name → (observer of a whole tensor, observer of channels)
+#: name → (observer of activations, of weights); a weight's histogram is of the whole tensor alone.
 OBSERVERS: dict[str, tuple[type[ObserverBase], type[ObserverBase]]] = {
     "minmax": (MinMaxObserver, PerChannelMinMaxObserver),
     "moving_average_minmax": (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver),
+    "histogram": (HistogramObserver, HistogramObserver),
+    "percentile": (PercentileObserver, PerChannelPercentileObserver),
+    "mse": (MSEObserver, PerChannelMSEObserver),
+    "entropy": (EntropyObserver, EntropyObserver),
 }
 _QSCHEMES = {
     # (per channel, symmetric)
@@ -46,8 +56,7 @@ def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> Observer
     """A fresh observer of one tensor.
 
     Args:
-        spec: says which; None means "minmax". A weight in groups gets a per-channel observer, a row being a
-            group.
+        spec: says which; None means "minmax".
         for_weight: the tensor is a weight; only then may there be several scales.
         name: the module it is for, for messages.
 
@@ -55,8 +64,7 @@ def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> Observer
         TypeError, ValueError: an unknown observer, or one that contradicts the spec.
     """
     where = f"{name}: " if name else ""
-    per_channel = for_weight and spec.granularity != "tensor"
-    factory = as_observer_factory(_by_name(spec.observer or "minmax", per_channel, where), where)
+    factory = as_observer_factory(_by_name(spec.observer or "minmax", for_weight, where), where)
     if isinstance(factory, ObserverFactory):
         words: dict[str, Any] = {"qscheme": _QSCHEMES[factory.observer.per_channel, spec.symmetric]}
         if spec.bits == 4:
@@ -69,14 +77,17 @@ def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> Observer
         raise ValueError(
             f"{where}{kind} observes nothing; a calibrated tensor needs an observer such as MinMaxObserver"
         )
-    if observer.per_channel != per_channel:
-        wanted = "per-channel" if per_channel else "per-tensor"
-        raise ValueError(f"{where}granularity {spec.granularity!r} needs a {wanted} observer, found {kind}")
+    if observer.per_channel and not for_weight:
+        raise ValueError(f"{where}an activation needs a per-tensor observer, found {kind}")
+    if for_weight and spec.granularity != "tensor" and not observer.per_channel:
+        raise ValueError(
+            f"{where}granularity {spec.granularity!r} needs a per-channel observer, found {kind}"
+        )
     if observer.symmetric != spec.symmetric:
         raise ValueError(
             f"{where}symmetric={spec.symmetric} contradicts {kind} with qscheme {observer.qscheme}"
         )
-    if per_channel and getattr(observer, "ch_axis", 0) != 0:
+    if observer.per_channel and getattr(observer, "ch_axis", 0) != 0:
         raise ValueError(
             f"{where}a weight's observer needs ch_axis=0, found {getattr(observer, 'ch_axis', 0)}"
         )
@@ -102,7 +113,7 @@ def observed_weight_qparams(
     observer = make_observer(spec, for_weight=True, name=name).to(weight.device)
     rows, columns = weight.shape
     if spec.granularity == "tensor":
-        observer(weight)
+        observer(weight.detach().reshape(1, -1))
         rows = 1
     else:
         group_size = spec.resolve_group_size(columns)
@@ -147,33 +158,35 @@ def is_from_torch(module: object, *names: str) -> bool:
     )
 
 
-def _by_name(observer: Any, per_channel: bool, where: str) -> Any:
+def _by_name(observer: Any, for_weight: bool, where: str) -> Any:
     if not isinstance(observer, str):
         return observer
     if observer in OBSERVERS:
-        return OBSERVERS[observer][per_channel]
-    classes = {cls.__name__: cls for pair in OBSERVERS.values() for cls in pair}
+        return OBSERVERS[observer][for_weight]
+    classes = _classes()
     if observer in classes:
         return classes[observer]
     allowed = ", ".join([*OBSERVERS, *classes])
     raise ValueError(f"{where}observer must be one of {allowed}, found {observer!r}")
 
 
+def _classes() -> dict[str, type[ObserverBase]]:
+    """Class name → class, of all that observe."""
+    return {cls.__name__: cls for pair in OBSERVERS.values() for cls in pair}
+
+
 def _counterpart(observer: Any, where: str) -> ObserverFactory:
     """torch.ao.quantization's observer, or FakeQuantize, which holds one → the factory of the same observer here."""
     observer = getattr(observer, "activation_post_process", observer)
     kind = type(observer).__name__
-    classes: dict[str, type[ObserverBase]] = {
-        cls.__name__: cls for pair in OBSERVERS.values() for cls in pair
-    }
-    classes["PlaceholderObserver"] = PlaceholderObserver
+    classes: dict[str, type[ObserverBase]] = {**_classes(), "PlaceholderObserver": PlaceholderObserver}
     if kind not in classes:
         raise ValueError(f"{where}torch's {kind} has no counterpart, allowed are {', '.join(classes)}")
     words = {"dtype": observer.dtype, "qscheme": observer.qscheme}
     if kind == "PlaceholderObserver":
         words["is_dynamic"] = observer.is_dynamic
     else:
-        for word in ("reduce_range", "averaging_constant", "ch_axis"):
+        for word in ("reduce_range", "averaging_constant", "ch_axis", "bins"):
             if hasattr(observer, word):
                 words[word] = getattr(observer, word)
         if observer.has_customized_qrange:

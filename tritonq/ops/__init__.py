@@ -14,6 +14,7 @@ from tritonq.ops.norm_quantize import (
     rms_norm_quantize_per_tensor,
     rms_norm_quantize_per_token,
 )
+from tritonq.ops.observe import extremes, histogram
 from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes
 from tritonq.ops.weight_only import weight_only_input_gradient, weight_only_linear
 
@@ -22,10 +23,12 @@ __all__ = [
     "add_rms_norm_quantize_per_tensor",
     "add_rms_norm_quantize_per_token",
     "backend",
+    "extremes",
     "fake_quantize",
     "fake_quantize_per_token",
     "gated_quantize_per_tensor",
     "gated_quantize_per_token",
+    "histogram",
     "int4_int8_linear",
     "int8_gated_linear",
     "int8_gated_linear_requantize",

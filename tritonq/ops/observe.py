@@ -1,0 +1,47 @@
+"""Operators that observe: the extremes of rows, and counts in a histogram's bins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq import histogram as reference
+from tritonq.ops.library import no_gradient, operator, uses_kernels
+
+
+def _extremes_fake(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    low = torch.empty(rows, dtype=torch.float32, device=x.device)
+    return low, torch.empty_like(low)
+
+
+@operator("extremes(Tensor x, SymInt rows) -> (Tensor, Tensor)", _extremes_fake, no_gradient("extremes"))
+def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """float, at least one element, read as [rows, …] → smallest and largest value of each row, float32 [rows].
+
+    A row that holds NaN has NaN for both.
+    """
+    if uses_kernels(x):
+        from tritonq.kernels import observe as kernels
+
+        return kernels.extremes(_readable(x), rows)
+    low, high = torch.aminmax(x.reshape(rows, -1), dim=1)
+    return low.float(), high.float()
+
+
+@operator(
+    "histogram(Tensor x, Tensor counts, Tensor inverse_width, Tensor origin) -> Tensor",
+    lambda x, counts, inverse_width, origin: torch.empty_like(counts),
+    no_gradient("histogram"),
+)
+def histogram(x: Tensor, counts: Tensor, inverse_width: Tensor, origin: Tensor) -> Tensor:
+    """float, any shape, and counts int64 [bins] → counts plus those of x; see `tritonq.histogram`."""
+    if uses_kernels(x):
+        from tritonq.kernels import observe as kernels
+
+        return kernels.histogram(_readable(x), counts, inverse_width, origin)
+    return reference.histogram(x, counts, inverse_width, origin)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """Contiguous, of a dtype that kernels read: float64 is observed in float32."""
+    return (x.float() if x.dtype == torch.float64 else x).contiguous()
