@@ -264,6 +264,24 @@ def test_data_that_is_not_finite_names_the_layer(model, data, case):
     assert not any(hasattr(module, PLAN) or module._forward_hooks for module in model.modules())
 
 
+def test_the_first_layer_that_ran_is_blamed(data):
+    """The data is bad, not what a layer further back made of it, wherever that stands in the model."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(N, 3), nn.Linear(K, N)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    data[0][0, 0] = math.inf
+    with pytest.raises(
+        ValueError, match="first: analyze needs finite activations, found NaN or Inf in its input"
+    ):
+        analyze(Backwards(), "w8a8", data)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

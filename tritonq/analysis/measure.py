@@ -89,11 +89,14 @@ def analyze(
     if calibrations and isinstance(data, Iterator):
         data = list(data)
     quantized = [_quantized_layers(model, option, data) for option in options]
-    probes = []
+    probes: list[LayerProbe] = []
+    reached: list[LayerProbe] = []  # in the order of execution
     for layer, *counterparts in zip(options[0], *quantized, strict=True):
         linear = layer.place.module
         assert isinstance(linear, nn.Linear)
-        probes.append(LayerProbe(layer.place.name, linear, [Candidate(each) for each in counterparts]))
+        probes.append(
+            LayerProbe(layer.place.name, linear, [Candidate(each) for each in counterparts], reached)
+        )
     with contextlib.ExitStack() as attached, evaluation(model):
         for probe in probes:
             attached.enter_context(probe.attached())
@@ -168,6 +171,7 @@ def _observe(model: nn.Module, batch: Any, index: int, probes: list[LayerProbe])
     output = run_batch(model, batch, index, "data")
     for probe in probes:
         probe.observes = False
+    for probe in probes[0].reached:
         probe.check_finite()
     return output
 

@@ -63,17 +63,21 @@ class LayerProbe:
     Attributes:
         name, linear: the layer.
         candidates: its quantized counterparts.
+        reached: where the probe puts itself when it first takes note of something: probes in the order of execution.
         observes: whether to take note of what the layer computes.
         stand_in: whose output the layer shall return instead of its own, None for its own.
         channel_amax: float32 [K], the largest |x| of each input column, None before the first row.
         square_sum, count: Σ x² and the number of values.
-        output_amax: the largest |output|.
+        output_amax: the largest |output|, float32.
     """
 
-    def __init__(self, name: str, linear: nn.Linear, candidates: list[Candidate]) -> None:
+    def __init__(
+        self, name: str, linear: nn.Linear, candidates: list[Candidate], reached: list[LayerProbe]
+    ) -> None:
         self.name, self.linear, self.candidates = name, linear, candidates
+        self.reached = reached
         self.channel_amax: Tensor | None = None
-        self.output_amax: Tensor | float = 0.0
+        self.output_amax: Tensor | None = None
         self.square_sum: Tensor | float = 0.0
         self.count = 0
         self.observes = False
@@ -90,12 +94,8 @@ class LayerProbe:
 
     def check_finite(self) -> None:
         """Raise a ValueError, naming the layer, where NaN or Inf went in or came out (waits for the device)."""
-        amax = {
-            "input": 0.0 if self.channel_amax is None else self.channel_amax.max(),
-            "output": self.output_amax,
-        }
-        for side, value in amax.items():
-            if not torch.isfinite(torch.as_tensor(value)):
+        for side, amax in (("input", self.channel_amax), ("output", self.output_amax)):
+            if amax is not None and not torch.isfinite(amax.max()):
                 raise ValueError(
                     f"{self.name}: analyze needs finite activations, found NaN or Inf in its {side}"
                 )
@@ -109,18 +109,23 @@ class LayerProbe:
             assert isinstance(found, Tensor)
             return found.to(output.dtype)  # autocast changes the float layer's
         if self.observes and x.numel():
+            if not self.count:
+                self.reached.append(self)
             self._observe(x.detach(), output.detach())
         return None
 
     def _observe(self, x: Tensor, output: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1]).float()
-        amax = rows.abs().amax(dim=0)
-        self.channel_amax = amax if self.channel_amax is None else torch.maximum(self.channel_amax, amax)
-        self.output_amax = torch.maximum(output.abs().amax().float(), torch.as_tensor(self.output_amax))
+        self.channel_amax = _larger(self.channel_amax, rows.abs().amax(dim=0))
+        self.output_amax = _larger(self.output_amax, output.abs().amax().float())
         self.square_sum = self.square_sum + rows.square().sum(dtype=torch.float64)
         self.count += rows.numel()
         for candidate in self.candidates:
             candidate.observe(x, output)
+
+
+def _larger(largest: Tensor | None, newest: Tensor) -> Tensor:
+    return newest if largest is None else torch.maximum(largest, newest)
 
 
 def quantized_input(layer: QuantizedLinear, x: Tensor) -> Tensor | None:

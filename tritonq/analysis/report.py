@@ -127,8 +127,9 @@ class Analysis:
 
     def layers_below(self, sqnr_db: float) -> list[str]:
         """The layers whose output has a smaller SQNR than this, worst first."""
-        found = [row for row in self.rows if (row.quantized.output_sqnr or math.inf) < sqnr_db]
-        return [row.name for row in sorted(found, key=lambda row: row.quantized.output_sqnr or 0.0)]
+        found = [(row.quantized.output_sqnr, row.name) for row in self.rows]
+        below = [(sqnr, name) for sqnr, name in found if sqnr is not None and sqnr < sqnr_db]
+        return [name for _, name in sorted(below, key=lambda pair: pair[0])]
 
     def mixed_precision(
         self, *, sqnr: float | None = None, error: float | None = None, size: int | None = None
@@ -195,7 +196,7 @@ class Analysis:
         rule = "-" * max(map(len, (header, *lines)))
         saved = sum(row.float_bytes for row in rows)
         drawn = [header, rule, *lines, rule]
-        drawn.append(f"{len(rows)} layers, {self.weight_bytes:,} bytes of {saved:,}, {self.batches} batches")
+        drawn.append(f"{len(rows)} layers, {self.weight_bytes:,} bytes of {saved:,}; batches: {self.batches}")
         if self.metric is not None:
             drawn[-1] += f", metric of the float model {self.metric:.6g}"
         silent = [row.name for row in rows if not row.reached]
