@@ -15,11 +15,12 @@ that its programs run with `import tritonq as quantization`.
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from tritonq import nn, observers, ops, qat
+from tritonq import equalize, nn, observers, ops, qat
 from tritonq.analysis import Analysis, analyze
 from tritonq.checkpoint import info, load, save
 from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.convert import convert
+from tritonq.equalize import smooth_
 from tritonq.nn import DeQuantStub, FakeQuantize, QATLinear, QuantizedLinear, QuantStub, QuantWrapper
 from tritonq.observers import (
     EntropyObserver,
@@ -124,6 +125,7 @@ __all__ = [
     "disable_observer",
     "enable_fake_quant",
     "enable_observer",
+    "equalize",
     "get_default_qat_qconfig",
     "get_default_qconfig",
     "info",
@@ -138,5 +140,6 @@ __all__ = [
     "quantize_",
     "quantize_dynamic",
     "save",
+    "smooth_",
     "summary",
 ]

@@ -135,7 +135,7 @@ def _select(
     filter_fn: Filter | None,
 ) -> list[Selected]:
     check_root(model)
-    ignored = _ignored_patterns(ignore)
+    ignored = ignored_patterns(ignore)
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be a function of (module, name) or None, found {filter_fn!r}")
     everything = places(model)
@@ -243,7 +243,8 @@ def _config_table(config: Any) -> dict[Pattern, QuantConfig | None]:
     }
 
 
-def _ignored_patterns(ignore: Iterable[Pattern]) -> tuple[Pattern, ...]:
+def ignored_patterns(ignore: Iterable[Pattern]) -> tuple[Pattern, ...]:
+    """`ignore` as users give it, checked."""
     if isinstance(ignore, (str, type)) or not isinstance(ignore, Iterable):
         raise TypeError(f"ignore must be a list of patterns, found {ignore!r}")
     patterns = tuple(ignore)
