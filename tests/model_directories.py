@@ -31,7 +31,7 @@ def save_tokenizer(directory: Path) -> None:
 
 def save_model(directory: Path, architecture: str = "llama-tied") -> Path:
     """A float model with its tokenizer."""
-    hosts.save_float(architecture, directory)
+    hosts.build(architecture).save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 

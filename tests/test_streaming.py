@@ -258,6 +258,20 @@ def test_a_mounted_target_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tritonq.load(target, Block())
 
 
+def test_a_disk_that_is_too_small_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(Block(), tmp_path / "source")
+    usage = workspace.shutil.disk_usage
+    monkeypatch.setattr(workspace.shutil, "disk_usage", lambda path: usage(path)._replace(free=999))
+    with pytest.raises(
+        OSError, match=r"found\.partial needs 1\d,\d\d\d bytes more, found 999 free on its disk"
+    ):
+        quantize_files(empty(Block()), source, tmp_path / "found", "w8a16")
+    monkeypatch.undo()
+    quantize_files(empty(Block()), source, tmp_path / "found", "w8a16")
+
+
 def test_companions_are_copied(tmp_path: Path) -> None:
     source = write_source(Block(), tmp_path / "source")
     (source / "tokenizer.json").write_text("{}")

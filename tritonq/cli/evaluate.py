@@ -1,6 +1,7 @@
 """`tritonq eval DIR --text FILE`: perplexity, speed and memory of a model directory, float or quantized."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,8 +92,10 @@ def evaluate(
     source.check_length(tokens)
     ids = source.tokens(text)
     pieces = cut_windows(ids, tokens, windows)
-    words = {} if source.quantization is None else {"quantization_config": tritonq.TritonQConfig()}
-    model = source.load(chosen_dtype, chosen_device, **words)
+    packed = None if source.quantization is None else tritonq.TritonQConfig()
+    model = source.load(chosen_dtype, chosen_device, packed)
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise ValueError(f"{directory} must be a causal language model, found {type(model).__name__}")
     model.config.use_cache = False  # nothing is generated
     on_gpu = chosen_device.type == "cuda"
     try:
@@ -102,6 +105,8 @@ def evaluate(
         found = perplexity(model, track(pieces.split(batch), "Evaluating"))
     except torch.OutOfMemoryError:
         raise ValueError("the GPU's memory does not suffice: take smaller --tokens or --batch") from None
+    if math.isnan(found.loss):
+        raise ValueError(f"{directory} must give finite logits, found NaN on this text in {model.dtype}")
     report = Report(
         model=str(directory),
         scheme=_scheme(model),

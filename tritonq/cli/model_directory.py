@@ -64,11 +64,28 @@ class ModelDirectory:
         assert isinstance(model, nn.Module)
         return model
 
-    def load(self, dtype: torch.dtype | None, device: torch.device, **words: Any) -> Any:
-        """The model with its values, in evaluation mode; `words` go to from_pretrained."""
-        model = self._class().from_pretrained(
-            self.path, dtype=dtype or self.dtype(), local_files_only=True, use_safetensors=True, **words
-        )
+    def load(self, dtype: torch.dtype | None, device: torch.device, quantization: Any = None) -> Any:
+        """The model with its values, in evaluation mode; `quantization` is a TritonQConfig.
+
+        Raises:
+            ValueError: what transformers makes of the files is not the whole model; it would draw the rest at random.
+        """
+        words = {} if quantization is None else {"quantization_config": quantization}
+        try:
+            model, report = self._class().from_pretrained(
+                self.path,
+                dtype=dtype or self.dtype(),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **words,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} must hold the model's tensors: {first_line(error)}") from None
+        missing = sorted(report["missing_keys"])
+        if missing:
+            rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{self.path} must hold all of the model's tensors, found no {missing[0]}{rest}")
         return model.eval().to(device)
 
     def tokens(self, text: str) -> list[int]:
@@ -103,11 +120,6 @@ class ModelDirectory:
                 continue
             found.append(files.inside(self.path, path.name).name)
         return found
-
-    def output_embedding(self, model: Any) -> str | None:
-        """The name of the Linear that makes logits, "lm_head" in most models."""
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        return next((name for name, module in model.named_modules() if module is head), None)
 
     def _class(self) -> Any:
         """The class that config.json names, else the one that generates text for this kind of configuration."""

@@ -1,8 +1,8 @@
 """`tritonq quantize MODEL -s w4a16 -o DIR`: a quantized copy of a model directory.
 
 Where no scheme needs calibration the model is never built: its files are quantized layer by layer, resumably
-(tritonq/streaming). Static schemes, and models whose files hold other tensors than the model (transformers merges some
-as it loads them), are loaded as a whole.
+(tritonq/streaming). A model whose files hold other tensors than the model itself, because transformers merges or
+renames some, is quantized as transformers loads it; for a static scheme the float model is loaded as a whole.
 """
 
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import Tensor
 
 import tritonq
 from tritonq import checkpoint
@@ -30,8 +31,7 @@ from tritonq.cli.options import (
 )
 from tritonq.json_file import check_target, write_json
 from tritonq.patterns import Pattern
-from tritonq.perplexity import cut_windows, device_of
-from tritonq.selection import DEFAULT_IGNORE
+from tritonq.perplexity import cut_windows
 from tritonq.streaming import MAX_SHARD_BYTES, UnfitModelError, quantize_files
 from tritonq.streaming.workspace import Workspace, check_empty, identity_of, partial_directory
 
@@ -106,13 +106,16 @@ def quantize(
         raise ValueError(f"{model} must be a float model, found one that is quantized already ({method})")
     job = Job(source, output, schemes, ignore, restart, shard_mb * _MEGABYTE)
     try:
+        kept = 0
         if text is None:
             kept = job.stream(chosen_dtype or source.dtype(), chosen_device)
         else:
             source.check_length(tokens)
-            ids = cut_windows(source.tokens(text), tokens, windows)
-            batches = [{"input_ids": window} for window in ids.split(1)]
-            kept = job.in_memory(chosen_dtype or source.dtype(), chosen_device, batches)
+            job.calibrate(
+                chosen_dtype or source.dtype(),
+                chosen_device,
+                cut_windows(source.tokens(text), tokens, windows),
+            )
     except KeyboardInterrupt:
         complain(f"interrupted{job.advice()}")
         raise typer.Exit(_INTERRUPTED) from None
@@ -137,9 +140,11 @@ class Job:
 
     def stream(self, dtype: Any, device: Any) -> int:
         """File to file; returns how many files an interrupted run had finished."""
-        empty = self.source.empty_model(dtype)
+        from tritonq.integrations.transformers.survey import warn_of_experts
+
+        empty: Any = self.source.empty_model(dtype)
         try:
-            return quantize_files(
+            kept = quantize_files(
                 empty,
                 self.source.path,
                 self.output,
@@ -151,38 +156,40 @@ class Job:
                 device=device,
             ).kept
         except UnfitModelError as error:
-            typer.echo(
-                f"the model is loaded as a whole, since it is not in the files as it stands: {error}",
-                err=True,
+            typer.echo(f"quantizing while transformers loads the model: {error}", err=True)
+            self.save(
+                self.source.load(
+                    dtype, device, tritonq.TritonQConfig(self.schemes, ignore=self.ignored(empty))
+                )
             )
-            return self.in_memory(dtype, device, None)
+            return 0
+        warn_of_experts(empty)
+        return kept
 
-    def in_memory(self, dtype: Any, device: Any, batches: list[Any] | None) -> int:
-        """Load, calibrate on the batches, quantize, save."""
-        request = {
-            "source": {
-                path.name: identity_of(path) for path in sorted(self.source.path.glob("*")) if path.is_file()
-            },
-            "schemes": {name: own and own.to_dict() for name, own in self.schemes.items()},
-            "shards": [],
-        }
-        workspace = Workspace(self.output, request, self.restart)
+    def calibrate(self, dtype: Any, device: Any, windows: Tensor) -> None:
+        """Load the whole model and run the windows [W, T] through it."""
         model = self.source.load(dtype, device)
-        if batches is not None:
-            batches = [{name: ids.to(device_of(model)) for name, ids in batch.items()} for batch in batches]
-        tritonq.quantize_(model, self.schemes, ignore=self.ignored(model), calibration=batches)
+        batches = [{"input_ids": window.to(device)} for window in windows.split(1)]
+        self.save(tritonq.quantize_(model, self.schemes, ignore=self.ignored(model), calibration=batches))
+
+    def save(self, model: Any) -> None:
+        """Put a quantized model and the source's companions into the output directory, all of it or nothing."""
+        files = {
+            path.name: identity_of(path) for path in sorted(self.source.path.iterdir()) if path.is_file()
+        }
+        workspace = Workspace(self.output, {"source": files, "shards": []}, self.restart)
         tritonq.save(model, workspace.path, max_shard_bytes=self.shard_bytes)
         for name in self.source.companions():
             workspace.copy(self.source.path / name)
         workspace.publish()
-        return 0
 
     def ignored(self, model: Any) -> Iterable[Pattern]:
         """--ignore, or by default the layer that makes logits, whatever its name."""
-        if self.ignore is not None:
-            return [pattern for pattern in self.ignore if pattern]
-        head = self.source.output_embedding(model)
-        return DEFAULT_IGNORE if head in (None, *DEFAULT_IGNORE) else [head]
+        from tritonq.integrations.transformers.survey import default_ignore
+
+        return (
+            default_ignore(model) if self.ignore is None else [pattern for pattern in self.ignore if pattern]
+        )
 
     def advice(self) -> str:
         """What follows on "interrupted" where something is kept."""

@@ -83,6 +83,7 @@ def quantize_files(
         identity = {name: identity_of(home / name) for name in used if (home / name).exists()}
         request = {"source": identity, "config": plan.config, "shards": plan.shards}
         workspace = Workspace(Path(target), request, restart)
+        workspace.check_space()
         values = _Values(tensors, torch.device(device))
         pending: dict[str, Tensor] = {}
         kept = sum(workspace.has(shard) for shard in range(len(plan.shards)))

@@ -54,6 +54,14 @@ class Workspace:
         """True if that file is finished."""
         return self._name(shard) in self._finished
 
+    def check_space(self) -> None:
+        """Raise an OSError now where what is missing will not fit on the disk."""
+        shards: list[dict[str, int]] = self._request["shards"]
+        needed = sum(sum(names.values()) for index, names in enumerate(shards) if not self.has(index))
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            raise OSError(f"{self.path} needs {needed:,} bytes more, found {free:,} free on its disk")
+
     def write_shard(self, shard: int, tensors: dict[str, Tensor]) -> None:
         """Write a tensor file, and note that it is finished once it is on the disk."""
         name = self._name(shard)
