@@ -3,8 +3,7 @@
 Per token the same kernel writes codes, for integer products, or the values that they stand for, for training.
 
 One program quantizes one row. Rows that fit a block are read once and stay in registers; longer ones are read twice,
-the second time from cache. A row's finiteness rides on the integer maximum of its float bits, which, unlike a
-floating-point maximum, cannot lose a NaN.
+the second time from cache.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rounding import FLOAT_INFINITY_BITS, SCALE_FLOOR, round_to_even, to_code
+from .rounding import to_code
+from .row_grid import extremes, grid_of_extremes
 from .target import on_device_of
 
 _LARGEST_ROW_BLOCK = 16384
@@ -41,33 +41,14 @@ def quantize_per_token_kernel(
     out_row = out_ptr + row * K
 
     x = tl.load(x_row + columns, mask=columns < K, other=0.0).to(tl.float32)
-    bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0)
-    low = tl.minimum(tl.min(x, axis=0), 0.0)
-    high = tl.maximum(tl.max(x, axis=0), 0.0)
+    bits, low, high = extremes(x)
     if not ONE_BLOCK:
         for start in range(BLOCK, K, BLOCK):
             x = tl.load(x_row + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
-            bits = tl.maximum(bits, tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0))
-            low = tl.minimum(low, tl.min(x, axis=0))
-            high = tl.maximum(high, tl.max(x, axis=0))
-
-    finite = bits < FLOAT_INFINITY_BITS
-    # A row that is not finite is computed as if it were all zeros; its scale then becomes NaN.
-    low = tl.where(finite, low, 0.0)
-    high = tl.where(finite, high, 0.0)
-    if SYMMETRIC:
-        qmin = -127.0
-        scale = tl.maximum(tl.math.div_rn(tl.maximum(-low, high), 127.0), SCALE_FLOOR)
-    else:
-        qmin = -128.0
-        scale = tl.maximum(tl.math.div_rn(high, 255.0) - tl.math.div_rn(low, 255.0), SCALE_FLOOR)
-    scale = tl.where((low == 0.0) & (high == 0.0), 1.0, scale)
-    zero = 0.0
-    if not SYMMETRIC:
-        zero = tl.minimum(tl.maximum(qmin - round_to_even(tl.math.div_rn(low, scale)), qmin), 127.0)
-        zero = tl.where(finite, zero, 0.0)
-    inverse = tl.math.div_rn(1.0, scale)
-    scale = tl.where(finite, scale, float("nan"))
+            more_bits, lower, higher = extremes(x)
+            bits, low, high = tl.maximum(bits, more_bits), tl.minimum(low, lower), tl.maximum(high, higher)
+    finite, scale, zero, inverse = grid_of_extremes(bits, low, high, SYMMETRIC)
+    qmin: tl.constexpr = -127.0 if SYMMETRIC else -128.0
 
     if ONE_BLOCK:
         out = to_code(tl.where(finite, x, 0.0) * inverse, zero, qmin, 127.0)

@@ -27,21 +27,60 @@ def sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS: tl.const
     same dtype; counters_ptr: int32 [tiles], zero between launches.
     Returns (tile sum, True) to the program that arrived last, (something, False) to the others.
     """
-    ROWS: tl.constexpr = acc.shape[0]
-    COLUMNS: tl.constexpr = acc.shape[1]
-    offsets = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    tile_ptr = partials_ptr + tile.to(tl.int64) * (SPLITS * ROWS * COLUMNS)
-    tl.store(tile_ptr + split * (ROWS * COLUMNS) + offsets, acc)
+    store_partial(acc, partials_ptr, tile, split, SPLITS)
+    is_last = arrive(counters_ptr, tile, SPLITS)
+    if is_last:
+        acc = sum_of_partials(acc, partials_ptr, tile, SPLITS)
+    return acc, is_last
+
+
+@triton.jit
+def sums_of_splits(first, second, partials_ptr, counters_ptr, tile, split, SPLITS: tl.constexpr):
+    """`sum_of_splits` of two tiles that belong together; partials_ptr: [tiles, 2, SPLITS, ROWS, COLUMNS]."""
+    store_partial(first, partials_ptr, 2 * tile, split, SPLITS)
+    store_partial(second, partials_ptr, 2 * tile + 1, split, SPLITS)
+    is_last = arrive(counters_ptr, tile, SPLITS)
+    if is_last:
+        first = sum_of_partials(first, partials_ptr, 2 * tile, SPLITS)
+        second = sum_of_partials(second, partials_ptr, 2 * tile + 1, SPLITS)
+    return first, second, is_last
+
+
+@triton.jit
+def store_partial(acc, partials_ptr, tile, split, SPLITS: tl.constexpr):
+    """Write a split's [ROWS, COLUMNS] partial to its place."""
+    tl.store(partials_of(acc, partials_ptr, tile, SPLITS) + split * (acc.shape[0] * acc.shape[1]), acc)
+
+
+@triton.jit
+def arrive(counters_ptr, tile, SPLITS: tl.constexpr):
+    """Count this program in; True, and the counter back at zero, for the last one."""
     # Every thread's stores come before the one thread's counting, which publishes them (release at GPU scope).
     tl.debug_barrier()
     arrived = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel", scope="gpu")
     is_last = arrived == SPLITS - 1
     if is_last:
-        acc = tl.load(tile_ptr + offsets, cache_modifier=".cg")
-        for other in range(1, SPLITS):
-            acc += tl.load(tile_ptr + other * (ROWS * COLUMNS) + offsets, cache_modifier=".cg")
         tl.store(counters_ptr + tile, 0)
-    return acc, is_last
+    return is_last
+
+
+@triton.jit
+def sum_of_partials(acc, partials_ptr, tile, SPLITS: tl.constexpr):
+    """Add the partials of a tile from split 0 upwards; acc is one of them, and gives the shape."""
+    pointers = partials_of(acc, partials_ptr, tile, SPLITS)
+    total = tl.load(pointers, cache_modifier=".cg")
+    for other in range(1, SPLITS):
+        total += tl.load(pointers + other * (acc.shape[0] * acc.shape[1]), cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def partials_of(acc, partials_ptr, tile, SPLITS: tl.constexpr):
+    """Pointers [ROWS, COLUMNS] to split 0's partial of a tile."""
+    ROWS: tl.constexpr = acc.shape[0]
+    COLUMNS: tl.constexpr = acc.shape[1]
+    offsets = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return partials_ptr + tile.to(tl.int64) * (SPLITS * ROWS * COLUMNS) + offsets
 
 
 def workspace(
