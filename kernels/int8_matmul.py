@@ -1,8 +1,10 @@
 """INT8 activations × INT8 weights, exact in int32, with everything around the product in the epilogue:
 
     zero points   Σ(x - zx)(w - zw) = Σxw - zw·Σx - zx·(Σw - K·zw)
-    float out     (float(acc) · s_x) · s_w + b
-    int8 out      v = acc · m + b',  m = (s_x · s_w) / s_y,  b' = b / s_y;  code = clamp(rint v + z_y)
+    float out     y = activation((float(acc) · s_x) · s_w + b + residual)
+    int8 out      v = y · (1 / s_y);  code = clamp(rint v + z_y)
+    and with neither a residual nor an activation but relu
+                  v = acc · m + b',  m = (s_x · s_w) / s_y,  b' = b / s_y
 
 Weights are stored in the layout `int8`: rows padded with code 0 to a multiple of 16 columns.
 """
@@ -14,6 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .epilogue import (
+    activate,
+    dequantized,
+    scale_and_bias,
+    scale_and_bias_to_grid,
+    subtract_w_zero,
+    subtract_x_zero,
+    to_grid,
+)
 from .rounding import to_code
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -30,6 +41,9 @@ def int8_matmul_kernel(
     w_zero_ptr,  # int8 [N], or None for 0
     w_sum_ptr,  # int32 [N], the sum of each row's codes
     bias_ptr,  # float [N], or None
+    residual_ptr,  # float or int8 [M, N], row stride stride_residual, or None
+    residual_scale_ptr,  # float32 [1] of an int8 residual, or None
+    residual_zero_ptr,  # int8 [1], or None for 0
     out_scale_ptr,  # float32 [1], or None for float output
     out_zero_ptr,  # int8 [1], or None for float output
     out_ptr,  # float or int8 [M, N]
@@ -40,6 +54,8 @@ def int8_matmul_kernel(
     K,
     stride_x,
     stride_w,
+    stride_residual,
+    ACTIVATION: tl.constexpr,
     X_QPARAM_STRIDE: tl.constexpr,  # 1: per token, 0: per tensor
     OUT_QMIN: tl.constexpr,
     EVEN_K: tl.constexpr,  # K % (BLOCK_K · SPLITS) == 0
@@ -76,45 +92,33 @@ def int8_matmul_kernel(
         if w_zero_ptr is not None:
             x_sum += tl.sum(x.to(tl.int32), axis=0)
 
-    n_inside = n < N
-    if w_zero_ptr is not None:
-        w_zero = tl.load(w_zero_ptr + n, mask=n_inside, other=0).to(tl.int32)
-        acc -= w_zero[:, None] * x_sum[None, :]
+    acc = subtract_w_zero(acc, x_sum, w_zero_ptr, n, N)
     m_inside = m < M
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
         m_inside = m < tl.where(is_last, M, 0)
+    acc = subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
 
-    x_scale = tl.load(x_scale_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=1.0)
-    w_scale = tl.load(w_scale_ptr + n, mask=n_inside, other=1.0).to(tl.float32)
-    if x_zero_ptr is not None:
-        x_zero = tl.load(x_zero_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=0).to(tl.int32)
-        w_sum = tl.load(w_sum_ptr + n, mask=n_inside, other=0)
-        if w_zero_ptr is not None:
-            w_sum -= K * w_zero
-        acc -= x_zero[None, :] * w_sum[:, None]
-
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + n, mask=n_inside, other=0.0).to(tl.float32)
+    inside = (n < N)[:, None] & m_inside[None, :]
     out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    inside = n_inside[:, None] & m_inside[None, :]
-    values = acc.to(tl.float32)
-    if out_scale_ptr is not None:
-        out_scale = tl.load(out_scale_ptr)
-        if X_QPARAM_STRIDE == 0:
-            multiplier = tl.math.div_rn(tl.load(x_scale_ptr) * w_scale, out_scale)[:, None]
-        else:
-            multiplier = tl.math.div_rn(x_scale[None, :] * w_scale[:, None], out_scale)
-        values = values * multiplier
-        if bias_ptr is not None:
-            values = values + tl.math.div_rn(bias, out_scale)[:, None]
+    if out_scale_ptr is not None and residual_ptr is None and (ACTIVATION == "none" or ACTIVATION == "relu"):
+        values = scale_and_bias_to_grid(
+            acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE
+        )
         out_zero = tl.load(out_zero_ptr).to(tl.float32)
-        tl.store(out_ptrs, to_code(values, out_zero, OUT_QMIN, 127.0), mask=inside)
+        codes = to_code(activate(values, ACTIVATION), out_zero, OUT_QMIN, 127.0)
+        tl.store(out_ptrs, codes, mask=inside)
     else:
-        values = (values * x_scale[None, :]) * w_scale[:, None]
-        if bias_ptr is not None:
-            values = values + bias[:, None]
-        tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=inside)
+        y = scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
+        if residual_ptr is not None:
+            residual_ptrs = residual_ptr + m.to(tl.int64)[None, :] * stride_residual + n[:, None]
+            residual = tl.load(residual_ptrs, mask=inside, other=0)
+            y = y + dequantized(residual, residual_scale_ptr, residual_zero_ptr)
+        y = activate(y, ACTIVATION)
+        if out_scale_ptr is not None:
+            tl.store(out_ptrs, to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN), mask=inside)
+        else:
+            tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def int8_matmul(
@@ -130,6 +134,10 @@ def int8_matmul(
     out_scale: Tensor | None = None,
     out_zero: Tensor | None = None,
     out_symmetric: bool = False,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
     config: TileConfig | None = None,
 ) -> Tensor:
     """x [M, K] · wᵀ → [M, N].
@@ -146,19 +154,24 @@ def int8_matmul(
         out_dtype: float dtype of the result; ignored for int8 output.
         out_scale, out_zero: float32 [1] and int8 [1]: the grid of an int8 result.
         out_symmetric: int8 codes in [-127, 127].
+        activation: as `epilogue.activate`.
+        residual: float [M, N]; or int8 [M, N] with residual_scale float32 [1] and residual_zero int8 [1].
         config: tile shape; None chooses.
     """
     rows, columns = x.shape
     features = w.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
+    if residual is not None and residual.stride(-1) != 1:
+        residual = residual.contiguous()
     out = torch.empty(
         rows, features, dtype=torch.int8 if out_scale is not None else out_dtype, device=x.device
     )
     if rows == 0:
         return out
     if config is None:
-        config = choose_config(target_of(x), rows, features, columns)
+        short_epilogue = residual is None and activation in ("none", "relu")
+        config = choose_config(target_of(x), rows, features, columns, short_epilogue)
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
     with on_device_of(x):
@@ -172,6 +185,9 @@ def int8_matmul(
             w_zero,
             w_sum,
             bias,
+            residual,
+            residual_scale,
+            residual_zero,
             out_scale,
             out_zero,
             out,
@@ -182,6 +198,8 @@ def int8_matmul(
             columns,
             x.stride(0),
             w.shape[1],
+            0 if residual is None else residual.stride(0),
+            ACTIVATION=activation,
             X_QPARAM_STRIDE=int(x_scale.numel() > 1),
             OUT_QMIN=-127.0 if out_symmetric else -128.0,
             EVEN_K=columns % (config.block_k * config.splits) == 0,
@@ -197,8 +215,13 @@ def int8_matmul(
     return out
 
 
-def choose_config(target: Target, rows: int, features: int, columns: int) -> TileConfig:
-    """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle."""
+def choose_config(
+    target: Target, rows: int, features: int, columns: int, short_epilogue: bool = True
+) -> TileConfig:
+    """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle.
+
+    A residual or a smooth activation does not fit in registers beside a [256, 128] tile.
+    """
     if target.backend == "hip":
         shape = (
             (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2) if rows <= 128 else (128, 128, 64, 8, 2)
@@ -213,7 +236,7 @@ def choose_config(target: Target, rows: int, features: int, columns: int) -> Til
         shape = (64, 32, 256, 4, 3)
     elif rows <= 64:
         shape = (64, 64, 128, 4, 4)
-    elif rows <= 512 or 100 <= target.arch < 120:
+    elif rows <= 512 or 100 <= target.arch < 120 or not short_epilogue:
         shape = (128, 128, 128, 8, 3)
     else:
         shape = (256, 128, 128, 8, 3)

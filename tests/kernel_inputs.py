@@ -124,3 +124,17 @@ def assert_close_to_float32(found: Tensor, exact: Tensor, magnitude: Tensor) -> 
     one_ulp = torch.finfo(found.dtype).eps * exact.abs()
     excess = ((found.float() - exact).abs() - one_ulp - 2e-6 * magnitude).max().item()
     assert excess <= 0, f"an element is off by {excess:.2e} more than rounding explains"
+
+
+def assert_codes_close(found: Tensor, expected: Tensor) -> None:
+    """int8 codes behind an elementary function, or a sum in another order: one off on at most 0.1 % of the elements."""
+    assert (found.shape, found.dtype, expected.dtype) == (expected.shape, torch.int8, torch.int8)
+    off = (found.int() - expected.int()).abs()
+    assert off.sum() <= max(1.0, off.numel() / 1000), f"{(off > 0).sum()} of {off.numel()} codes differ"
+    assert not (off > 1).any(), "a code is off by more than one"
+
+
+def random_grid(device: str, scale: float, affine: bool) -> tuple[Tensor, Tensor, bool]:
+    """(scale float32 [1] near a number, zero point int8 [1], symmetric): a grid for a result."""
+    zero = random_codes(1, device=device, low=-50, high=50) if affine else torch.zeros(1, dtype=torch.int8)
+    return (torch.rand(1, device=device) + 0.5) * scale, zero.to(device), not affine

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.epilogue import check_activation, check_residual
+from tritonq.ops.checks import check_activation, check_residual
 from tritonq.ops.library import gradient_of_bias_only, no_gradient, operator, uses_kernels
 
 _OPERANDS = (
@@ -59,10 +59,11 @@ def int8_linear(
     check_activation("int8_linear", activation)
     check_residual("int8_linear", residual, residual_scale, (x.shape[0], weight.shape[0]))
     epilogue = (activation, residual, residual_scale, residual_zero)
-    if uses_kernels(x) and activation == "none" and residual is None:
+    if uses_kernels(x):
         from tritonq.kernels.int8_matmul import int8_matmul
 
-        return int8_matmul(x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias, dtype)
+        operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
+        return int8_matmul(*operands, dtype, None, None, False, *epilogue)
     product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
     return reference.int8_linear(*product, dtype, *epilogue)
 
@@ -93,22 +94,10 @@ def int8_linear_requantize(
     check_activation("int8_linear_requantize", activation)
     check_residual("int8_linear_requantize", residual, residual_scale, (x.shape[0], weight.shape[0]))
     epilogue = (activation, residual, residual_scale, residual_zero)
-    if uses_kernels(x) and activation == "none" and residual is None:
+    if uses_kernels(x):
         from tritonq.kernels.int8_matmul import int8_matmul
 
-        return int8_matmul(
-            x,
-            x_scale,
-            x_zero,
-            weight,
-            weight_scale,
-            weight_zero,
-            weight_sum,
-            bias,
-            torch.int8,
-            out_scale,
-            out_zero,
-            symmetric,
-        )
+        operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
+        return int8_matmul(*operands, torch.int8, out_scale, out_zero, symmetric, *epilogue)
     product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
     return reference.int8_linear_requantize(*product, out_scale, out_zero, symmetric, *epilogue)
