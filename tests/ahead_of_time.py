@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 
+from tests import fused_cases
 from tests.compiled import Launch, compile_launch
 
 ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
@@ -32,6 +33,9 @@ KERNEL_MODULES = (
     "weight_only_matmul",
     "weight_only_gradient",
     "int4_int8_matmul",
+    "int8_gated_matmul",
+    "row_quantize",
+    "elementwise",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)
 FAKE_QUANTIZATIONS = {
@@ -55,6 +59,7 @@ def main(target_name: str, *names: str) -> None:
         "gfx942": (GPUTarget("hip", "gfx942", 64), ("hip", 0, 304, 64 * 1024)),
     }[target_name]
     _define_cases()
+    fused_cases.define(CASES, ROWS, FEATURES, COLUMNS)
     for name in names or CASES:
         for launch in _launches_of(CASES[name], target):
             print(json.dumps({"case": name, **dataclasses.asdict(compile_launch(launch, gpu))}), flush=True)

@@ -17,12 +17,18 @@ from typing import Any
 
 import pytest
 
+from tests.fused_cases import ROW_CASES
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPILE_ALL = os.environ.get("TRITONQ_COMPILE_ALL") == "1"
 SIZES = ("decode", "small", "middle", "large")
 FAMILIES = (
     "w8a8",
     "w8a8-affine-requantize",
+    "w8a8-gelu-residual",
+    "w8a8-silu-residual-requantize",
+    "w8a8-gated",
+    "w8a8-gated-requantize",
     "w4a16-g128-bfloat16",
     "w4a16-g128-float16",
     "w4a16-g128-float32",
@@ -34,11 +40,18 @@ FAMILIES = (
     "w4a8-g128",
     "w4a8-channel",
 )
-QUANTIZERS = ["quantize_per_tensor"] + [
-    f"quantize_per_token-{columns}-{kind}" for columns in (4096, 20000) for kind in ("symmetric", "affine")
+QUANTIZERS = [
+    "quantize_per_tensor",
+    *(
+        f"quantize_per_token-{columns}-{kind}"
+        for columns in (4096, 20000)
+        for kind in ("symmetric", "affine")
+    ),
+    *(f"quantize-{name}-{mode}-{columns}" for name, mode, columns in ROW_CASES),
+    "add_requantize",
 ]
 OBSERVERS = ["extremes-1", "extremes-4096", "histogram-16", "histogram-2048", "histogram-8192"]
-ODD = ["w8a8-affine-odd", "w4a16-g100-odd", "w4a16-channel-odd", "w8a16-affine-odd"]
+ODD = ["w8a8-affine-odd", "w8a8-gated-odd", "w4a16-g100-odd", "w4a16-channel-odd", "w8a16-affine-odd"]
 GRADIENTS = [
     "gradient-w4a16-g128-bfloat16-small",
     "gradient-w4a16-g128-bfloat16-large",

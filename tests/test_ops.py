@@ -274,5 +274,7 @@ def test_a_gpu_computes_what_the_reference_does(name: str) -> None:
         expected if isinstance(expected, tuple) else [expected],
         strict=True,
     ):
-        tolerance = 1e-2 if "weight only" in name else 0.0
+        tolerance = 0.0
+        if any(word in name for word in ("weight only", "norm", "silu", "gelu", "gated")):
+            tolerance = 1e-2 if one.is_floating_point() else 1
         torch.testing.assert_close(one.detach().cpu(), other, rtol=tolerance, atol=tolerance)

@@ -212,6 +212,8 @@ def test_names_and_shapes_that_do_not_fit() -> None:
         ops.layer_norm_quantize_per_token(x[None], None, None, 1e-6, True)
     with pytest.raises(ValueError, match=r"up must have shape \[2, 8\], found \[2, 7\]"):
         ops.gated_quantize_per_token(x, x[:, 1:], "silu", True)
+    with pytest.raises(ValueError, match=r"gate must be \[rows, columns\], found shape \[1, 2, 8\]"):
+        ops.gated_quantize_per_tensor(x[None], x[None], "silu", one, zero, True)
     with pytest.raises(ValueError, match=r"b must be int8, found torch.float32"):
         ops.add_requantize(x.to(torch.int8), one, zero, x, one, zero, one, zero, True)
 

@@ -1,4 +1,4 @@
-"""Checks of what operators fuse into an epilogue: a wrong shape would be read beyond its end on a GPU."""
+"""Checks of what operators fuse: a wrong shape would be read beyond its end on a GPU."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def check_activation(name: str, activation: str) -> None:
         raise ValueError(
             f"{name}: activation must be one of {', '.join(reference.ACTIVATIONS)}, found {activation!r}"
         )
+
+
+def check_rows(name: str, what: str, tensor: Tensor) -> None:
+    """Raise a ValueError for a tensor that is not two-dimensional."""
+    if tensor.dim() != 2:
+        raise ValueError(f"{name}: {what} must be [rows, columns], found shape {list(tensor.shape)}")
 
 
 def check_shape(name: str, what: str, tensor: Tensor | None, shape: Sequence[int]) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.epilogue import check_activation, check_shape
-from tritonq.ops.library import no_gradient, operator
+from tritonq.ops.checks import check_activation, check_rows, check_shape
+from tritonq.ops.library import no_gradient, operator, uses_kernels
 from tritonq.ops.quantize import codes_like, token_like
 
 
@@ -21,7 +21,12 @@ def gated_quantize_per_token(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """activation(gate) · up, both float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
     check_activation("gated_quantize_per_token", activation)
+    check_rows("gated_quantize_per_token", "gate", gate)
     check_shape("gated_quantize_per_token", "up", up, gate.shape)
+    if uses_kernels(gate):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.gated_quantize_per_token(gate, up, activation, symmetric)
     codes, scale, zero_point = reference.quantize_per_token(reference.gated(gate, up, activation), symmetric)
     return codes.contiguous(), scale.contiguous(), zero_point.contiguous()
 
@@ -37,7 +42,12 @@ def gated_quantize_per_tensor(
 ) -> Tensor:
     """activation(gate) · up, both float [M, K]; scale float32 [1], zero point int8 [1] → codes int8 [M, K]."""
     check_activation("gated_quantize_per_tensor", activation)
+    check_rows("gated_quantize_per_tensor", "gate", gate)
     check_shape("gated_quantize_per_tensor", "up", up, gate.shape)
+    if uses_kernels(gate):
+        from tritonq.kernels import elementwise as kernels
+
+        return kernels.gated_quantize_per_tensor(gate, up, activation, scale, zero_point, symmetric)
     values = reference.gated(gate, up, activation)
     return reference.quantize_per_tensor(values, scale, zero_point, symmetric).contiguous()
 
@@ -70,4 +80,8 @@ def add_requantize(
         if tensor.dtype != torch.int8:
             raise ValueError(f"add_requantize: {what} must be int8, found {tensor.dtype}")
     grids = (a, a_scale, a_zero, b, b_scale, b_zero, out_scale, out_zero)
+    if uses_kernels(a):
+        from tritonq.kernels import elementwise as kernels
+
+        return kernels.add_requantize(*grids, symmetric, activation)
     return reference.add_requantize(*grids, symmetric, activation).contiguous()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.epilogue import check_activation, check_shape
-from tritonq.ops.library import no_gradient, operator
+from tritonq.ops.checks import check_activation, check_shape
+from tritonq.ops.library import no_gradient, operator, uses_kernels
 
 _OPERANDS = (
     "Tensor x, Tensor x_scale, Tensor? x_zero, "
@@ -53,6 +53,12 @@ def int8_gated_linear(
     """int8 [M, K] and two weights int8 [N, ≥ K] → float [M, N]; each operand as in `int8_linear`."""
     check_activation("int8_gated_linear", activation)
     check_shape("int8_gated_linear", "up_weight", up_weight, gate_weight.shape)
+    if uses_kernels(x):
+        from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+
+        left = (gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
+        right = (up_weight, up_scale, up_zero, up_sum, up_bias)
+        return int8_gated_matmul(x, x_scale, x_zero, *left, *right, dtype, activation)
     columns = slice(x.shape[1])
     gate = (gate_weight[:, columns], gate_scale, gate_zero, gate_bias)
     up = (up_weight[:, columns], up_scale, up_zero, up_bias)
@@ -85,10 +91,18 @@ def int8_gated_linear_requantize(
     activation: str,
 ) -> Tensor:
     """The same → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
+    grid = (out_scale, out_zero, symmetric)
     check_activation("int8_gated_linear_requantize", activation)
     check_shape("int8_gated_linear_requantize", "up_weight", up_weight, gate_weight.shape)
+    if uses_kernels(x):
+        from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+
+        left = (gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
+        right = (up_weight, up_scale, up_zero, up_sum, up_bias)
+        return int8_gated_matmul(
+            x, x_scale, x_zero, *left, *right, torch.int8, activation, out_scale, out_zero, symmetric
+        )
     columns = slice(x.shape[1])
     gate = (gate_weight[:, columns], gate_scale, gate_zero, gate_bias)
     up = (up_weight[:, columns], up_scale, up_zero, up_bias)
-    grid = (out_scale, out_zero, symmetric)
     return reference.int8_gated_linear_requantize(x, x_scale, x_zero, *gate, *up, *grid, activation)

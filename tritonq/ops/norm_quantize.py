@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.epilogue import check_shape
-from tritonq.ops.library import no_gradient, operator
+from tritonq.ops.checks import check_rows, check_shape
+from tritonq.ops.library import no_gradient, operator, uses_kernels
 from tritonq.ops.quantize import codes_like, token_like
 
 
 def _check(name: str, x: Tensor, **of_columns: Tensor | None) -> None:
-    if x.dim() != 2:
-        raise ValueError(f"{name}: x must be [rows, columns], found shape {list(x.shape)}")
+    check_rows(name, "x", x)
     for what, tensor in of_columns.items():
         check_shape(name, what, tensor, (x.shape[1],))
 
@@ -46,6 +45,10 @@ def rms_norm_quantize_per_token(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """float [M, K], weight float [K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
     _check("rms_norm_quantize_per_token", x, weight=weight)
+    if uses_kernels(x):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.rms_norm_quantize(x, weight, eps, symmetric)
     return _per_token(reference.rms_norm(x, weight, eps), symmetric)
 
 
@@ -60,6 +63,10 @@ def rms_norm_quantize_per_tensor(
 ) -> Tensor:
     """float [M, K], weight float [K]; scale float32 [1], zero point int8 [1] → codes int8 [M, K]."""
     _check("rms_norm_quantize_per_tensor", x, weight=weight)
+    if uses_kernels(x):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.rms_norm_quantize(x, weight, eps, symmetric, (scale, zero_point))[0]
     return _per_tensor(reference.rms_norm(x, weight, eps), scale, zero_point, symmetric)
 
 
@@ -86,6 +93,10 @@ def add_rms_norm_quantize_per_token(
     """x + residual, both float [M, K], rounded to x's dtype; then what `rms_norm_quantize_per_token` makes of it."""
     _check("add_rms_norm_quantize_per_token", x, weight=weight)
     check_shape("add_rms_norm_quantize_per_token", "residual", residual, x.shape)
+    if uses_kernels(x):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.add_rms_norm_quantize(x, residual, weight, eps, symmetric)
     total = reference.residual_sum(x, residual).contiguous()
     return total, *_per_token(reference.rms_norm(total, weight, eps), symmetric)
 
@@ -108,6 +119,10 @@ def add_rms_norm_quantize_per_tensor(
     """x + residual, both float [M, K], rounded to x's dtype; then what `rms_norm_quantize_per_tensor` makes of it."""
     _check("add_rms_norm_quantize_per_tensor", x, weight=weight)
     check_shape("add_rms_norm_quantize_per_tensor", "residual", residual, x.shape)
+    if uses_kernels(x):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.add_rms_norm_quantize(x, residual, weight, eps, symmetric, (scale, zero_point))[:2]
     total = reference.residual_sum(x, residual).contiguous()
     return total, _per_tensor(reference.rms_norm(total, weight, eps), scale, zero_point, symmetric)
 
@@ -126,6 +141,10 @@ def layer_norm_quantize_per_token(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """float [M, K], weight and bias float [K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
     _check("layer_norm_quantize_per_token", x, weight=weight, bias=bias)
+    if uses_kernels(x):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric)
     return _per_token(reference.layer_norm(x, weight, bias, eps), symmetric)
 
 
@@ -146,4 +165,8 @@ def layer_norm_quantize_per_tensor(
 ) -> Tensor:
     """float [M, K], weight and bias float [K]; scale float32 [1], zero point int8 [1] → codes int8 [M, K]."""
     _check("layer_norm_quantize_per_tensor", x, weight=weight, bias=bias)
+    if uses_kernels(x):
+        from tritonq.kernels import row_quantize as kernels
+
+        return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric, (scale, zero_point))[0]
     return _per_tensor(reference.layer_norm(x, weight, bias, eps), scale, zero_point, symmetric)

@@ -56,8 +56,9 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 def _scaled(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Rows of float32 values divided by their root mean square, columns multiplied by the weight."""
     mean = _mean(values * values)
-    inverse = torch.reciprocal(torch.sqrt(mean + torch.full_like(mean, eps)))
-    result = values * inverse
+    # On CPUs torch's float32 square root is an ulp off at times; the float64 one, rounded, is IEEE's.
+    root = torch.sqrt((mean + torch.full_like(mean, eps)).double()).float()
+    result = values * torch.reciprocal(root)
     return result if weight is None else result * weight.float()
 
 

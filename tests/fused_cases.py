@@ -1,0 +1,95 @@
+"""Launches that hand INT8 over, for the ahead-of-time checks: fused epilogues, gated products, norms that quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+#: Long rows are float32 that just fit a block, and bfloat16 that do not.
+ROW_CASES = [
+    (name, mode, columns)
+    for name in ("rms", "add-rms", "layer", "gated")
+    for mode, columns in (("token", 4096), ("token", 16_384), ("token", 20_000), ("tensor", 4096))
+]
+
+
+def define(
+    cases: dict[str, Callable[[], object]], sizes: dict[str, int], features: int, columns: int
+) -> None:
+    """Add them to `cases`: products of each of the sizes (rows of x) with weights [features, columns]."""
+    one, code = torch.ones(1), torch.zeros(1, dtype=torch.int8)
+    grid = (one, code, False)
+
+    def weight(columns: int = columns) -> tuple[Any, ...]:
+        """Codes, scale, zero points, sums, bias."""
+        padded = -(-columns // 16) * 16
+        return (
+            torch.zeros(features, padded, dtype=torch.int8),
+            torch.ones(1, features),
+            torch.zeros(1, features, dtype=torch.int8),
+            torch.zeros(features, dtype=torch.int32),
+            torch.zeros(features),
+        )
+
+    def product(rows: int, columns: int = columns) -> tuple[Any, ...]:
+        return torch.zeros(rows, columns, dtype=torch.int8), torch.ones(rows, 1), None
+
+    def linear(rows: int, *rest: Any) -> Callable[[], object]:
+        def case() -> object:
+            from tritonq.kernels.int8_matmul import int8_matmul
+
+            return int8_matmul(*product(rows), *weight(), *rest)
+
+        return case
+
+    def gated(rows: int, *rest: Any, columns: int = columns) -> Callable[[], object]:
+        def case() -> object:
+            from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+
+            return int8_gated_matmul(*product(rows, columns), *weight(columns), *weight(columns), *rest)
+
+        return case
+
+    def quantization(name: str, mode: str, columns: int, dtype: torch.dtype) -> Callable[[], object]:
+        def case() -> object:
+            from tritonq.kernels import elementwise, row_quantize
+
+            x, w = torch.zeros(4, columns, dtype=dtype), torch.zeros(columns, dtype=dtype)
+            given = None if mode == "token" else grid[:2]
+            if name == "rms":
+                return row_quantize.rms_norm_quantize(x, w, 1e-6, False, given)
+            if name == "add-rms":
+                return row_quantize.add_rms_norm_quantize(x, x, w, 1e-6, False, given)
+            if name == "layer":
+                return row_quantize.layer_norm_quantize(x, w, w, 1e-6, False, given)
+            if mode == "token":
+                return row_quantize.gated_quantize_per_token(x, x, "silu", False)
+            return elementwise.gated_quantize_per_tensor(x, x, "silu", *grid)
+
+        return case
+
+    for size, rows in sizes.items():
+        residual = torch.zeros(rows, features, dtype=torch.bfloat16)
+        codes = torch.zeros(rows, features, dtype=torch.int8)
+        cases[f"w8a8-gelu-residual-{size}"] = linear(
+            rows, torch.bfloat16, None, None, False, "gelu", residual
+        )
+        cases[f"w8a8-silu-residual-requantize-{size}"] = linear(
+            rows, torch.int8, *grid, "silu", codes, one, code
+        )
+        cases[f"w8a8-gated-{size}"] = gated(rows, torch.bfloat16, "silu")
+        cases[f"w8a8-gated-requantize-{size}"] = gated(rows, torch.int8, "gelu_tanh", *grid)
+    cases["w8a8-gated-odd"] = gated(1000, torch.int8, "silu", *grid, columns=1000)
+    for name, mode, length in ROW_CASES:
+        dtype = torch.float32 if length == 16_384 else torch.bfloat16
+        cases[f"quantize-{name}-{mode}-{length}"] = quantization(name, mode, length, dtype)
+
+    def add() -> object:
+        from tritonq.kernels.elementwise import add_requantize
+
+        a = torch.zeros(4, columns, dtype=torch.int8)
+        return add_requantize(a, one, code, a, one, code, *grid, "gelu")
+
+    cases["add_requantize"] = add
