@@ -110,7 +110,7 @@ def write(
     weight_map = {}
     for index in range(shards):
         file = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
-        own = names[index::shards]
+        own = names[len(names) * index // shards : len(names) * (index + 1) // shards]
         save_file({name: tensors[name] for name in own}, directory / file)
         weight_map.update(dict.fromkeys(own, file))
     index_fields = {"metadata": {}, "weight_map": weight_map}

@@ -167,6 +167,18 @@ def test_files_may_hold_the_code_minus_128(scheme: str, device: str) -> None:
     assert layer.code_sums is None or (layer.code_sums == -128 * K).all()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_are_packed_in_blocks(scheme: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 7 rows, the last of 2, and of one row where a row is larger than a block."""
+    expected = quantized(scheme, device)
+    for values in (7 * K + 5, K - 1):
+        monkeypatch.setattr("tritonq.nn.linear._BLOCK_VALUES", values)
+        twin = fresh(scheme, device)
+        twin.load_state_dict(expected.state_dict())
+        for name, tensor in expected.named_buffers():
+            assert_same(twin.get_buffer(name), tensor)
+
+
 def test_layers_load_inside_a_model(device: str) -> None:
     model = nn.Sequential(quantized("w4a16", device), nn.ReLU(), nn.Linear(N, 4, device=device))
     twin = nn.Sequential(fresh("w4a16", device), nn.ReLU(), nn.Linear(N, 4, device=device))

@@ -5,13 +5,17 @@ The layout is that of compressed-tensors, `pack-quantized` for weight-only and i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from tritonq import packing, qparams
 from tritonq.config import QuantConfig
+
+#: Rows → their codes, int8 [rows, K].
+CodeReader = Callable[[slice], Tensor]
 
 
 def is_packed(config: QuantConfig) -> bool:
@@ -47,10 +51,11 @@ def weight_state(
 
 def read_weight_state(
     config: QuantConfig, in_features: int, out_features: int, state: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The inverse: codes int8 [N, K], scale [N or 1, G], zero point int8 [N or 1, G] or None.
+) -> tuple[CodeReader, Tensor, Tensor | None]:
+    """The inverse: a reader of codes, scale [N or 1, G], zero point int8 [N or 1, G] or None.
 
-    Tensors on the meta device have no values to check.
+    The reader takes a slice of rows and returns their codes, int8 [rows, K]: a large weight need not be unpacked as a
+    whole. Tensors on the meta device have no values to check.
 
     Raises:
         ValueError: naming the tensor that is missing or has a wrong dtype, shape or value.
@@ -74,14 +79,16 @@ def read_weight_state(
     if is_packed(config):
         width = packing.packed_width(in_features, spec.bits)
         words = expect(state, "weight_packed", (out_features, width), (torch.int32,))
-        codes = packing.unpack_int32(words, spec.bits, in_features)
+        read_codes: CodeReader = functools.partial(_unpacked, words, spec.bits, in_features)
     else:
-        codes = expect(state, "weight", (out_features, in_features), (torch.int8,))
+        read_codes = functools.partial(
+            _stored, expect(state, "weight", (out_features, in_features), (torch.int8,))
+        )
     if not spec.symmetric:
         if zero_points_are_packed(config):
             width = packing.packed_width(rows, spec.bits)
-            words = expect(state, "weight_zero_point", (width, groups), (torch.int32,))
-            zero_point = packing.unpack_int32(words.t(), spec.bits, rows).t()
+            zero_words = expect(state, "weight_zero_point", (width, groups), (torch.int32,))
+            zero_point = packing.unpack_int32(zero_words.t(), spec.bits, rows).t()
         else:
             shape = (1,) if per_tensor else (rows, groups)
             zero_point = expect(state, "weight_zero_point", shape, (torch.int8,)).reshape(rows, groups)
@@ -89,7 +96,7 @@ def read_weight_state(
                 raise ValueError(
                     f"weight_zero_point must lie in {spec.qmin} … {spec.qmax}, found other values"
                 )
-    return codes, scale.reshape(rows, groups), zero_point
+    return read_codes, scale.reshape(rows, groups), zero_point
 
 
 def group_of_column(order: Tensor, group_size: int) -> Tensor:
@@ -126,6 +133,14 @@ def read_input_order(in_features: int, group_size: int, state: Mapping[str, Tens
             f"weight_g_idx must give each group {group_size} columns and the last one the rest, found {_some(counts)}"
         )
     return None if torch.equal(order, in_order) else order
+
+
+def _unpacked(words: Tensor, bits: int, in_features: int, rows: slice) -> Tensor:
+    return packing.unpack_int32(words[rows], bits, in_features)
+
+
+def _stored(codes: Tensor, rows: slice) -> Tensor:
+    return codes[rows]
 
 
 def read_activation_qparams(state: Mapping[str, Tensor], side: str, affine: bool) -> tuple[Tensor, Tensor]:

@@ -105,13 +105,12 @@ def pack(codes: Tensor, layout: SlabLayout) -> Tensor:
     padded = _pad_groups(codes, layout)
     if layout.form == "int8":
         return padded
-    slabs = padded.reshape(rows, -1, layout.slabs_per_block, layout.slab_width).to(torch.int32)
-    if layout.form == "int4_words":
-        slabs = slabs + 8
-    words = torch.zeros_like(slabs[:, :, 0])
-    for position in range(layout.slabs_per_block):
-        words |= (slabs[:, :, position] & 0xF) << (4 * position)
-    return words.to(layout.dtype).reshape(rows, layout.words)
+    slabs = padded.reshape(rows, -1, layout.slabs_per_block, layout.slab_width)
+    offset = 8 if layout.form == "int4_words" else 0
+    words = torch.zeros_like(slabs[:, :, 0], dtype=layout.dtype)
+    for position in range(layout.slabs_per_block):  # slab by slab: a whole weight is never wider than int8
+        words |= (slabs[:, :, position].to(layout.dtype) + offset & 0xF) << (4 * position)
+    return words.reshape(rows, layout.words)
 
 
 def unpack(words: Tensor, layout: SlabLayout) -> Tensor:

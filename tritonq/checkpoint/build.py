@@ -37,7 +37,7 @@ def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> Quanti
     _check_sizes(plan, old.in_features * old.out_features, tensors)
     held = old.packed_weight if isinstance(old, QuantizedLinear) else old.weight
     device = torch.device("cpu") if held.is_meta else held.device
-    state = {local: owned(tensors.get(stored), device) for local, stored in plan.tensors.items()}
+    state = {local: _read(local, tensors.get(stored), device) for local, stored in plan.tensors.items()}
     try:
         bias = None
         if "bias" in state:
@@ -85,6 +85,11 @@ def build_stub(plan: StubPlan, tensors: TensorFiles, home: torch.device) -> Quan
 def owned(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device that does not need the file it came from."""
     return tensor.to(device, copy=True)
+
+
+def _read(local: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """A layer's tensor: a copy but for codes, which are packed anew block by block, straight from the file's map."""
+    return tensor.to(device) if local in ("weight", "weight_packed") else owned(tensor, device)
 
 
 def _with_observers(plan: LayerPlan, extras: Extras) -> QuantConfig:

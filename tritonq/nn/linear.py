@@ -15,6 +15,7 @@ canonical layout of files (compressed-tensors), converted on the way out and in:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,11 +24,14 @@ from torch import Tensor, nn
 
 from tritonq import canonical, layouts, ops, qparams
 from tritonq.buffers import FixedDtypeModule
+from tritonq.canonical import CodeReader
 from tritonq.config import QuantConfig, as_config
 from tritonq.nn.check import check_linear
 from tritonq.tensor import QuantizedTensor
 
 _SQNR_ROWS = 256
+#: Values of a weight that are repacked at once.
+_BLOCK_VALUES = 1 << 20
 
 
 class QuantizedLinear(FixedDtypeModule):
@@ -155,7 +159,7 @@ class QuantizedLinear(FixedDtypeModule):
         layer.bias = linear.bias
         layer.train(linear.training)
         codes, scale, zero_point = qparams.quantize_weight(weight, config.weight, weight_qparams)
-        layer._set_codes(codes, scale, zero_point)
+        layer._set_codes(codes.__getitem__, scale, zero_point)
         for side, pair in (("input", input_qparams), ("output", output_qparams)):
             if pair is not None:
                 layer._buffers[f"{side}_scale"] = (
@@ -338,7 +342,7 @@ class QuantizedLinear(FixedDtypeModule):
         Raises:
             ValueError: for a tensor that is missing or has a wrong dtype, shape or value; the layer is unchanged then.
         """
-        codes, scale, zero_point = canonical.read_weight_state(
+        read_codes, scale, zero_point = canonical.read_weight_state(
             self.config, self.in_features, self.out_features, state
         )
         order = canonical.read_input_order(self.in_features, self.group_size, state)
@@ -347,22 +351,36 @@ class QuantizedLinear(FixedDtypeModule):
             if self._buffers[f"{side}_scale"] is not None:
                 affine = side == "output" or not self._activation_symmetric
                 sides[side] = canonical.read_activation_qparams(state, side, affine)
-        self._set_codes(codes if order is None else codes.index_select(1, order), scale, zero_point)
-        self._buffers["input_order"] = order
+        self._set_codes(read_codes, scale, zero_point, order)
         for side, pair in sides.items():
             self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"] = pair
         self.weight_sqnr = None
 
-    def _set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> None:
-        """codes int8 [N, K] by group, scale [N or 1, G], zero point int8 [N or 1, G] or None → the buffers."""
-        shape = (self.out_features, self.layout.groups)
-        self._buffers["packed_weight"] = layouts.pack(codes, self.layout)
-        self._buffers["scales"] = scale.expand(shape).t().contiguous()
-        self._buffers["zero_points"] = (
-            None if zero_point is None else zero_point.expand(shape).t().contiguous()
-        )
+    def _set_codes(
+        self, read_codes: CodeReader, scale: Tensor, zero_point: Tensor | None, order: Tensor | None = None
+    ) -> None:
+        """Rows of codes int8 [·, K], scale [N or 1, G], zero point int8 [N or 1, G] or None → the buffers, all copies.
+
+        Packed in blocks of rows, so that a large weight is there once, packed, and never as a whole in int8.
+        """
+        shape, device = (self.out_features, self.layout.groups), scale.device
+        packed = torch.empty(self.out_features, self.layout.words, dtype=self.layout.dtype, device=device)
+        sums = None
         if self._buffers["code_sums"] is not None:
-            self._buffers["code_sums"] = codes.sum(dim=1, dtype=torch.int32)
+            sums = torch.empty(self.out_features, dtype=torch.int32, device=device)
+        step = max(1, _BLOCK_VALUES // self.in_features)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, start + step)
+            codes = read_codes(rows) if order is None else read_codes(rows).index_select(1, order)
+            packed[rows] = layouts.pack(codes, self.layout)
+            if sums is not None:
+                sums[rows] = codes.sum(dim=1, dtype=torch.int32)
+        copy = functools.partial(torch.clone, memory_format=torch.contiguous_format)
+        self._buffers["packed_weight"] = packed
+        self._buffers["scales"] = copy(scale.expand(shape).t())
+        self._buffers["zero_points"] = None if zero_point is None else copy(zero_point.expand(shape).t())
+        self._buffers["code_sums"] = sums
+        self._buffers["input_order"] = order
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, tensor in self.canonical_state().items():
