@@ -33,26 +33,13 @@ from tritonq.calibration import run_batch
 from tritonq.norms import is_norm
 from tritonq.observers import ObserverBase
 from tritonq.patterns import places
+from tritonq.steps import step_of
 from tritonq.tensor import METADATA, QuantizedTensor
 
-#: Functions that a matmul's epilogue computes, under the epilogue's names.
-STEPS: dict[Callable[..., Any], str] = {
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    functional.relu: "relu",
-    torch.Tensor.relu: "relu",
-    torch.Tensor.relu_: "relu",
-    functional.gelu: "gelu",
-    functional.silu: "silu",
-    torch.mul: "mul",
-    torch.Tensor.mul: "mul",
-    torch.Tensor.__mul__: "mul",
-    torch.Tensor.__rmul__: "mul",
-    torch.add: "add",
-    torch.Tensor.add: "add",
-    torch.Tensor.__add__: "add",
-    torch.Tensor.__radd__: "add",
-}
+FLOWS = "recorded_flows"
+RECORDING = "_recording"
+#: Different runs of one model that are kept; calibration that takes more paths than these proves nothing.
+MOST_FLOWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Call:
         name: the module's, or the function's.
         is_module: which of the two.
         reads, makes: values, by number; a value that is read twice stands there twice.
-        step: what an epilogue would call it: "relu", "gelu", "gelu_tanh", "silu", "mul", "add"; None for others.
+        step: what an epilogue would call it (tritonq/steps.py), None for others.
         moves: a QuantizedTensor does it: elements are moved about, their values stay.
     """
 
@@ -154,7 +141,8 @@ class Recorder(TorchFunctionMode):
         self._calls: list[Call] = []
         self._values = WeakIdKeyDictionary()  # tensor → its value's number
         self._count = 0
-        self._inside: list[tuple[str, tuple[int, ...]] | None] = []  # modules that run now; None: an observer
+        # Modules that run now, the innermost last, with names and what they read; observers have no name.
+        self._inside: list[tuple[nn.Module, str, tuple[int, ...]]] = []
 
     def attach(self, model: nn.Module) -> list[Any]:
         """Hook into the modules that count as one step; returns the hooks' handles."""
@@ -162,14 +150,14 @@ class Recorder(TorchFunctionMode):
         for place in places(model):
             module = place.module
             if isinstance(module, ObserverBase):
-                enter, leave = self._enter_observer, self._leave_observer
+                enter = functools.partial(self._enter, "")
             elif isinstance(module, nn.Linear) or is_norm(module):
-                # The user's own hooks lie outside: what they read is read.
-                enter, leave = functools.partial(self._enter, place.name), self._leave
+                enter = functools.partial(self._enter, place.name)
             else:
                 continue
+            # The user's own hooks lie outside: what they read is read.
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
+            handles.append(module.register_forward_hook(self._leave, prepend=True, always_call=True))
         return handles
 
     def finish(self, output: Any) -> Dataflow:
@@ -184,29 +172,24 @@ class Recorder(TorchFunctionMode):
         result = func(*args, **words)
         if not self._inside and getattr(func, "__name__", "") not in METADATA and not _is_metadata(func):
             tensors = _tensors((args, words))
-            if tensors:
+            # Dropout in eval mode returns what it got.
+            if tensors and not (func is functional.dropout and result is tensors[0]):
                 reads = tuple(map(self._value_of, tensors))
-                moves, step = _moves(func, args, words), _step(func, args, words)
+                moves, step = _moves(func, args, words), step_of(func, args, words)
                 made = tuple(map(self._new_value, _tensors(result)))
                 name = getattr(func, "__name__", str(func))
                 self._calls.append(Call(name, False, reads, made, step, moves))
         return result
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._inside.append((name, tuple(map(self._value_of, _tensors((args, kwargs))))))
+        self._inside.append((module, name, tuple(map(self._value_of, _tensors((args, kwargs))))))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        entered = self._inside.pop()
-        assert entered is not None
-        if not self._inside and output is not None:  # None: the forward failed
-            name, reads = entered
+        if not self._inside or self._inside[-1][0] is not module:
+            return  # another hook failed before this module was entered
+        _, name, reads = self._inside.pop()
+        if name and not self._inside and output is not None:  # None: the forward failed
             self._calls.append(Call(name, True, reads, tuple(map(self._new_value, _tensors(output)))))
-
-    def _enter_observer(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._inside.append(None)
-
-    def _leave_observer(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside.pop()
 
     def _value_of(self, tensor: Tensor) -> int:
         value = self._values.get(tensor)
@@ -228,21 +211,14 @@ def _is_metadata(func: Callable[..., Any]) -> bool:
     return getattr(func, "__name__", "") == "__get__" and getattr(owner, "__name__", "") in METADATA
 
 
-def _step(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> str | None:
-    step = STEPS.get(func)
-    if step == "gelu":
-        return "gelu_tanh" if kwargs.get("approximate") == "tanh" else "gelu"
-    if step == "add" and (len(args) != 2 or kwargs):  # alpha, out
-        return None
-    if step == "mul" and (len(args) != 2 or kwargs):
-        return None
-    return step
-
-
 def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a QuantizedTensor in the place of the first argument does this; relu it does, but relu is a step."""
     first = args[0] if args else kwargs.get("input")
-    if func in STEPS or not isinstance(first, Tensor) or not first.is_floating_point():
+    if (
+        step_of(func, args, kwargs) is not None
+        or not isinstance(first, Tensor)
+        or not first.is_floating_point()
+    ):
         return False
     meta = torch.empty(first.shape, dtype=torch.int8, device="meta")
     stand_in = QuantizedTensor(meta, torch.ones(1), torch.zeros(1, dtype=torch.int8), first.dtype)
@@ -257,3 +233,48 @@ def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
     except Exception:  # whatever it says, it says no
         return False
     return isinstance(result, QuantizedTensor)
+
+
+def watch(model: nn.Module) -> None:
+    """Record every run of a model from now on, each different one once, in its attribute `recorded_flows`."""
+    vars(model)[FLOWS] = []
+    model.register_forward_pre_hook(_start, with_kwargs=True)
+    model.register_forward_hook(_stop, prepend=True, always_call=True)
+
+
+def unwatch(model: nn.Module) -> None:
+    """Stop recording and forget what was recorded; nothing happens where nothing was."""
+    if vars(model).pop(FLOWS, None) is None:
+        return
+    for hooks, own in ((model._forward_pre_hooks, _start), (model._forward_hooks, _stop)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+            model._forward_hooks_always_called.pop(key, None)
+
+
+def recorded(model: nn.Module) -> list[Dataflow]:
+    """The different runs of a model since `watch`; none if there were too many to prove anything."""
+    flows: list[Dataflow] = vars(model).get(FLOWS, [])
+    return [] if len(flows) > MOST_FLOWS else flows
+
+
+def _start(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    stack: list[tuple[contextlib.ExitStack, Recorder]] = vars(model).setdefault(RECORDING, [])
+    exits = contextlib.ExitStack()
+    stack.append((exits, exits.enter_context(recording(model))))
+
+
+def _stop(model: nn.Module, args: Any, output: Any) -> None:
+    stack = vars(model).get(RECORDING)
+    if not stack:
+        return  # another hook failed before the recording began
+    exits, recorder = stack.pop()
+    exits.close()
+    if not stack:
+        del vars(model)[RECORDING]
+    flows = vars(model)[FLOWS]
+    if output is not None and len(flows) <= MOST_FLOWS:  # None: the forward failed
+        flow = recorder.finish(output)
+        if flow not in flows:
+            flows.append(flow)

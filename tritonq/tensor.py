@@ -212,6 +212,8 @@ _METHODS: dict[Callable[..., Any], str] = {
 
 def _refuse_operator(name: str) -> None:
     def operator(self: QuantizedTensor, *others: Any) -> Any:
+        if name in ("__add__", "__radd__") and getattr(others[0], "takes_residual", False):
+            return NotImplemented  # a layer whose epilogue waits for this sum
         raise refusal(f"the operator {name}")
 
     operator.__name__ = name

@@ -26,7 +26,10 @@ from tritonq import canonical, layouts, ops, qparams
 from tritonq.buffers import FixedDtypeModule
 from tritonq.canonical import CodeReader
 from tritonq.config import QuantConfig, as_config
+from tritonq.edge import Edge
 from tritonq.nn.check import check_linear
+from tritonq.nn.deferred import DeferredLinear
+from tritonq.nn.int8_product import int8_product
 from tritonq.tensor import QuantizedTensor
 
 _SQNR_ROWS = 256
@@ -52,6 +55,9 @@ class QuantizedLinear(FixedDtypeModule):
         input_order: int32 [K] or None: where groups are not runs of columns (GPTQ's activation order), slabs hold the
             columns sorted by group, and this is the order in which the input's features are taken.
         input_scale, input_zero_point, output_scale, output_zero_point: float32 [1] and int8 [1], or None.
+        edge: the hand-over of int8 to the next layers that calibration proved possible, None where there is none.
+        why_float: why not, where a static layer hands over float.
+        activation_symmetric: whether activations are quantized symmetrically, here and where they are handed over.
         weight_sqnr: signal to quantization noise of the weight in dB, None where it is not known.
     """
 
@@ -85,8 +91,10 @@ class QuantizedLinear(FixedDtypeModule):
         self.group_size = config.weight.resolve_group_size(in_features)
         self.layout = layouts.slab_layout(layouts.weight_form(config), in_features, self.group_size)
         self.weight_sqnr: float | None = None
+        self.edge: Edge | None = None
+        self.why_float = ""
         self._activation = None if config.activation is None else ("dynamic" if config.dynamic else "static")
-        self._activation_symmetric = config.activation is not None and config.activation.symmetric
+        self.activation_symmetric = config.activation is not None and config.activation.symmetric
 
         def empty(*shape: int, dtype: torch.dtype, present: bool = True) -> Tensor | None:
             return torch.zeros(*shape, dtype=dtype, device=device) if present else None
@@ -214,18 +222,25 @@ class QuantizedLinear(FixedDtypeModule):
         words.append(f"symmetric={weight.symmetric}")
         if self.input_order is not None:
             words.append("activation_order=True")
-        if self.output_scale is not None:
+        if self.output_scale is not None or self.edge is not None:
             words.append("hands_over=int8")
         return ", ".join(words)
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, input: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
-        """Float [..., K] → [..., N] of the same dtype; a QuantizedTensor [..., K] → QuantizedTensor or float."""
+    def forward(self, input: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor | DeferredLinear:
+        """Float [..., K] → [..., N] of the same dtype; a static layer also takes and returns int8.
+
+        Returns:
+            A QuantizedTensor where the layer has output qparams; a DeferredLinear, which becomes one, where an
+            activation or a sum lies between this layer and the one that reads it.
+        """
         x = input  # named as nn.Linear's, for callers who say input=
         self._check_input(x)
-        if isinstance(x, QuantizedTensor):
-            return self._forward_codes(x.data, x.scale, x.zero_point, x.dtype, hand_over=True)
+        if isinstance(x, QuantizedTensor) or self._activation == "static":
+            if self.edge is not None and self.edge.steps:
+                return DeferredLinear(self, x, self.edge.steps)
+            return int8_product(self, x)
         rows = x.reshape(-1, self.in_features)  # [M, K]
         if self.input_order is not None:
             rows = rows.index_select(1, self.input_order)
@@ -233,19 +248,8 @@ class QuantizedLinear(FixedDtypeModule):
             out = ops.weight_only_linear(
                 rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
             )
-        elif self._activation == "static":
-            assert self.input_scale is not None
-            assert self.input_zero_point is not None
-            codes = ops.quantize_per_tensor(
-                rows, self.input_scale, self.input_zero_point, self._activation_symmetric
-            )
-            scale = self.input_scale
-            if torch.is_grad_enabled() and x.requires_grad:
-                scale = ops.scale_of_codes(scale, x)
-            out = self._forward_codes(codes, scale, self.input_zero_point, x.dtype, hand_over=False)
-            assert isinstance(out, Tensor)
         else:
-            codes, scale, zero_point = ops.quantize_per_token(rows, self._activation_symmetric)
+            codes, scale, zero_point = ops.quantize_per_token(rows, self.activation_symmetric)
             if self.code_sums is None:
                 out = ops.int4_int8_linear(
                     codes, scale, self.packed_weight, self.scales, self.bias, self.group_size, x.dtype
@@ -254,7 +258,7 @@ class QuantizedLinear(FixedDtypeModule):
                 out = ops.int8_linear(
                     codes,
                     scale,
-                    None if self._activation_symmetric else zero_point,
+                    None if self.activation_symmetric else zero_point,
                     self.packed_weight,
                     self.scales,
                     self.zero_points,
@@ -263,33 +267,6 @@ class QuantizedLinear(FixedDtypeModule):
                     x.dtype,
                 )
         return out.reshape(*x.shape[:-1], self.out_features)
-
-    def _forward_codes(
-        self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, hand_over: bool
-    ) -> Tensor | QuantizedTensor:
-        """int8 codes [..., K] on one grid → the next layer's QuantizedTensor, or float."""
-        assert self.code_sums is not None
-        shape = (*codes.shape[:-1], self.out_features)
-        inputs = (
-            codes.reshape(-1, self.in_features),
-            scale,
-            zero_point,
-            self.packed_weight,
-            self.scales,
-            self.zero_points,
-            self.code_sums,
-            self.bias,
-        )
-        if not hand_over or self.output_scale is None:
-            return ops.int8_linear(*inputs, dtype).reshape(shape)
-        assert self.output_zero_point is not None
-        out = ops.int8_linear_requantize(
-            *inputs, self.output_scale, self.output_zero_point, self._activation_symmetric
-        )
-        out_scale = self.output_scale
-        if torch.is_grad_enabled() and scale.requires_grad:
-            out_scale = ops.scale_of_codes(out_scale, scale)
-        return QuantizedTensor(out.reshape(shape), out_scale, self.output_zero_point, dtype)
 
     def _check_input(self, x: Any) -> None:
         """Raise a TypeError or ValueError unless `forward` can compute this input."""
@@ -315,6 +292,14 @@ class QuantizedLinear(FixedDtypeModule):
         if x.device != self.packed_weight.device:
             raise ValueError(f"{where} is on {self.packed_weight.device}, found an input on {x.device}")
 
+    def hand_over(self, edge: Edge, output_qparams: tuple[Tensor, Tensor] | None) -> None:
+        """Hand int8 to the layers that `edge` names, on the grid (scale float32 [1], zero point int8 [1]).
+
+        None is for the factor of a product whose partner holds the grid.
+        """
+        self.edge, self.why_float = edge, ""
+        self.output_scale, self.output_zero_point = output_qparams or (None, None)
+
     # --- moving, saving and loading -----------------------------------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
@@ -332,7 +317,7 @@ class QuantizedLinear(FixedDtypeModule):
             scale, zero_point = self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"]
             if scale is not None and zero_point is not None:
                 state[f"{side}_scale"] = scale
-                if side == "output" or not self._activation_symmetric:
+                if side == "output" or not self.activation_symmetric:
                     state[f"{side}_zero_point"] = zero_point
         return state
 
@@ -349,7 +334,7 @@ class QuantizedLinear(FixedDtypeModule):
         sides = {}
         for side in ("input", "output"):
             if self._buffers[f"{side}_scale"] is not None:
-                affine = side == "output" or not self._activation_symmetric
+                affine = side == "output" or not self.activation_symmetric
                 sides[side] = canonical.read_activation_qparams(state, side, affine)
         self._set_codes(read_codes, scale, zero_point, order)
         for side, pair in sides.items():
