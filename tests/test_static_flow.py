@@ -85,7 +85,7 @@ def test_without_stubs_inputs_are_observed():
     x = torch.randn(6, 16)
     prepared(x)
     assert prepared[2].activation_post_process.min_val == 0
-    quantized = tritonq.convert(prepared)
+    quantized = tritonq.convert(prepared, chain=False)
     assert quantized[0].output_scale is None
     assert torch.equal(quantized[0].input_scale, prepared[0].activation_post_process.calculate_qparams()[0])
     assert set(record_types(quantized, x).values()) == {"Tensor"}

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.config import QuantConfig
+from tritonq.edge import Edge
 from tritonq.nn.check import check_linear
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.qat_linear import QATLinear
+from tritonq.norms import Norm
 from tritonq.observers import ObserverBase, observed_weight_qparams
 from tritonq.patterns import Place, places
 from tritonq.prepare import OBSERVER, Plan
@@ -28,12 +30,34 @@ class Conversion:
         place, plan: where it is, and what it becomes.
         qparams: what its activation's observer found, if it has one.
         weight_qparams: what its weight's observer found or training left, None where the plain extremes do.
+        output_qparams: the grid on which it hands over int8, where calibration proved that it can.
+        edge, why_float: to which layers; or why not.
     """
 
     place: Place
     plan: Plan
     qparams: tuple[Tensor, Tensor] | None
     weight_qparams: tuple[Tensor, Tensor | None] | None
+    output_qparams: tuple[Tensor, Tensor] | None = None
+    edge: Edge | None = None
+    why_float: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConversion:
+    """A norm about to be replaced by one that hands over int8.
+
+    Attributes:
+        place, norm: where it is, and what it computes.
+        qparams, symmetric: the grid of its output.
+        edge: to which layers.
+    """
+
+    place: Place
+    norm: Norm
+    qparams: tuple[Tensor, Tensor]
+    symmetric: bool
+    edge: Edge
 
 
 def conversions(model: nn.Module, unobserved: str, check_weights: bool) -> list[Conversion]:

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tritonq.conversions import Conversion, conversions
+from tritonq.conversions import Conversion, NormConversion, conversions
+from tritonq.dataflow import recorded, unwatch
 from tritonq.fast_path import leave_fast_path
+from tritonq.hand_over import hand_over
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.norm import QuantizedNorm
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
 from tritonq.patterns import Place, named_modules, places
 from tritonq.prepare import OUTPUT, PREPARED, Model, check_inplace, detach
@@ -42,6 +45,7 @@ def convert(
     remove_qconfig: bool = True,
     *,
     unobserved: str = "error",
+    chain: bool = True,
 ) -> Model:
     """Replace every prepared layer by its quantized counterpart.
 
@@ -53,6 +57,8 @@ def convert(
         unobserved: what to do with static layers that calibration never reached: "error", or "dynamic" to
             compute their scales on the fly. Between QuantStub and DeQuantStub a dynamic layer takes int8 and
             returns float.
+        chain: without stubs, hand over int8 from layer to layer wherever calibration's runs prove that nothing
+            else reads it (tritonq/chaining.py); False: every layer takes and returns float.
 
     Returns:
         The quantized model.
@@ -67,13 +73,17 @@ def convert(
     check_inplace(inplace)
     if not isinstance(remove_qconfig, bool):
         raise TypeError(f"convert: remove_qconfig must be True or False, found {remove_qconfig!r}")
+    if not isinstance(chain, bool):
+        raise TypeError(f"convert: chain must be True or False, found {chain!r}")
     if unobserved not in ("error", "dynamic"):
         raise ValueError(f"unobserved must be 'error' or 'dynamic', found {unobserved!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     if not inplace:
         model = copy.deepcopy(model)
-    pending = conversions(model, unobserved, check_weights=True)
+    found = conversions(model, unobserved, check_weights=True)
+    flows = recorded(model)
+    pending = hand_over(model, found, flows if chain else ())
     _warn_of_missing(model)
     replace_all(model, pending)
     if remove_qconfig:
@@ -97,9 +107,13 @@ def _warn_of_missing(model: nn.Module) -> None:
             )
 
 
-def replace_all(model: nn.Module, pending: list[Conversion]) -> None:
+def replace_all(model: nn.Module, pending: list[Conversion | NormConversion]) -> None:
     """Replace the modules one by one, emptying `pending`, so that each float weight is freed as it goes."""
-    is_static = any(conversion.plan.observes is not None for conversion in pending)
+    is_static = any(
+        isinstance(conversion, Conversion) and conversion.plan.observes is not None for conversion in pending
+    )
+    for module in model.modules():
+        unwatch(module)
     pending.reverse()
     with torch.no_grad():
         for _ in track(range(len(pending)), "Quantizing"):
@@ -111,7 +125,10 @@ def replace_all(model: nn.Module, pending: list[Conversion]) -> None:
     leave_fast_path(model)
 
 
-def _replace(conversion: Conversion) -> None:
+def _replace(conversion: Conversion | NormConversion) -> None:
+    if isinstance(conversion, NormConversion):
+        move_hooks(conversion.place.module, _quantized_norm(conversion), conversion.place)
+        return
     place, plan, qparams = conversion.place, conversion.plan, conversion.qparams
     module, config = place.module, plan.config
     detach(module)
@@ -126,7 +143,7 @@ def quantized_linear(conversion: Conversion) -> QuantizedLinear:
     """What takes the place of a Linear; the model stays as it is."""
     place, plan, qparams = conversion.place, conversion.plan, conversion.qparams
     assert isinstance(place.module, nn.Linear)
-    return QuantizedLinear.from_float(
+    layer = QuantizedLinear.from_float(
         place.module,
         plan.config,
         weight_qparams=conversion.weight_qparams,
@@ -134,6 +151,26 @@ def quantized_linear(conversion: Conversion) -> QuantizedLinear:
         output_qparams=qparams if plan.observes == OUTPUT else None,
         name=place.name,
     )
+    if conversion.edge is not None:
+        grid = conversion.output_qparams
+        layer.hand_over(conversion.edge, None if grid is None else (grid[0].clone(), grid[1].clone()))
+    layer.why_float = conversion.why_float
+    return layer
+
+
+def _quantized_norm(conversion: NormConversion) -> QuantizedNorm:
+    module = conversion.place.module
+    layer = QuantizedNorm(
+        conversion.norm,
+        module._parameters.get("weight"),
+        module._parameters.get("bias"),
+        conversion.qparams[0].clone(),
+        conversion.qparams[1].clone(),
+        conversion.symmetric,
+        conversion.place.name,
+    )
+    layer.edge = conversion.edge
+    return layer
 
 
 def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tritonq.config import QuantConfig
+from tritonq.dataflow import watch
 from tritonq.nn.check import check_linear
 from tritonq.nn.stubs import is_quant_stub
 from tritonq.observers import ObserverBase, make_observer
@@ -82,6 +83,8 @@ def prepare(
         selected = select(model, config, ignore, filter_fn)
     attach(selected)
     remember(model, selected)
+    if any(layer.config.static for layer in selected) and observed_side(selected) == INPUT:
+        watch(model)
     return model
 
 

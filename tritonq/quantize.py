@@ -14,8 +14,10 @@ from tritonq.calibration import calibrate, check_calibration
 from tritonq.config import W8A8, QuantConfig
 from tritonq.conversions import conversions
 from tritonq.convert import replace_all
+from tritonq.dataflow import recorded, unwatch, watch
+from tritonq.hand_over import hand_over
 from tritonq.patterns import Pattern
-from tritonq.prepare import Model, attach, check_inplace, detach
+from tritonq.prepare import INPUT, Model, attach, check_inplace, detach, observed_side
 from tritonq.qconfig import resolve_config
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 
@@ -27,6 +29,7 @@ def quantize_(
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
     calibration: Iterable[Any] | None = None,
+    chain: bool = True,
 ) -> Model:
     """Quantize a model's Linear layers in place.
 
@@ -39,6 +42,7 @@ def quantize_(
         filter_fn: (module, name) → whether to quantize that layer.
         calibration: batches for static configs, others leave it untouched. A tensor is run as m(x), a tuple
             or list as m(*x), a dictionary as m(**x).
+        chain: as for `convert`: hand over int8 between static layers wherever that is proven.
 
     Returns:
         The model.
@@ -56,7 +60,9 @@ def quantize_(
         )
     if static:
         check_calibration(calibration)
-    _quantize(model, selected, calibration if static else None)
+    if not isinstance(chain, bool):
+        raise TypeError(f"chain must be True or False, found {chain!r}")
+    _quantize(model, selected, calibration if static else None, chain)
     return model
 
 
@@ -117,15 +123,20 @@ def quantize_dynamic(
     return model
 
 
-def _quantize(model: nn.Module, selected: list[Selected], calibration: Iterable[Any] | None) -> None:
+def _quantize(
+    model: nn.Module, selected: list[Selected], calibration: Iterable[Any] | None, chain: bool = False
+) -> None:
     """Prepare, calibrate, convert in place; after a failure before the first replacement all is as it was."""
     attach(selected)
+    if chain and calibration is not None and observed_side(selected) == INPUT:
+        watch(model)
     selected.clear()  # it holds every float layer, and each is to be freed as it is replaced
     try:
         if calibration is not None:
             calibrate(model, calibration)
-        pending = conversions(model, "error", check_weights=False)
+        pending = hand_over(model, conversions(model, "error", check_weights=False), recorded(model))
     except BaseException:
+        unwatch(model)
         for module in [module for module in model.modules() if hasattr(module, PLAN)]:
             detach(module)
         raise
