@@ -116,9 +116,11 @@ def test_a_file_without_our_key_is_read(scheme: str, tmp_path: Path) -> None:
     q = quantized(model, SCHEMES[scheme], x, ignore=[] if scheme == "mixed" else ["lm_head"])
     checkpoint.save(q, tmp_path)
     fields = read_config(tmp_path)
-    del fields["tritonq"]
+    fields_had_edges = "edges" in fields.pop("tritonq")
     write_config(tmp_path, fields)
-    assert torch.equal(load(tmp_path, model)(x), q(x))
+    # Without the key nothing says that int8 is handed over: the same grids, in float between the layers.
+    tolerance = {"atol": 2e-3, "rtol": 1e-2} if fields_had_edges else {"atol": 0.0, "rtol": 0.0}
+    torch.testing.assert_close(load(tmp_path, model)(x), q(x), **tolerance)
 
 
 def test_config_json_is_what_compressed_tensors_writes(tmp_path: Path) -> None:

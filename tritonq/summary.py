@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from tritonq.edge import Edge
+from tritonq.nn.edges import edges_of
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.patterns import places
 from tritonq.table import aligned
 
 HEADINGS = ("layer", "scheme", "in", "out", "group", "bytes", "fp16 bytes", "SQNR dB")
@@ -41,9 +45,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `summary` returns; `str()` draws the table, `to_dict()` gives plain values."""
+    """What `summary` returns; `str()` draws the table, `to_dict()` gives plain values.
+
+    Attributes:
+        rows: a Linear each.
+        edges: hand-overs of int8 from layer to layer, of static models.
+        float_outputs: static layer → why its output stays float.
+    """
 
     rows: tuple[Row, ...]
+    edges: tuple[Edge, ...] = ()
+    float_outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -56,11 +68,13 @@ class Summary:
         return sum(row.float_bytes for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """{"layers": [fields of each row], "weight_bytes": …, "float_bytes": …}."""
+        """{"layers": [fields of each row], "weight_bytes", "float_bytes", "edges": […], "float_outputs": {…}}."""
         return {
             "layers": [dataclasses.asdict(row) for row in self.rows],
             "weight_bytes": self.weight_bytes,
             "float_bytes": self.float_bytes,
+            "edges": [dataclasses.asdict(edge) for edge in self.edges],
+            "float_outputs": dict(self.float_outputs),
         }
 
     def __str__(self) -> str:
@@ -68,7 +82,13 @@ class Summary:
         total = ("total", saved, "", "", "", f"{self.weight_bytes:,}", f"{self.float_bytes:,}", "")
         header, *rows, last = aligned(HEADINGS, [*map(_cells, self.rows), total], numbers=len(HEADINGS) - 2)
         rule = "-" * max(map(len, (header, *rows, last)))
-        return "\n".join([header, rule, *rows, rule, last])
+        lines = [header, rule, *rows, rule, last]
+        if self.edges:
+            lines += ["", "int8 from layer to layer:", *(f"  {edge}" for edge in self.edges if edge.lead)]
+        if self.float_outputs:
+            lines += ["", "float outputs of static layers:"]
+            lines += [f"  {name}: {reason}" for name, reason in self.float_outputs.items()]
+        return "\n".join(lines)
 
 
 def summary(model: nn.Module) -> Summary:
@@ -84,7 +104,12 @@ def summary(model: nn.Module) -> Summary:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, QuantizedLinear))
     ]
-    return Summary(tuple(_row(name, module) for name, module in layers))
+    static = {name: module for name, module in layers if isinstance(module, QuantizedLinear)}
+    return Summary(
+        tuple(_row(name, module) for name, module in layers),
+        tuple(edges_of(places(model))),
+        {name: module.why_float for name, module in static.items() if module.why_float},
+    )
 
 
 def _row(name: str, module: nn.Linear | QuantizedLinear) -> Row:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.checkpoint import compressed_tensors
+from tritonq.checkpoint.edges import tensors_of_others
 from tritonq.checkpoint.extras import Extras
 from tritonq.config import QuantConfig
+from tritonq.nn.edges import edges_of
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize
 from tritonq.patterns import Place, named_modules, places
@@ -83,6 +85,8 @@ def stored_tensors(
         first_prefix = prefix_of.setdefault(id(module), prefix)
         state: dict[str, Tensor] = {}
         module._save_to_state_dict(state, prefix, keep_vars=True)
+        for local in tensors_of_others(module):
+            state.pop(prefix + local, None)
         for name, tensor in state.items():
             _check_tensor(name, tensor)
             local = name[len(prefix) :]
@@ -143,7 +147,10 @@ def _describe(
     everything: list[Place], layers: dict[str, QuantizedLinear], plain: dict[str, QuantConfig]
 ) -> Extras:
     """What compressed-tensors cannot say of the model; ties are filled in as tensors are written."""
-    extras = Extras(hands_over=[name for name, layer in layers.items() if layer.output_scale is not None])
+    extras = Extras(edges=edges_of(everything))
+    extras.hands_over = [
+        name for name, layer in layers.items() if layer.output_scale is not None and layer.edge is None
+    ]
     for name, layer in layers.items():
         if layer.dtype != (layer.scales if layer.bias is None else layer.bias).dtype:
             extras.dtypes[name] = layer.dtype

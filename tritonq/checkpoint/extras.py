@@ -4,7 +4,9 @@
       "tied": {"lm_head.weight": "embed.weight"},                    alias → the tensor that is stored
       "dtypes": {"float16": ["fc1"]},                                layers whose dtype is not that of bias or scales
       "stubs": {"quant": {"symmetric": false}},                      modules that turn float into int8
-      "hands_over": ["fc1", "fc2"],                                  layers that hand int8 to the next
+      "hands_over": ["fc1", "fc2"],                                  layers whose output grid is in the file
+      "edges": [{"producer": "fc1", "steps": ["gelu"],               layers that hand int8 to others, on the grid of the
+                 "consumers": ["fc2"]}],                             input of those
       "observers": [{"weight": "mse", "activation": null, "layers": ["fc1"]}]}
 
 All but the version may be missing; and a file without the key is read too, everything then following from its tensors.
@@ -19,7 +21,9 @@ from typing import Any
 
 import torch
 
+from tritonq.edge import Edge
 from tritonq.qparams import FLOAT_DTYPES
+from tritonq.steps import SEQUENCES
 
 KEY = "tritonq"
 VERSION = 1
@@ -35,7 +39,8 @@ class Extras:
         tied: tensor name → name of the stored tensor that it shares its memory with.
         dtypes: layer → its dtype.
         stubs: name of a Quantize module → whether it is symmetric.
-        hands_over: layers with output qparams; None where the file does not say.
+        hands_over: layers with output qparams in the file; None where it does not say.
+        edges: hand-overs of int8 on their consumers' input qparams, tritonq/edge.py.
         observers: layer → names of the observers of weight and activation.
     """
 
@@ -43,6 +48,7 @@ class Extras:
     dtypes: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
     stubs: dict[str, bool] = dataclasses.field(default_factory=dict)
     hands_over: list[str] | None = None
+    edges: list[Edge] = dataclasses.field(default_factory=list)
     observers: dict[str, Observers] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,6 +66,8 @@ class Extras:
             fields["stubs"] = {name: {"symmetric": symmetric} for name, symmetric in self.stubs.items()}
         if self.hands_over:
             fields["hands_over"] = list(self.hands_over)
+        if self.edges:
+            fields["edges"] = [_edge_to_dict(edge) for edge in self.edges]
         if self.observers:
             pairs = dict.fromkeys(self.observers.values())
             fields["observers"] = [
@@ -81,7 +89,7 @@ def read_extras(fields: Any) -> Extras:
     """
     if fields is None:
         return Extras()
-    known = ("version", "tied", "dtypes", "stubs", "hands_over", "observers")
+    known = ("version", "tied", "dtypes", "stubs", "hands_over", "edges", "observers")
     _check(isinstance(fields, Mapping), KEY, "a dictionary", fields)
     unknown = sorted(set(fields) - set(known))
     _check(not unknown, KEY, f"a dictionary of {', '.join(known)}", unknown)
@@ -110,6 +118,10 @@ def read_extras(fields: Any) -> Extras:
 
     extras.hands_over = _names(fields.get("hands_over", []), f"{KEY}.hands_over")
 
+    edges = fields.get("edges", [])
+    _check(isinstance(edges, list), f"{KEY}.edges", "a list", edges)
+    extras.edges = [_read_edge(edge) for edge in edges]
+
     entries = fields.get("observers", [])
     _check(isinstance(entries, list), f"{KEY}.observers", "a list", entries)
     for entry in entries:
@@ -121,6 +133,35 @@ def read_extras(fields: Any) -> Extras:
         names = _names(entry["layers"], f"{KEY}.observers")
         extras.observers.update(dict.fromkeys(names, (entry["weight"], entry["activation"])))
     return extras
+
+
+def _edge_to_dict(edge: Edge) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "producer": edge.producer,
+        "steps": list(edge.steps),
+        "consumers": list(edge.consumers),
+    }
+    if edge.partner is not None:
+        fields.update(partner=edge.partner, lead=edge.lead)
+    return fields
+
+
+def _read_edge(fields: Any) -> Edge:
+    where = f"{KEY}.edges"
+    allowed = {"producer", "steps", "consumers", "partner", "lead"}
+    fits = isinstance(fields, Mapping) and set(fields) <= allowed and isinstance(fields.get("producer"), str)
+    _check(fits, where, f"a list of {{{', '.join(sorted(allowed))}}}", fields)
+    where = f"{where}[{fields['producer']!r}]"
+    steps = tuple(_names(fields.get("steps"), f"{where}.steps"))
+    _check(steps in SEQUENCES, f"{where}.steps", "steps that an epilogue computes", fields["steps"])
+    consumers = tuple(_names(fields.get("consumers"), f"{where}.consumers"))
+    fits = bool(consumers) or steps == ("add",)
+    _check(fits, f"{where}.consumers", "names of layers, or none behind one add", fields["consumers"])
+    partner, lead = fields.get("partner"), fields.get("lead", True)
+    fits = isinstance(partner, str) if "mul" in steps else partner is None
+    _check(fits, f"{where}.partner", "a name for a product, absent otherwise", partner)
+    _check(isinstance(lead, bool), f"{where}.lead", "true or false", lead)
+    return Edge(fields["producer"], steps, consumers, partner, lead)
 
 
 def _names(names: Any, where: str) -> list[str]:

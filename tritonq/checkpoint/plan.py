@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tritonq.checkpoint import forms
 from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
+from tritonq.checkpoint.edges import check_edges, tensors_of_others
 from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.nn.linear import QuantizedLinear
@@ -96,7 +97,19 @@ def make_plan(model: nn.Module, scheme: Scheme, extras: Extras, tensors: TensorF
     for slot in slots:
         _check_slot(slot, tensors)
     _check_extras(extras, layers, tensors)
+    statics = {name: layer for layer in layers if layer.group.config.static for name in layer.place.names}
+    check_edges(
+        extras.edges,
+        everything,
+        {name: _is_symmetric(layer) for name, layer in statics.items()},
+        [name for name, layer in statics.items() if "input_scale" in layer.tensors],
+    )
     return Plan(layers, stubs, dequant_stubs, _tie(slots))
+
+
+def _is_symmetric(layer: LayerPlan) -> bool:
+    activation = layer.group.config.activation
+    return activation is not None and activation.symmetric
 
 
 class _Finder:
@@ -197,7 +210,7 @@ def _slots(model: nn.Module, replaced: set[int]) -> list[Slot]:
         if id(module) in replaced:
             continue
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None:
+            if tensor is None or attribute in tensors_of_others(module):
                 continue
             name = f"{module_name}.{attribute}" if module_name else attribute
             if attribute in module._non_persistent_buffers_set:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tritonq.checkpoint import files
 from tritonq.checkpoint.build import build_layer, build_stub, owned
+from tritonq.checkpoint.edges import apply_edges
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import Slot, make_plan
 from tritonq.checkpoint.source import open_checkpoint
@@ -22,6 +23,7 @@ from tritonq.checkpoint.writer import unwrapped
 from tritonq.convert import move_hooks
 from tritonq.fast_path import leave_fast_path
 from tritonq.nn.stubs import DeQuantize
+from tritonq.patterns import places
 from tritonq.progress import track
 from tritonq.selection import check_root
 
@@ -68,6 +70,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         move_hooks(place.module, new, place)
     for slot, value in values:
         _fill(slot, value)
+    apply_edges(extras.edges, places(inner))
     leave_fast_path(inner)
     return model
 

@@ -1,0 +1,102 @@
+"""Hand-overs of int8 in a checkpoint: which layer's output is another one's input (tritonq/edge.py).
+
+An edge has no tensors of its own: its grid is the input grid of the layers that read it, where other programs look for
+it too. So they read a static model and compute the same in float between its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import nn
+
+from tritonq.convert import move_hooks
+from tritonq.edge import Edge
+from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.norm import QuantizedNorm
+from tritonq.norms import norm_of
+from tritonq.patterns import Place
+
+_OUTPUT = ("output_scale", "output_zero_point")
+
+
+def tensors_of_others(module: nn.Module) -> tuple[str, ...]:
+    """Names of a module's tensors that its consumers store."""
+    has_edge = isinstance(module, (QuantizedLinear, QuantizedNorm)) and module.edge is not None
+    return _OUTPUT if has_edge else ()
+
+
+def check_edges(
+    edges: list[Edge],
+    everything: list[Place],
+    symmetric: Mapping[str, bool],
+    has_grid: Collection[str],
+) -> None:
+    """Raise unless every edge runs between layers that can be its ends.
+
+    Args:
+        everything: the model's modules.
+        symmetric: static Linears of the checkpoint → whether their activations are.
+        has_grid: those with input qparams in the files.
+    """
+    modules = {name: place.module for place in everything for name in place.names}
+    by_producer = {edge.producer: edge for edge in edges}
+    for edge in edges:
+        where = f"tritonq.edges[{edge.producer!r}]"
+        for name in edge.consumers:
+            if name not in has_grid:
+                raise ValueError(f"{where}: {name!r} must be a static layer with an input_scale, found none")
+        if edge.producer not in symmetric and (
+            edge.steps or edge.producer not in modules or not _may_hand_over(modules[edge.producer])
+        ):
+            raise ValueError(f"{where} must be a static layer or a norm of the model, found neither")
+        grids = {symmetric[name] for name in (edge.producer, *edge.consumers) if name in symmetric}
+        if len(grids) > 1:
+            raise ValueError(f"{where}: all its layers must be symmetric, or all affine, found both")
+        if edge.partner is not None:
+            other = by_producer.get(edge.partner)
+            if other is None or other.partner != edge.producer or other.lead == edge.lead:
+                raise ValueError(
+                    f"{where}: its partner must have an edge that names it in return, found {edge.partner!r}"
+                )
+    for name, module in modules.items():
+        if isinstance(module, QuantizedNorm) and name not in by_producer:
+            raise ValueError(
+                f"{name} hands over int8 in the model but not in the checkpoint: load into the float model"
+            )
+
+
+def _may_hand_over(module: nn.Module) -> bool:
+    return isinstance(module, QuantizedNorm) or norm_of(module) is not None
+
+
+def apply_edges(edges: list[Edge], everything: list[Place]) -> None:
+    """Let the loaded layers of a model hand over int8.
+
+    Args:
+        edges: checked.
+        everything: the model's modules, its Linears being the loaded ones.
+    """
+    by_name = {name: place for place in everything for name in place.names}
+    for edge in edges:
+        place = by_name[edge.producer]
+        if not edge.consumers:
+            assert isinstance(place.module, QuantizedLinear)
+            place.module.hand_over(edge, None)
+            continue
+        consumer = by_name[edge.consumers[0]].module
+        assert isinstance(consumer, QuantizedLinear)
+        assert consumer.input_scale is not None
+        assert consumer.input_zero_point is not None
+        scale, zero_point = consumer.input_scale.clone(), consumer.input_zero_point.clone()
+        if isinstance(place.module, QuantizedLinear):
+            place.module.hand_over(edge, (scale, zero_point) if edge.lead else None)
+            continue
+        old = place.module
+        norm = old.norm if isinstance(old, QuantizedNorm) else norm_of(old)
+        assert norm is not None
+        weight, bias = old._parameters.get("weight"), old._parameters.get("bias")
+        symmetric = consumer.activation_symmetric
+        new = QuantizedNorm(norm, weight, bias, scale, zero_point, symmetric, place.name)
+        new.edge = edge
+        move_hooks(old, new, place)
