@@ -1,7 +1,9 @@
-"""Modules: what replaces `nn.Linear`, and the stubs that mark where int8 begins and ends."""
+"""Modules: what replaces `nn.Linear`, blocks of them, and the stubs that mark where int8 begins and ends."""
 
+from tritonq.nn.blocks import QuantizedGatedMLP, QuantizedMLP, QuantizedProjections
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.norm import QuantizedNorm
 from tritonq.nn.qat_linear import QATLinear
 from tritonq.nn.stubs import DeQuantize, DeQuantStub, Quantize, QuantStub, QuantWrapper
 
@@ -13,5 +15,9 @@ __all__ = [
     "QuantStub",
     "QuantWrapper",
     "Quantize",
+    "QuantizedGatedMLP",
     "QuantizedLinear",
+    "QuantizedMLP",
+    "QuantizedNorm",
+    "QuantizedProjections",
 ]

@@ -292,10 +292,10 @@ class QuantizedLinear(FixedDtypeModule):
         if x.device != self.packed_weight.device:
             raise ValueError(f"{where} is on {self.packed_weight.device}, found an input on {x.device}")
 
-    def hand_over(self, edge: Edge, output_qparams: tuple[Tensor, Tensor] | None) -> None:
+    def hand_over(self, edge: Edge | None, output_qparams: tuple[Tensor, Tensor] | None) -> None:
         """Hand int8 to the layers that `edge` names, on the grid (scale float32 [1], zero point int8 [1]).
 
-        None is for the factor of a product whose partner holds the grid.
+        No grid is for the factor of a product whose partner holds it, and for sums that stay float; no edge ends it.
         """
         self.edge, self.why_float = edge, ""
         self.output_scale, self.output_zero_point = output_qparams or (None, None)

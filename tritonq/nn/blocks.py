@@ -1,0 +1,158 @@
+"""Blocks of layers that hand int8 to each other, for models whose code says so itself.
+
+`convert` finds the same hand-overs in any model (tritonq/chaining.py); these are for code that is written with them:
+
+    QuantizedMLP              fc2(act(fc1(x)))                       int8 between, act in fc1's epilogue
+    QuantizedGatedMLP         down(act(gate(x)) · up(x))             one kernel makes the int8 product
+    QuantizedProjections      [q(x), k(x), v(x)]                     one quantization of x for all
+
+x may be float, or come as a QuantizedTensor from a QuantizedNorm or another block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tritonq import ops
+from tritonq.edge import Edge
+from tritonq.nn.int8_product import gated_product, int8_product
+from tritonq.nn.linear import QuantizedLinear
+from tritonq.steps import ACTIVATIONS
+from tritonq.tensor import QuantizedTensor
+
+Value = Tensor | QuantizedTensor
+
+
+class QuantizedMLP(nn.Module):
+    """fc2(act(fc1(x))): x [..., K] → [..., N].
+
+    Args:
+        fc1, fc2: static int8, each with input qparams; fc1 hands over int8 from now on.
+        activation: "relu", "gelu", "gelu_tanh", "silu" or "none".
+
+    Raises:
+        TypeError, ValueError: naming the layer, what was found and what is allowed; the layers are unchanged then.
+    """
+
+    def __init__(self, fc1: QuantizedLinear, fc2: QuantizedLinear, activation: str = "gelu") -> None:
+        super().__init__()
+        _check("QuantizedMLP", activation, {"fc1": fc1, "fc2": fc2})
+        _check_sizes("QuantizedMLP", "fc2's in_features", fc2.in_features, fc1.out_features)
+        self.fc1, self.fc2, self.activation = fc1, fc2, activation
+        steps = () if activation == "none" else (activation,)
+        fc1.hand_over(Edge("fc1", steps, ("fc2",)), _input_grid(fc2))
+
+    def forward(self, x: Value) -> Value:
+        return int8_product(self.fc2, int8_product(self.fc1, x, self.activation))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class QuantizedGatedMLP(nn.Module):
+    """down(act(gate(x)) · up(x)), the middle of Llama's layers: x [..., K] → [..., N].
+
+    Args:
+        gate, up, down: static int8, each with input qparams, those of gate and up equal.
+        activation: as for QuantizedMLP; Llama's is "silu".
+
+    Raises:
+        TypeError, ValueError: as QuantizedMLP.
+    """
+
+    def __init__(
+        self, gate: QuantizedLinear, up: QuantizedLinear, down: QuantizedLinear, activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        where = "QuantizedGatedMLP"
+        _check(where, activation, {"gate": gate, "up": up, "down": down})
+        _check_sizes(where, "up's in_features", up.in_features, gate.in_features)
+        _check_sizes(where, "up's out_features", up.out_features, gate.out_features)
+        _check_sizes(where, "down's in_features", down.in_features, gate.out_features)
+        _check_one_grid(where, {"gate": gate, "up": up})
+        self.gate, self.up, self.down, self.activation = gate, up, down, activation
+        steps = ("mul",) if activation == "none" else (activation, "mul")
+        gate.hand_over(Edge("gate", steps, ("down",), "up"), _input_grid(down))
+        up.hand_over(Edge("up", ("mul",), ("down",), "gate", lead=False), None)
+
+    def forward(self, x: Value) -> Value:
+        return int8_product(self.down, gated_product(self.gate, self.up, x, self.activation))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class QuantizedProjections(nn.Module):
+    """Several layers that read one input, such as attention's q, k and v: x [..., K] → a list of [..., N].
+
+    Args:
+        layers: static int8, with equal input qparams.
+
+    Raises:
+        TypeError, ValueError: as QuantizedMLP.
+    """
+
+    def __init__(self, layers: Sequence[QuantizedLinear]) -> None:
+        super().__init__()
+        where = "QuantizedProjections"
+        if not layers:
+            raise ValueError(f"{where} needs at least one layer, found none")
+        named = {f"layers[{index}]": layer for index, layer in enumerate(layers)}
+        _check(where, "none", named)
+        _check_one_grid(where, named)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Value) -> list[Value]:
+        first = self.layers[0]
+        assert isinstance(first, QuantizedLinear)
+        if isinstance(x, Tensor):
+            assert first.input_scale is not None
+            assert first.input_zero_point is not None
+            scale = first.input_scale
+            codes = ops.quantize_per_tensor(x, scale, first.input_zero_point, first.activation_symmetric)
+            if torch.is_grad_enabled() and x.requires_grad:
+                scale = ops.scale_of_codes(scale, x)
+            x = QuantizedTensor(codes, scale, first.input_zero_point, x.dtype)
+        return [layer(x) for layer in self.layers]
+
+
+def _input_grid(layer: QuantizedLinear) -> tuple[Tensor, Tensor]:
+    assert layer.input_scale is not None
+    assert layer.input_zero_point is not None
+    return layer.input_scale.clone(), layer.input_zero_point.clone()
+
+
+def _check(where: str, activation: str, layers: dict[str, QuantizedLinear]) -> None:
+    allowed = ("none", *ACTIVATIONS)
+    if activation not in allowed:
+        raise ValueError(f"{where}: activation must be one of {', '.join(allowed)}, found {activation!r}")
+    for name, layer in layers.items():
+        if not isinstance(layer, QuantizedLinear):
+            raise TypeError(f"{where}: {name} must be a QuantizedLinear, found {type(layer).__name__}")
+        if not layer.config.static or layer.input_scale is None:
+            raise ValueError(
+                f"{where}: {name} must be w8a8_static with a calibrated input, found {layer.config.scheme}"
+                f"{'' if layer.input_scale is not None else ' without input qparams'}"
+            )
+        if layer.edge is not None:
+            raise ValueError(f"{where}: {name} hands over int8 already: {layer.edge}")
+    if len({layer.activation_symmetric for layer in layers.values()}) > 1:
+        raise ValueError(
+            f"{where}: {' and '.join(layers)} must all be symmetric, or all affine, in their activations, found both"
+        )
+
+
+def _check_sizes(where: str, what: str, found: int, allowed: int) -> None:
+    if found != allowed:
+        raise ValueError(f"{where}: {what} must be {allowed}, found {found}")
+
+
+def _check_one_grid(where: str, layers: dict[str, QuantizedLinear]) -> None:
+    (first, *others) = (_input_grid(layer) for layer in layers.values())
+    if not all(torch.equal(first[0], scale) and torch.equal(first[1], zero) for scale, zero in others):
+        raise ValueError(
+            f"{where}: {' and '.join(layers)} must have equal input qparams, since they read one input, found others"
+        )
