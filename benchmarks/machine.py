@@ -30,7 +30,7 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
         "triton": triton_version,
         "tritonq": tritonq.__version__,
         "commit": _commit(),
-        "command": " ".join(["python3", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": " ".join(["python3", *sys.orig_argv[1:]]),
     }
 
 

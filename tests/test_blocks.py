@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
@@ -62,13 +63,10 @@ def test_projections_quantize_their_input_once(monkeypatch):
     layers, x = static()
     expected = [layers.fc1(x), layers.up(x)]
     projections = QuantizedProjections([layers.fc1, layers.up])
-    calls = []
-    original = tritonq.ops.quantize_per_tensor
-    monkeypatch.setattr(
-        tritonq.ops, "quantize_per_tensor", lambda *args: calls.append(args) or original(*args)
-    )
+    quantize = mock.Mock(wraps=tritonq.ops.quantize_per_tensor)
+    monkeypatch.setattr(tritonq.ops, "quantize_per_tensor", quantize)
     found = projections(x)
-    assert len(calls) == 1
+    assert quantize.call_count == 1
     assert all(map(torch.equal, found, expected))
 
 
@@ -109,7 +107,7 @@ def linear(symmetric: bool = False, features: int = 16) -> QuantizedLinear:
     return layer
 
 
-def dynamic() -> nn.Module:
+def dynamic() -> Any:
     return tritonq.quantize_(nn.Sequential(nn.Linear(16, 16)), "w8a8")[0]
 
 
@@ -122,7 +120,7 @@ def dynamic() -> nn.Module:
             "activation must be one of none, relu,",
         ),
         (
-            lambda: QuantizedMLP(linear(), nn.Linear(16, 16)),
+            lambda: QuantizedMLP(linear(), cast(Any, nn.Linear(16, 16))),
             TypeError,
             "fc2 must be a QuantizedLinear, found Linear",
         ),
