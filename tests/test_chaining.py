@@ -59,7 +59,7 @@ MODELS: dict[str, tuple[Callable[[Model, Tensor], Any], dict[str, str]]] = {
         lambda m, x: m.b(functional.silu(functional.dropout(m.a(x), 0.5, m.training))),
         {"a": "a → silu → b"},
     ),
-    "two readers": (lambda m, x: (m.b(h := m.a(x)), m.c(h[:, 0])), {"a": "a → b, c"}),
+    "two readers": (lambda m, x: (m.b(h := m.a(x)), m.c(h.flatten(0, 1))), {"a": "a → b, c"}),
     "norm": (lambda m, x: (m.a(h := m.norm(x)), m.b(h), m.c(h)), {"norm": "norm → a, b, c"}),
     "gated": (
         lambda m, x: m.c(functional.silu(m.a(x)) * m.b(x)),

@@ -132,7 +132,7 @@ def _merged_qparams(members: Sequence[Conversion]) -> Grid:
         return found[0]
     observer = copy.deepcopy(_observer(members[0]))
     for member in members[1:]:
-        observer.merge(_observer(member))  # type: ignore[operator]
+        observer.merge(_observer(member))
     qparams = observer.calculate_qparams()
     check_scale(qparams[0], f"{members[0].place.name}: the input's")
     return qparams
