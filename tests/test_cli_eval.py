@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -83,6 +84,18 @@ def test_dtype(models: Path, capsys: Capture) -> None:
     assert "on             cpu, float32" in out or torch.cuda.is_available()
 
 
+def write_masked_model(directory: Path) -> None:
+    """A model that fills gaps, and does not continue text."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {
+        key: hosts.SIZES[key]
+        for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    }
+    config = BertConfig(**sizes, num_attention_heads=4, max_position_embeddings=64)
+    BertForMaskedLM(config).save_pretrained(directory)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +109,11 @@ def test_dtype(models: Path, capsys: Capture) -> None:
         (("nowhere", "--text", "text.txt"), "nowhere must be a model directory, found nothing there"),
         (("damaged", "--text", "text.txt"), "must be a whole safetensors file, found "),
         (("fp8", "--text", "text.txt"), "quant_method"),
+        (("masked", "--text", "text.txt"), "masked must be a causal language model, found BertForMaskedLM"),
+        (
+            ("partial", "--text", "text.txt"),
+            "must hold all of the model's tensors, found no model.norm.weight",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -103,9 +121,13 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(models)
     Path("short").write_text("hi")
-    for name in ("damaged", "fp8"):
+    for name in ("damaged", "fp8", "masked", "partial"):
         if not Path(name).exists():
             save_model(Path(name))
+    write_masked_model(Path("masked"))
+    tensors = load_file("partial/model.safetensors")
+    tensors.pop("model.norm.weight", None)
+    save_file(tensors, "partial/model.safetensors", metadata={"format": "pt"})
     Path("damaged/model.safetensors").write_bytes(b"x")
     fields = json.loads(Path("fp8/config.json").read_text())
     Path("fp8/config.json").write_text(json.dumps({**fields, "quantization_config": {"quant_method": "fp8"}}))

@@ -82,17 +82,26 @@ def test_a_model_whose_files_hold_other_tensors(architecture: str, tmp_path: Pat
     assert not (tmp_path / "q.partial").exists()
 
 
-def test_static(llama: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8_static", "w8a8"])
+def test_calibration(scheme: str, llama: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Static scales from a text, and SmoothQuant on it."""
+    smooth = ["--smooth"] if scheme == "w8a8" else []
     run(
-        capsys, "quantize", llama, "-s", "w8a8_static", "-o", tmp_path / "q",
-        "--calibrate", text, "--tokens", 48, "--windows", 5,
+        capsys, "quantize", llama, "-s", scheme, "-o", tmp_path / "q",
+        "--calibrate", text, "--tokens", 48, "--windows", 5, *smooth,
     )  # fmt: skip
     from transformers import AutoTokenizer
 
     tokens = AutoTokenizer.from_pretrained(llama)(TEXT)["input_ids"]
     assert len(tokens) == len(TEXT)
-    batches = [{"input_ids": ids} for ids in cut_windows(tokens, 48, 5).split(1)]
-    check(tmp_path / "q", expected(llama, tmp_path / "e", "w8a8_static", calibration=batches))
+    batches = [{"input_ids": ids, "use_cache": False} for ids in cut_windows(tokens, 48, 5).split(1)]
+    model = hosts.load(llama).eval()
+    if smooth:
+        tritonq.smooth_(model, batches)
+        before = hosts.load(llama).model.layers[0].input_layernorm.weight
+        assert not torch.equal(model.model.layers[0].input_layernorm.weight, before)
+    tritonq.save(tritonq.quantize_(model, scheme, calibration=batches), tmp_path / "e")
+    check(tmp_path / "q", {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()})
     assert (tmp_path / "q" / "tokenizer.json").exists()
 
 
@@ -191,7 +200,8 @@ STATIC = ("-s", "w8a8_static", "--calibrate", "text.txt", "--tokens", "32")
         (None, ("--config", "bad.json"), "bad.json: q_proj: QuantConfig.from_dict knows activation, algorithm, weight"),
         (None, ("--config", "odd.json"), "odd.json: q_proj must be one of w8a16"),
         (None, ("-s", "w8a8_static"), "a static scheme needs --calibrate TEXT"),
-        (None, ("-s", "w8a8", "--calibrate", "text.txt"), "--calibrate is for static schemes (w8a8_static)"),
+        (None, ("-s", "w8a8", "--calibrate", "text.txt"), "--calibrate is for static schemes (w8a8_static) and"),
+        (None, ("-s", "w8a8", "--smooth"), "--smooth needs --calibrate TEXT"),
         (None, (*STATIC[:3], "nowhere.txt"), "nowhere.txt must be a text file, found nothing there"),
         (None, (*STATIC[:3], "empty.txt"), "empty.txt must hold text, found none"),
         (None, (*STATIC[:3], "latin.txt"), "latin.txt must be UTF-8 text, found byte 0xe9 at position 1"),

@@ -6,7 +6,7 @@ renames some, is quantized as transformers loads it; for a static scheme the flo
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,8 +67,12 @@ def quantize(
     ] = None,
     dtype: Dtype = AUTO,
     calibrate: Annotated[
-        Path | None, typer.Option(metavar="TEXT", help="Text that sets the scales of w8a8_static.")
+        Path | None, typer.Option(metavar="TEXT", help="UTF-8 text that sets the scales of w8a8_static.")
     ] = None,
+    smooth: Annotated[
+        bool,
+        typer.Option("--smooth", help="SmoothQuant on TEXT first: outliers of activations go into weights."),
+    ] = False,
     tokens: WindowTokens = 512,
     windows: Annotated[
         int, typer.Option(min=1, help="How many pieces of TEXT of that length to use at most.")
@@ -93,11 +97,11 @@ def quantize(
     chosen_dtype, chosen_device = pick_dtype(dtype), pick_device(device)
     schemes = read_schemes(scheme, config)
     static = any(own is not None and own.static for own in schemes.values())
-    if static != (calibrate is not None):
+    if (static or smooth) != (calibrate is not None):
         raise ValueError(
-            "a static scheme needs --calibrate TEXT"
-            if static
-            else "--calibrate is for static schemes (w8a8_static), found none"
+            f"{'a static scheme' if static else '--smooth'} needs --calibrate TEXT"
+            if calibrate is None
+            else "--calibrate is for static schemes (w8a8_static) and --smooth, found neither"
         )
     text = None if calibrate is None else read_text(calibrate)
     source = open_model_directory(model)
@@ -111,11 +115,8 @@ def quantize(
             kept = job.stream(chosen_dtype or source.dtype(), chosen_device)
         else:
             source.check_length(tokens)
-            job.calibrate(
-                chosen_dtype or source.dtype(),
-                chosen_device,
-                cut_windows(source.tokens(text), tokens, windows),
-            )
+            pieces = cut_windows(source.tokens(text), tokens, windows)
+            job.calibrate(chosen_dtype or source.dtype(), chosen_device, pieces, smooth)
     except KeyboardInterrupt:
         complain(f"interrupted{job.advice()}")
         raise typer.Exit(_INTERRUPTED) from None
@@ -166,11 +167,14 @@ class Job:
         warn_of_experts(empty)
         return kept
 
-    def calibrate(self, dtype: Any, device: Any, windows: Tensor) -> None:
+    def calibrate(self, dtype: Any, device: Any, windows: Tensor, smooth: bool) -> None:
         """Load the whole model and run the windows [W, T] through it."""
         model = self.source.load(dtype, device)
-        batches = [{"input_ids": window.to(device)} for window in windows.split(1)]
-        self.save(tritonq.quantize_(model, self.schemes, ignore=self.ignored(model), calibration=batches))
+        batches = [{"input_ids": window.to(device), "use_cache": False} for window in windows.split(1)]
+        ignore = self.ignored(model)
+        if smooth:
+            tritonq.smooth_(model, batches, ignore=ignore)
+        self.save(tritonq.quantize_(model, self.schemes, ignore=ignore, calibration=batches))
 
     def save(self, model: Any) -> None:
         """Put a quantized model and the source's companions into the output directory, all of it or nothing."""
@@ -183,7 +187,7 @@ class Job:
             workspace.copy(self.source.path / name)
         workspace.publish()
 
-    def ignored(self, model: Any) -> Iterable[Pattern]:
+    def ignored(self, model: Any) -> Sequence[Pattern]:
         """--ignore, or by default the layer that makes logits, whatever its name."""
         from tritonq.integrations.transformers.survey import default_ignore
 
