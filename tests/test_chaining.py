@@ -288,6 +288,15 @@ def test_many_different_runs_prove_nothing():
     for rows in range(1, 20):
         model(torch.randn(rows, 5, K))
     assert edges_of(convert(model)) == {}
+    reasons = tritonq.summary(convert(model)).float_outputs
+    assert reasons["a"].startswith("calibration proved nothing")
+
+
+def test_a_model_that_ran_in_parts_only_stays_float():
+    model = tritonq.prepare(nn.Sequential(nn.Linear(K, K), nn.Linear(K, K)), "w8a8_static")
+    model[1](model[0](torch.randn(4, K)))
+    assert set(tritonq.summary(convert(model)).float_outputs) == {"0", "1"}
+    assert tritonq.summary(convert(model, chain=False)).float_outputs == {}
 
 
 def test_long_chains_of_int8_residuals():

@@ -419,3 +419,13 @@ def test_track_draws_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     assert list(track([1, 2, 3], "Counting")) == [1, 2, 3]
     assert "Counting" in capsys.readouterr().err
+
+
+def test_calibration_data_on_another_device():
+    model = nn.Sequential(nn.Linear(4, 4))
+    batches = [torch.randn(2, 4), torch.randn(2, 4, device="meta")]
+    with pytest.raises(
+        ValueError, match="calibration batch 1 must be on cpu, where the model is, found meta"
+    ):
+        tritonq.quantize_(model, "w8a8_static", calibration=batches)
+    assert type(model[0]) is nn.Linear

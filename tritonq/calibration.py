@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from tritonq.progress import track
 
@@ -63,13 +64,25 @@ def run_batch(model: nn.Module, batch: Any, index: int = 0, argument: str = "cal
 
     Raises:
         TypeError: the batch is no tensor, tuple, list or dictionary.
+        ValueError: the model fails, and the batch lies on another device than all of the model.
     """
-    if isinstance(batch, Tensor):
-        return model(batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
+    try:
+        if isinstance(batch, Tensor):
+            return model(batch)
+        if isinstance(batch, (tuple, list)):
+            return model(*batch)
+        if isinstance(batch, Mapping):
+            return model(**batch)
+    except (RuntimeError, NotImplementedError) as error:
+        # Some models move their input themselves: only one that failed is asked where it is.
+        homes = {parameter.device for parameter in model.parameters()}
+        found = {leaf.device for leaf in tree_iter(batch) if isinstance(leaf, Tensor)}
+        if len(homes) == 1 and found - homes:
+            raise ValueError(
+                f"{argument} batch {index} must be on {', '.join(map(str, homes))}, where the model is, found "
+                f"{', '.join(sorted(map(str, found - homes)))}"
+            ) from error
+        raise
     raise TypeError(
         f"{argument} batch {index} must be a tensor, tuple, list or dictionary, found {type(batch).__name__}"
     )

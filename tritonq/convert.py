@@ -81,9 +81,9 @@ def convert(
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     if not inplace:
         model = copy.deepcopy(model)
-    found = conversions(model, unobserved, check_weights=True)
-    flows = recorded(model)
-    pending = hand_over(model, found, flows if chain else ())
+    pending: list[Conversion | NormConversion] = [*conversions(model, unobserved, check_weights=True)]
+    if chain:
+        pending = hand_over(model, pending, recorded(model))
     _warn_of_missing(model)
     replace_all(model, pending)
     if remove_qconfig:

@@ -24,10 +24,12 @@ from tritonq.patterns import places
 from tritonq.prepare import INPUT, OBSERVER
 
 Grid = tuple[Tensor, Tensor]
+#: Of every layer where the model as a whole never ran, ran in too many ways, or was not to be chained.
+UNRECORDED = "calibration proved nothing: the whole model never ran, or in too many different ways"
 
 
 def hand_over(
-    model: nn.Module, found: list[Conversion], flows: Sequence[Dataflow]
+    model: nn.Module, found: Sequence[Conversion | NormConversion], flows: Sequence[Dataflow]
 ) -> list[Conversion | NormConversion]:
     """The conversions with the edges that the recorded runs prove, and those of norms that hand over int8.
 
@@ -36,9 +38,14 @@ def hand_over(
         found: of every prepared module.
         flows: recorded runs; without any nothing is proven.
     """
-    linears = {conversion.place.name: conversion for conversion in found if _is_static_linear(conversion)}
-    if not linears or not flows:
-        return list(found)
+    linears = {
+        conversion.place.name: conversion
+        for conversion in found
+        if isinstance(conversion, Conversion) and _is_static_linear(conversion)
+    }
+    if not flows:
+        unproven = {name: dataclasses.replace(each, why_float=UNRECORDED) for name, each in linears.items()}
+        return [unproven.get(conversion.place.name, conversion) for conversion in found]
     norms = {
         place.name: (place, norm) for place in places(model) if (norm := norm_of(place.module)) is not None
     }
@@ -49,8 +56,8 @@ def hand_over(
         if name in linears:
             edge = edges.get(name)
             conversion = dataclasses.replace(
-                conversion,
-                qparams=grids.get(name, conversion.qparams),
+                linears[name],
+                qparams=grids.get(name, linears[name].qparams),
                 output_qparams=grids[edge.consumers[0]] if edge and edge.lead and edge.consumers else None,
                 edge=edge,
                 why_float=reasons.get(name, ""),

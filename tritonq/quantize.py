@@ -12,7 +12,7 @@ from torch import nn
 
 from tritonq.calibration import calibrate, check_calibration
 from tritonq.config import W8A8, QuantConfig
-from tritonq.conversions import conversions
+from tritonq.conversions import Conversion, NormConversion, conversions
 from tritonq.convert import replace_all
 from tritonq.dataflow import recorded, unwatch, watch
 from tritonq.hand_over import hand_over
@@ -134,7 +134,9 @@ def _quantize(
     try:
         if calibration is not None:
             calibrate(model, calibration)
-        pending = hand_over(model, conversions(model, "error", check_weights=False), recorded(model))
+        pending: list[Conversion | NormConversion] = [*conversions(model, "error", check_weights=False)]
+        if chain:
+            pending = hand_over(model, pending, recorded(model))
     except BaseException:
         unwatch(model)
         for module in [module for module in model.modules() if hasattr(module, PLAN)]:
