@@ -34,6 +34,7 @@ Round = tuple[str, Sequence[float]]
 
 #: 15/14: on INT4's symmetric grid amax/7.5 is the scale, amax/7 the one that also reaches amax itself.
 _WIDEN = 15 / 14
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def rounds(ratio: float, narrowest: float, refinements: int, symmetric: bool) -> list[Round]:
@@ -64,6 +65,7 @@ def least_error(error: ErrorOf, low: Tensor, high: Tensor, plan: list[Round]) ->
         factor = _factors(tuple(factors), low.device)
         lows = low * (torch.ones_like(factor) if end == "high" else factor)  # [rows, candidates]
         highs = high * (torch.ones_like(factor) if end == "low" else factor)
+        lows, highs = lows.clamp(min=-_LARGEST), highs.clamp(max=_LARGEST)
         best = error(lows, highs).argmin(dim=1, keepdim=True)  # the first of equals: the range as it was
         low, high = lows.gather(1, best), highs.gather(1, best)
     return low[:, 0], high[:, 0]

@@ -19,6 +19,8 @@ from tritonq.observers.histogram import CountingObserver
 
 #: Thresholds tried, evenly spaced over the window.
 _THRESHOLDS = 512
+#: The count of a level that only holds what was cut off: with none, one far outlier could never be cut.
+_LEAST_COUNT = 1e-4
 
 
 class EntropyObserver(CountingObserver):
@@ -71,7 +73,7 @@ def divergences(counts: Tensor, first: Tensor, last: Tensor, levels: int) -> Ten
             eligible, unless none is larger.
 
     Returns:
-        float64 [C]; inf for windows that are not eligible, or where what was cut off falls on a level with no counts.
+        float64 [C]; inf for windows that are not eligible or hold nothing.
     """
     c = counts.double()
     total = c.sum()
@@ -82,17 +84,14 @@ def divergences(counts: Tensor, first: Tensor, last: Tensor, levels: int) -> Ten
     width = (last - first).long()  # [C]
     used = width.clamp(max=levels)
     level = torch.arange(levels + 1, device=counts.device)
-    # Level l begins with bin ceil(l · width / used).
-    bounds = first[:, None] + ((level * width[:, None] + used[:, None] - 1) // used[:, None]).clamp(
-        max=width[:, None]
-    )
+    # Level l begins with bin ceil(l · width / used); levels that are not used have none.
+    ceiling = (level * width[:, None] + used[:, None] - 1) // used[:, None]
+    bounds = first[:, None] + torch.minimum(ceiling, width[:, None])
     inside = sums[bounds].diff(dim=1)  # [C, levels]
     spread = filled[bounds].diff(dim=1)
 
-    before, behind = (
-        sums[first],
-        total - sums[last],
-    )  # what is cut off, and piled up on the first and the last bin
+    # What is cut off, and piled up on the first and the last bin.
+    before, behind = sums[first], total - sums[last]
     c_first, c_last = c[first], c[last - 1]
     single = width == 1
     p_first = c_first + before + torch.where(single, behind, 0.0)
@@ -104,8 +103,9 @@ def divergences(counts: Tensor, first: Tensor, last: Tensor, levels: int) -> Ten
 
     p_log_p = logs[last] - logs[first] - torch.xlogy(c_first, c_first) + torch.xlogy(p_first, p_first)
     p_log_p += torch.where(single, 0.0, torch.xlogy(p_last, p_last) - torch.xlogy(c_last, c_last))
-    p_log_q = torch.where(inside + piled > 0, (inside + piled) * (inside / spread).log(), 0.0).sum(dim=1)
+    each = torch.where(piled > 0, inside.clamp(min=_LEAST_COUNT), inside) / spread
+    p_log_q = torch.where(inside + piled > 0, (inside + piled) * each.log(), 0.0).sum(dim=1)
     p_log_q -= total * inside.sum(dim=1).log()
-    return ((p_log_p - total * total.log() - p_log_q) / total).nan_to_num(
-        nan=torch.inf
-    )  # nothing inside: NaN
+    divergence = (p_log_p - total * total.log() - p_log_q) / total
+    eligible = ((width >= levels) | (width == width[-1])) & (sums[last] > sums[first])
+    return torch.where(eligible, divergence, torch.inf)
