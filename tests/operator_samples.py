@@ -42,11 +42,16 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     gates, ups = wide[:, :COLUMNS], wide[:, COLUMNS:]
     residual = torch.randn(ROWS, FEATURES, device=device)
     residual_codes = random_codes(ROWS, FEATURES, device=device)
+    counts, power = torch.arange(100, device=device), torch.tensor(8.0, device=device)
     return {
         "per token symmetric": (ops.quantize_per_token, (x, True)),
         "per token affine": (ops.quantize_per_token, (x.half(), False)),
         "per tensor": (ops.quantize_per_tensor, (x.reshape(ROWS, 4, -1), one, zero, False)),
         "per tensor strided": (ops.quantize_per_tensor, (x.bfloat16().t(), one, zero, True)),
+        "extremes": (ops.extremes, (x, ROWS)),
+        "extremes strided": (ops.extremes, (x.half().t(), 1)),
+        "histogram": (ops.histogram, (x, counts, power, zero[0].int())),
+        "histogram strided": (ops.histogram, (x.double().t(), counts, power, zero[0].int())),
         "int8": (ops.int8_linear, (codes, token, None, *plain, None, torch.float32)),
         "int8 affine": (
             ops.int8_linear,
