@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+import tritonq
 from tritonq.checkpoint import files
+from tritonq.checkpoint.extras import KEY
 from tritonq.qparams import FLOAT_DTYPES
 
 QUANTIZED = "quantization_config"
@@ -86,6 +88,10 @@ class ModelDirectory:
         if missing:
             rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"{self.path} must hold all of the model's tensors, found no {missing[0]}{rest}")
+        if (self.fields.get(KEY) or {}).get(
+            "edges"
+        ):  # INT8 from layer to layer, of which transformers knows nothing
+            tritonq.load(self.path, model)
         return model.eval().to(device)
 
     def tokens(self, text: str) -> list[int]:
