@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import tritonq
@@ -46,6 +48,17 @@ def observed(cls: Any, batches: list[torch.Tensor]) -> Any:
 def assert_same_state(one: Any, other: Any) -> None:
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=12, max_size=12),
+    st.lists(st.integers(0, 6), max_size=4).map(sorted),
+)
+def test_extremes_do_not_depend_on_the_batches(values: list[float], cuts: list[int]) -> None:
+    x = torch.tensor(values).reshape(2, 6)
+    for cls in (MinMaxObserver, PerChannelMinMaxObserver):
+        split = observed(cls, [part for part in x.tensor_split(cuts, dim=1) if part.numel()])
+        assert_same_state(split, observed(cls, [x]))
 
 
 @pytest.mark.parametrize("cls", EXACT, ids=lambda cls: cls.__name__)

@@ -158,7 +158,7 @@ class ObserverBase(FixedDtypeModule):
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Forget everything observed: `reset_min_max_vals`, torch's name, says too little of most observers."""
+        """Forget everything observed; torch calls this `reset_min_max_vals`."""
         self.reset_min_max_vals()
 
     def merge(self, other: ObserverBase) -> None:
