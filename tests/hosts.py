@@ -63,6 +63,12 @@ def build(architecture: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedM
     return model
 
 
+def save_float(architecture: str, directory: Path) -> Path:
+    """Write a float model in bfloat16; returns the directory."""
+    build(architecture).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """architecture → the directory of its float model in bfloat16, written once."""
@@ -71,8 +77,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def directory(architecture: str) -> Path:
         if architecture not in written:
             torch.manual_seed(0)
-            written[architecture] = tmp_path_factory.mktemp(architecture)
-            build(architecture).save_pretrained(written[architecture])
+            written[architecture] = save_float(architecture, tmp_path_factory.mktemp(architecture))
         return written[architecture]
 
     return directory

@@ -187,5 +187,5 @@ def warn_of_unknown(fields: Mapping[str, Any], known: set[str]) -> None:
         warnings.warn(
             f"quantization_config: the keys {shown(unknown)} are not known and not looked at",
             UserWarning,
-            stacklevel=6,
+            stacklevel=7,
         )

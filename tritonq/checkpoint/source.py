@@ -61,13 +61,8 @@ def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
     file, fields, extras = _read_config(directory)
     where = directory / file
     try:
-        check_type(fields, dict, FIELD, "a dictionary")
-        method = lowered(fields.get("quant_method", ALONE.get(file)))
-        if method != compressed_tensors.METHOD and method not in _FOREIGN:
-            known = ", ".join(repr(name) for name in (compressed_tensors.METHOD, *_FOREIGN))
-            raise ValueError(f"{FIELD}: quant_method must be one of {known}, found {shown(method)}")
+        method, read = read_quantization_config(fields, ALONE.get(file))
         extras = read_extras(extras)
-        read: Scheme | Method = _FOREIGN[method](fields) if method in _FOREIGN else read_scheme(fields)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     with files.open_tensors(directory) as tensors:
@@ -79,6 +74,20 @@ def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{directory}: {error}") from None
         yield Checkpoint(method, file, translated.scheme, extras, translated)
+
+
+def read_quantization_config(fields: Any, default: str | None = None) -> tuple[str, Scheme | Method]:
+    """The quant_method, `default` if it is not named, and what the rest says in that method's words.
+
+    Raises:
+        ValueError: naming the key, what was found and what is allowed.
+    """
+    check_type(fields, dict, FIELD, "a dictionary")
+    method = lowered(fields.get("quant_method", default))
+    if method != compressed_tensors.METHOD and method not in _FOREIGN:
+        known = ", ".join(repr(name) for name in (compressed_tensors.METHOD, *_FOREIGN))
+        raise ValueError(f"{FIELD}: quant_method must be one of {known}, found {shown(method)}")
+    return method, _FOREIGN[method](fields) if method in _FOREIGN else read_scheme(fields)
 
 
 def _read_config(directory: Path) -> tuple[str, Any, Any]:

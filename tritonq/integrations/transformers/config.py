@@ -19,7 +19,6 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tritonq.checkpoint.compressed_tensors import read_scheme
 from tritonq.config import PRESETS, QuantConfig
 from tritonq.patterns import Pattern, check_pattern
 from tritonq.qconfig import resolve_config
@@ -63,9 +62,9 @@ class TritonQConfig(QuantizationConfigMixin):
         """The config for loading a checkpoint whose config.json has `fields` under quantization_config.
 
         Raises:
-            ValueError: it is quantized already and this config says how to quantize, or no reader here takes it.
+            ValueError: it is quantized already and this config says how to quantize.
         """
-        fields = fields if isinstance(fields, Mapping) else fields.to_dict()
+        fields = dict(fields if isinstance(fields, Mapping) else fields.to_dict())
         if fields.get("quant_method") == METHOD:
             return self if self.layers is not None else TritonQConfig.from_dict(fields)
         if self.layers is not None:
@@ -73,12 +72,8 @@ class TritonQConfig(QuantizationConfigMixin):
                 f"the checkpoint must hold float weights to be quantized by this TritonQConfig, found quant_method "
                 f"{fields.get('quant_method')!r}: pass TritonQConfig() to load it as it is"
             )
-        read_scheme(fields)
-        return self._loaded(fields)
-
-    def _loaded(self, fields: Mapping[str, Any]) -> TritonQConfig:
-        config = copy.copy(self)
-        config.checkpoint = dict(fields)
+        config = TritonQConfig()
+        config.checkpoint = fields
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,19 +7,21 @@ when all are there, they become the QuantizedLinear.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from tritonq import canonical, packing, qparams
-from tritonq.checkpoint import forms
-from tritonq.checkpoint.compressed_tensors import Group, read_scheme
+from tritonq import canonical, qparams
 from tritonq.checkpoint.extras import KEY, read_extras
+from tritonq.checkpoint.files import TensorFiles
+from tritonq.integrations.transformers.formats import LayerFormat, read_format
 from tritonq.integrations.transformers.survey import stacked_weights
+from tritonq.nn.check import largest_in_features
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import Place, places
 from tritonq.selection import is_plain_linear
@@ -27,37 +29,26 @@ from tritonq.selection import is_plain_linear
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-#: The tensor that every quantized layer has in a file.
-MAIN = "weight_scale"
-EXPERT = re.compile(rf"\.experts\.\d+\..*\.{MAIN}$")
+#: A quantized expert of its own in a file.
+_EXPERT = re.compile(r"\.experts\.\d+\..*\.(weight_scale|qweight)$")
 
 
 class StoredLayer(nn.Module):
     """The tensors of one quantized layer under the names of its file: empty on the meta device, then filled.
 
     Attributes:
-        in_features, out_features: K and N.
-        group: how it is quantized.
-        names: of the tensors, bias aside.
+        linear: the float layer of the model, on the meta device.
+        layout: how the layer is stored.
     """
 
-    def __init__(self, linear: nn.Linear, group: Group, names: list[str]) -> None:
+    def __init__(self, linear: nn.Linear, layout: LayerFormat, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.group, self.names = group, names
-        self.bias = linear.bias
+        self._linear, self.layout = [linear], layout  # a list, or the Linear would be a child
         self.training = linear.training
+        self.register_parameter("bias", linear.bias)  # which the file may lack
+        for local, tensor in tensors.items():
+            self.register_parameter(local, nn.Parameter(tensor, requires_grad=False))
         self._is_hf_initialized = True  # transformers is to initialize nothing here
-        bits = group.config.weight.bits
-        width = packing.packed_width(self.in_features, bits) if group.packed else self.in_features
-        groups = -(-self.in_features // group.config.weight.resolve_group_size(self.in_features))
-        sizes = {"weight": (width, torch.int8), "weight_packed": (width, torch.int32)}
-        for name in names:
-            # Whole sizes only for the sake of `device_map="auto"`: shapes and dtypes are checked when all is there.
-            columns, dtype = sizes.get(name, (groups, linear.weight.dtype))
-            empty = torch.empty(self.out_features, columns, dtype=dtype, device="meta")
-            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
     def build(self, name: str, dtype: torch.dtype) -> QuantizedLinear:
         """The QuantizedLinear, on the device of the tensors.
@@ -69,37 +60,45 @@ class StoredLayer(nn.Module):
         Raises:
             ValueError: a tensor has a wrong dtype, shape or value, naming layer and tensor.
         """
-        state = {
-            local: parameter.data for local, parameter in self._parameters.items() if parameter is not None
-        }
-        config = self.group.config
-        layer = QuantizedLinear(
-            self.in_features,
-            self.out_features,
-            config,
-            bias=False,
-            dtype=dtype,
-            device="meta",
-            has_input_qparams="input_scale" in state,
-            name=name,
-        )
+        (linear,) = self._linear
+        stored = {local: self.get_parameter(local).data for local in self.layout.tensors}
         try:
-            if self.bias is not None:
-                bias = canonical.expect(state, "bias", (self.out_features,), qparams.FLOAT_DTYPES)
-                if not torch.isfinite(bias).all():
-                    raise ValueError("bias must be finite, found NaN or Inf")
-                layer.bias = self.bias
-            stored = {local: state[local] for local in self.names}
-            layer.load_canonical_state(
-                forms.to_canonical(config, self.group.packed, self.in_features, self.out_features, stored)
+            config, state = self.layout.to_canonical(name, linear, stored)
+            limit = largest_in_features(config)
+            if linear.in_features > limit:
+                raise ValueError(
+                    f"in_features must be at most {limit:,} for {config.scheme}, found {linear.in_features:,}"
+                )
+            layer = QuantizedLinear(
+                linear.in_features,
+                linear.out_features,
+                config,
+                bias=False,
+                dtype=dtype,
+                device="meta",
+                has_input_qparams="input_scale" in state,
+                name=name,
             )
+            layer.load_canonical_state(state)
+            layer.bias = self._checked_bias(linear.out_features, linear.bias is not None)
         except ValueError as error:
             raise ValueError(f"{name}.{error}") from None
         return layer
 
+    def _checked_bias(self, out_features: int, wanted: bool) -> nn.Parameter | None:
+        bias = self._parameters["bias"]
+        if bias is None:
+            return None
+        canonical.expect({"bias": bias}, "bias", (out_features,), qparams.FLOAT_DTYPES)
+        if not torch.isfinite(bias).all():
+            raise ValueError("bias must be finite, found NaN or Inf")
+        if not wanted and bias.any():
+            raise ValueError("bias must be zero, since the model's layer has none, found other values")
+        return bias if wanted else None
+
 
 def place_stored_layers(
-    model: PreTrainedModel, quantization_config: Mapping[str, Any], checkpoint_files: list[str]
+    model: PreTrainedModel, quantization_config: dict[str, Any], checkpoint_files: list[str]
 ) -> dict[str, Place]:
     """Put a StoredLayer in the place of each Linear that the checkpoint has quantized.
 
@@ -109,29 +108,34 @@ def place_stored_layers(
     Raises:
         ValueError: layers hand over int8, experts are quantized, or no layer is.
     """
-    scheme = read_scheme(quantization_config)
+    layouts = read_format(quantization_config)
     extras = read_extras(vars(model.config).pop(KEY, None))  # it speaks of the files that are loaded
     if extras.stubs or extras.hands_over:
         raise ValueError(
             "the checkpoint must have float between its layers, found some that hand over int8: use "
             "tritonq.load(directory, model)"
         )
-    stored_names = _stored_names(checkpoint_files)
-    _refuse_experts(model, stored_names)
-    ends = {".".join(name.split(".")[-2:]) for name in stored_names}
     found: dict[str, Place] = {}
-    for place in places(model):
-        linear, leaf = place.module, place.name.rpartition(".")[2]
-        if not is_plain_linear(linear) or f"{leaf}.{MAIN}" not in ends:
-            continue
-        assert isinstance(linear, nn.Linear)
-        names = [other for name in place.names for other in _names_in_files(name, model.base_model_prefix)]
-        group = scheme.group_of(names, [cls.__name__ for cls in type(linear).__mro__])
-        if group is not None:
-            stored = StoredLayer(linear, group, _tensor_names(group, leaf, ends))
-            place.put(stored)
-            new = Place(stored, place.names, place.parents)
-            found |= {f"{name}.{local}": new for name in place.names for local in stored.names}
+    with _open(checkpoint_files) as files:
+        _refuse_experts(model, files)
+        names_in_files = NamesInFiles(files, model.base_model_prefix)
+        for place in places(model):
+            linear = place.module
+            if not is_plain_linear(linear):
+                continue
+            assert isinstance(linear, nn.Linear)
+            tensors = names_in_files.of_layer(place.name)
+            names = [other for name in place.names for other in names_in_files.variants(name)]
+            layout = layouts.layer(names, linear, tensors.__contains__)
+            if layout is None:
+                continue
+            local_names = [*layout.tensors]
+            if "bias" in tensors:  # also one of zeros: GPTQ writers of old gave every layer one
+                local_names.append("bias")
+            empty = {local: _empty(files, tensors.get(local)) for local in local_names}
+            stored = Place(StoredLayer(linear, layout, empty), place.names, place.parents)
+            stored.put(stored.module)
+            found |= {f"{name}.{local}": stored for name in place.names for local in local_names}
     if not found:
         raise ValueError(
             "the checkpoint must have quantized layers, found no Linear of the model in a config group"
@@ -139,43 +143,55 @@ def place_stored_layers(
     return found
 
 
-def _refuse_experts(model: PreTrainedModel, stored_names: set[str]) -> None:
+class NamesInFiles:
+    """The tensors that a checkpoint's files have for the modules of a model, whatever transformers renames."""
+
+    def __init__(self, names: Iterable[str], prefix: str) -> None:
+        """`prefix` is the model's `base_model_prefix`."""
+        self._prefix = prefix
+        self._by_layer: dict[str, dict[str, str]] = {}
+        self._by_last_part: dict[str, dict[str, str]] = {}
+        for name in names:
+            owner, _, local = name.rpartition(".")
+            self._by_layer.setdefault(owner, {})[local] = name
+            self._by_last_part.setdefault(owner.rpartition(".")[2], {})[local] = name
+
+    def variants(self, name: str) -> list[str]:
+        """A module's name here, in the whole model where this is its base, and in the base where this is the whole."""
+        return [name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}.")]
+
+    def of_layer(self, name: str) -> dict[str, str]:
+        """{local name: name in the files} of a module, or of others with the same last part where it is renamed."""
+        for variant in self.variants(name):
+            if variant in self._by_layer:
+                return self._by_layer[variant]
+        return self._by_last_part.get(name.rpartition(".")[2], {})
+
+
+def _empty(files: TensorFiles, stored: str | None) -> Tensor:
+    """What a stored tensor will be, on the meta device; something empty where there is none, which will be noticed."""
+    if stored is None:
+        return torch.empty(0, device="meta")
+    return torch.empty(files.shapes[stored], dtype=files.dtypes[stored], device="meta")
+
+
+def _refuse_experts(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Raise if the files have quantized experts, each apart, and the model stacks them into one parameter."""
-    expert = next((name for name in sorted(stored_names) if EXPERT.search(name)), None)
+    expert = next((name for name in sorted(names) if _EXPERT.search(name)), None)
     if expert is not None and next(stacked_weights(model), None) is not None:
         raise ValueError(
             f"experts must be in float, since the model stacks their weights into one parameter, found {expert}"
         )
 
 
-def _names_in_files(name: str, prefix: str) -> list[str]:
-    """A module's name here, in the whole model where this is its base, and in the base where this is the whole."""
-    return [name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")]
-
-
-def _tensor_names(group: Group, leaf: str, ends: set[str]) -> list[str]:
-    """The tensors of a layer, bias aside.
-
-    Args:
-        group: how it is quantized.
-        leaf: the last part of its name.
-        ends: the last two parts of all names in the files, which may have other prefixes there than in the model.
-    """
-    config = group.config
-    names = forms.weight_names(config, group.packed)
-    if config.static and config.activation is not None:
-        names += ["input_scale", *([] if config.activation.symmetric else ["input_zero_point"])]
-    optional = ["weight_g_idx", *forms.needless_names(config)]
-    return names + [local for local in optional if f"{leaf}.{local}" in ends]
-
-
-def _stored_names(checkpoint_files: list[str]) -> set[str]:
-    names: set[str] = set()
-    for file in checkpoint_files:
-        if not str(file).endswith(".safetensors"):
-            raise ValueError(
-                f"quantized weights must be in .safetensors files, found {file}: pickles are never read"
-            )
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            names |= set(opened.keys())
-    return names
+@contextlib.contextmanager
+def _open(checkpoint_files: list[str]) -> Iterator[TensorFiles]:
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for file in map(str, checkpoint_files):
+            if not file.endswith(".safetensors"):
+                raise ValueError(
+                    f"quantized weights must be in .safetensors files, found {file}: pickles are never read"
+                )
+            opened[file] = stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+        yield TensorFiles(opened)
