@@ -115,10 +115,16 @@ def weight_qparams(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor | No
         scale of the weight's dtype and zero point int8 (None if symmetric): [1, 1] per tensor, [N, 1] per channel,
         [N, ceil(K / group_size)] per group.
     """
-    low, high = weight_extremes(weight, spec)
+    return grid_of_extremes(*weight_extremes(weight, spec), spec, weight.dtype)
+
+
+def grid_of_extremes(
+    low: Tensor, high: Tensor, spec: QuantSpec, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Scale, in `dtype`, and zero point int8 (None if symmetric) that cover float32 `low` ≤ 0 … `high` ≥ 0."""
     if spec.symmetric:
-        return symmetric_scale(torch.maximum(-low, high), spec.qmin, spec.qmax, weight.dtype), None
-    return affine_qparams(low, high, spec.qmin, spec.qmax, weight.dtype)
+        return symmetric_scale(torch.maximum(-low, high), spec.qmin, spec.qmax, dtype), None
+    return affine_qparams(low, high, spec.qmin, spec.qmax, dtype)
 
 
 def weight_extremes(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:

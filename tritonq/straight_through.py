@@ -33,6 +33,10 @@ from tritonq import qparams, reference
 #: A tile of a kernel covers this many columns at most.
 MOST_TILE_COLUMNS = 1024
 _BITS = 8
+#: Bytes of an int64, the lowest first: ones at bits 7, 14, …, 56; ones at bits 0, 8, …; bit i of byte i.
+_GATHER_BITS = 0x0102040810204080
+_REPEAT_BYTE = 0x0101010101010101
+_DIAGONAL_BITS = 0x8040201008040201 - (1 << 64)
 
 
 def fake_quantize(
@@ -50,16 +54,21 @@ def fake_quantize(
     Returns:
         [R, C] of x's dtype.
     """
-    scale, zero = _per_column(scale, zero_point, x.shape[1], group_size, qmin, qmax)
-    return qparams.dequantize(qparams.quantize(x, scale, zero, qmin, qmax), scale, zero, x.dtype)
+    return _rounded(x, scale, zero_point, group_size, qmin, qmax)[0]
+
+
+def fake_quantize_with_mask(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
+    """`fake_quantize` and `inside_range` in one go; arguments as there."""
+    return _rounded(x, scale, zero_point, group_size, qmin, qmax)
 
 
 def inside_range(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, qmin: int, qmax: int
 ) -> Tensor:
     """bool [R, C]: where the unclamped code lies in [qmin, qmax]; arguments as `fake_quantize`."""
-    scale, zero = _per_column(scale, zero_point, x.shape[1], group_size, qmin, qmax)
-    return _is_inside(torch.round(_scaled(x, scale)), zero, qmin, qmax)
+    return _rounded(x, scale, zero_point, group_size, qmin, qmax)[1]
 
 
 def gradients(
@@ -125,20 +134,19 @@ def pack_mask(mask: Tensor, groups: int, group_size: int) -> Tensor:
     padded_group = tiles_per_group(group_size) * tile_columns(group_size)
     padded = torch.nn.functional.pad(mask, (0, groups * group_size - columns))
     padded = torch.nn.functional.pad(padded.reshape(rows, groups, group_size), (0, padded_group - group_size))
-    bits = padded.to(torch.uint8).reshape(*mask_shape(rows, groups, group_size), _BITS)
-    packed = bits[..., 0].clone(memory_format=torch.contiguous_format)
-    for position in range(1, _BITS):
-        packed |= bits[..., position] << position
-    return packed
+    # Eight bytes of 0 or 1 are one int64; the product moves byte i's one to bit 56 + i, and none of its terms collide.
+    eights = padded.contiguous().view(torch.int64) * _GATHER_BITS
+    return (eights >> 56).to(torch.uint8).reshape(mask_shape(rows, groups, group_size))
 
 
 def unpack_mask(packed: Tensor, columns: int, groups: int, group_size: int) -> Tensor:
     """The inverse of `pack_mask`: bool [R, C]."""
     rows = packed.shape[0]
     padded_group = tiles_per_group(group_size) * tile_columns(group_size)
-    positions = torch.arange(_BITS, dtype=torch.uint8, device=packed.device)
-    bits = ((packed[..., None] >> positions) & 1).bool().reshape(rows, groups, padded_group)
-    return bits[:, :, :group_size].reshape(rows, groups * group_size)[:, :columns]
+    # Every byte is repeated eight times, and byte i keeps bit i.
+    spread = packed.to(torch.int64) * _REPEAT_BYTE & _DIAGONAL_BITS
+    bits = spread.contiguous().view(torch.uint8).reshape(rows, groups, padded_group)
+    return bits[:, :, :group_size].reshape(rows, groups * group_size)[:, :columns] != 0
 
 
 def _per_column(
@@ -152,9 +160,23 @@ def _per_column(
     return qparams.expand_groups(scale, columns, group_size), zero
 
 
+def _rounded(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
+    """(`fake_quantize`, `inside_range`); the codes are those of `qparams.quantize`, but stay floats."""
+    column_scale, zero = _per_column(scale, zero_point, x.shape[1], group_size, qmin, qmax)
+    rounded = _scaled(x, column_scale).round_()
+    if zero is None:
+        clamped = rounded.clamp(qmin, qmax)
+    else:
+        clamped = torch.clamp(rounded, qmin - zero, qmax - zero)
+    inside = clamped == rounded
+    # Adding 0 makes -0 what it is as an integer.
+    return clamped.add_(0.0).mul_(column_scale.float()).to(x.dtype), inside
+
+
 def _scaled(x: Tensor, column_scale: Tensor) -> Tensor:
-    v = x.float() * qparams.inverse(column_scale)
-    return torch.where(torch.isnan(v), torch.zeros_like(v), v)
+    return (x.float() * qparams.inverse(column_scale)).nan_to_num_(0.0, torch.inf, -torch.inf)
 
 
 def _is_inside(rounded: Tensor, zero: Tensor | None, qmin: int, qmax: int) -> Tensor:

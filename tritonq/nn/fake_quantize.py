@@ -265,8 +265,18 @@ class FakeQuantize(Grid):
 
     def _extremes_of(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            found = observed_weight_qparams(weight.detach(), self.spec, self.module_name)
-            return qparams.weight_qparams(weight.detach(), self.spec) if found is None else found
+            weight = weight.detach()
+            found = observed_weight_qparams(weight, self.spec, self.module_name)
+            if found is not None:
+                return found
+            rows, columns = weight.shape
+            group_size = self.spec.resolve_group_size(columns)
+            if columns % group_size:
+                return qparams.weight_qparams(weight, self.spec)
+            # In one pass, where a scale serves a whole run of memory.
+            shape = (1, 1) if self.spec.granularity == "tensor" else (rows, columns // group_size)
+            low, high = (found.reshape(shape) for found in ops.extremes(weight, math.prod(shape)))
+            return qparams.grid_of_extremes(low.clamp(max=0.0), high.clamp(min=0.0), self.spec, weight.dtype)
 
     def _check_shape(self, weight: Tensor) -> None:
         groups = -(-weight.shape[1] // self.spec.resolve_group_size(weight.shape[1]))

@@ -146,7 +146,7 @@ def _masked(dy: Tensor, mask: Tensor, groups: int, group_size: int) -> Tensor:
 
         return kernels.masked(dy, mask, groups, group_size, straight_through.tile_columns(group_size))
     inside = straight_through.unpack_mask(mask, dy.shape[1], groups, group_size)
-    return torch.where(inside, dy, torch.zeros_like(dy)).contiguous()
+    return torch.where(inside, dy, 0.0).to(dy.dtype).contiguous()
 
 
 @operator(
@@ -227,9 +227,8 @@ def _fake_quantize_with_mask(
         assert packed is not None
         return y, packed
     grid = (scale, zero_point, group_size, qmin, qmax)
-    inside = straight_through.inside_range(x, *grid)
-    mask = straight_through.pack_mask(inside, scale.shape[1], group_size)
-    return straight_through.fake_quantize(x, *grid).contiguous(), mask
+    y, inside = straight_through.fake_quantize_with_mask(x, *grid)
+    return y.contiguous(), straight_through.pack_mask(inside, scale.shape[1], group_size)
 
 
 def _launch(
