@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.checkpoints import Block, load, quantized, read_config
-from tests.foreign_checkpoints import write
+from tests.foreign_checkpoints import random_weight, write
 from tests.kernel_inputs import assert_same
 from tests.test_checkpoint_awq import Pair
 from tests.test_checkpoint_awq import config as awq_config
@@ -183,7 +182,7 @@ def test_what_is_refused(gptq: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("typer") is None, reason="the command line needs typer")
+@pytest.mark.needs_extra("typer", "rich")
 def test_command(gptq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "q"
     assert cli.main(["convert", str(gptq), "-o", str(target), "--json", str(tmp_path / "i.json")]) == 0
@@ -193,3 +192,55 @@ def test_command(gptq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads((tmp_path / "i.json").read_text())["method"] == "compressed-tensors"
     assert cli.main(["convert", str(target), "-o", str(tmp_path / "again")]) == 1
     assert "must hold a GPTQ or AWQ checkpoint" in capsys.readouterr().err.replace("\n", " ")
+
+
+# --- the real packages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_extra("compressed_tensors")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors_reads_what_is_converted(symmetric: bool, bits: int, tmp_path: Path) -> None:
+    """The package takes config and tensors, and unpacks them to s · (q - z) in float16, bit for bit."""
+    from tests.test_checkpoint_others import apply
+
+    layers = weights(bits=bits, group_size=32, symmetric=symmetric)
+    write(tmp_path / "gptq", config(bits=bits, sym=symmetric), tensors_of(Block().half(), layers))
+    checkpoint.convert(tmp_path / "gptq", tmp_path / "q")
+    model: Any = Block().half()
+    compressor = apply(model, read_config(tmp_path / "q")["quantization_config"])
+    compressor.compress_model(model)
+    model.load_state_dict(all_tensors(tmp_path / "q"), strict=True, assign=True)
+    compressor.decompress_model(model)
+    for name, weight in layers.items():
+        assert_same(model.get_submodule(name).weight, weight.dequantized().half())
+    assert not hasattr(model.lm_head, "quantization_scheme")
+
+
+@pytest.mark.needs_extra("compressed_tensors", "transformers")
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_transformers_reads_what_is_converted(tied: bool, tmp_path: Path) -> None:
+    """`from_pretrained` takes the directory, and computes with the weights that the GPTQ files stand for."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    architecture = LlamaConfig(**sizes, vocab_size=128, tie_word_embeddings=tied, dtype="float16")
+    host = LlamaForCausalLM(architecture).half().eval()
+    layers = {
+        name: random_weight(module.out_features, module.in_features, 4, 32, symmetric=True)
+        for name, module in host.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    tensors = tensors_of(host, layers)
+    if tied:
+        del tensors["lm_head.weight"]
+    fields = {"architectures": ["LlamaForCausalLM"], **architecture.to_dict()}
+    write(tmp_path / "gptq", config(), tensors, shards=2, **fields)
+    checkpoint.convert(tmp_path / "gptq", tmp_path / "q")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q").requires_grad_(False)
+    tokens = torch.arange(9)[None]
+    logits = theirs(tokens).logits
+    for name, weight in layers.items():
+        assert_same(theirs.get_submodule(name).weight, weight.dequantized().half())
+    ours = load(tmp_path / "gptq", host)
+    assert torch.allclose(logits.float(), ours(tokens).logits.float(), atol=0.02 * float(logits.abs().max()))

@@ -6,17 +6,19 @@
     bias     float [N]
 
 compressed-tensors packs the same fields in the same order, in transposed tensors. Zero points are another matter:
-`gptq_v2` stores z itself; `gptq`, the older and usual format, z - 1, and writers do not agree on what becomes of z = 0:
+`gptq_v2` stores z itself; `gptq`, the older and usual format, z - 1. Where z is 0, writers and readers disagree:
 
-    AutoGPTQ and most others    each field by itself: (field + 1) mod 2^bits, so that the largest field stands for 0
-    GPTQModel                   the whole word less 0x11111111 (0x01010101), borrowing from the next field; adding it
-                                back, as GPTQModel does when it reads, gives every zero point as it was
+    written field by field    the largest field stands for z = 0: (field + 1) mod 2^bits. What writers rounded with, and
+                              what AutoGPTQ's qlinear_cuda_old reads; its other kernels, exllama's and vLLM's leave out
+                              the modulus and compute with z = 16 (256), which no writer ever means
+    written by GPTQModel      the whole word less 0x11111111 (0x01010101), borrowing from the next field; adding it back,
+                              as GPTQModel does when it reads, gives every zero point as it was
 
-The files say who wrote them (meta.quantizer). Symmetric checkpoints hold no such fields, and kernels that add 1 to a
-field without the modulus (16 for z = 0; AutoGPTQ's Triton kernel, exllama's) differ from these where it does.
+The files say who wrote them (meta.quantizer). In symmetric checkpoints no zero point is 0, and all agree.
 
-Sources: AutoGPTQ 0.7 nn_modules/qlinear/qlinear_cuda_old.py; GPTQModel nn_modules/qlinear/__init__.py
-(dequantize_weight), utils/model.py (convert_gptq_v1_to_v2_format_module), quantization/config.py (dynamic).
+Sources: AutoGPTQ nn_modules/qlinear/qlinear_cuda_old.py, qlinear_cuda.py, triton_utils/kernels.py; GPTQModel
+nn_modules/qlinear/__init__.py (dequantize_weight), utils/model.py (convert_gptq_v1_to_v2_format_module),
+quantization/config.py (dynamic).
 """
 
 from __future__ import annotations
