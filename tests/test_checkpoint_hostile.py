@@ -170,6 +170,16 @@ def test_hostile_config(
     refuse(w4a16, fragment)
 
 
+def test_unknown_keys_are_named(w4a16: Path) -> None:
+    """At the top they may be anybody's, as compressed-tensors has it; in a group they are refused (above)."""
+    fields = read_config(w4a16)
+    fields["quantization_config"]["rotated"] = True
+    write_config(w4a16, fields)
+    with pytest.warns(UserWarning, match=r'the keys \["rotated"\] are not known and not looked at') as caught:
+        assert checkpoint.info(w4a16).layers == 2
+    assert caught[0].filename == __file__
+
+
 def test_config_is_a_link_to_elsewhere(w4a16: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "config.json"
     (w4a16 / "config.json").rename(elsewhere)

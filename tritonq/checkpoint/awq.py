@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from tritonq import packing
-from tritonq.checkpoint.fields import shown
+from tritonq.checkpoint.fields import shown, warn_of_unknown
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.foreign import ForeignLayer, Settings, read_bits, read_flag, read_group_size
-from tritonq.checkpoint.gptq import read_format, warn_of_unknown
+from tritonq.checkpoint.gptq import read_format
 
 METHOD = "awq"
 _BITS = (4,)

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tritonq import canonical
-from tritonq.checkpoint.fields import check_keys, check_type, lowered, shortened, shown
+from tritonq.checkpoint.fields import check_keys, check_type, lowered, shortened, shown, warn_of_unknown
 from tritonq.config import QuantConfig, QuantSpec
 
 METHOD = "compressed-tensors"
@@ -34,6 +34,10 @@ PACKED, UNPACKED, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 #: Formats that are read, and whether codes are packed into int32 words; "naive-quantized" is an older name.
 FORMATS = {PACKED: True, UNPACKED: False, "naive-quantized": False}
 
+_KEYS = {
+    "quant_method", "format", "quantization_status", "config_groups", "ignore", "global_compression_ratio", "version",
+    "run_compressed",
+}  # fmt: skip
 _SCHEME_KEYS = {"targets", "weights", "input_activations", "output_activations", "format"}
 _ARGUMENT_KEYS = {
     "num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder", "scale_dtype",
@@ -176,6 +180,9 @@ def _spec_to_dict(spec: QuantSpec) -> dict[str, Any]:
 def read_scheme(fields: Any) -> Scheme:
     """The inverse of `scheme_to_dict`, for files of any writer.
 
+    Warns:
+        UserWarning: keys that are not known, by name; what they mean is not looked at.
+
     Raises:
         ValueError: beginning with the path inside quantization_config, naming what was found and what is allowed.
     """
@@ -184,6 +191,7 @@ def read_scheme(fields: Any) -> Scheme:
     method = fields.get("quant_method")
     if method != METHOD:
         raise ValueError(f"{where}: quant_method must be {METHOD!r}, found {shown(method)}")
+    warn_of_unknown(fields, _KEYS.union(_UNSUPPORTED_PARTS))
     status = fields.get("quantization_status", "compressed")
     if status != "compressed":
         raise ValueError(f"{where}: quantization_status must be 'compressed', found {shown(status)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,6 +21,22 @@ def check_keys(fields: Mapping[str, Any], known: Collection[str], where: str) ->
     unknown = sorted(key for key in fields if key not in known)
     if unknown:
         raise ValueError(f"{where} knows {', '.join(sorted(known))}, found {shown(unknown[0])}")
+
+
+def warn_of_unknown(fields: Mapping[str, Any], known: Collection[str]) -> None:
+    """Name a quantization_config's keys that are not `known`.
+
+    Writers add keys of their own, nearly all of which say how codes were found, so that refusing them would refuse most
+    files; what they mean, nobody here can say. For the functions that `source.open_checkpoint` calls: the warning is
+    given at the line that called what opened the checkpoint.
+    """
+    unknown = sorted(key for key in fields if key not in known)
+    if unknown:
+        warnings.warn(
+            f"quantization_config: the keys {shown(unknown)} are not known and not looked at",
+            UserWarning,
+            stacklevel=6,
+        )
 
 
 def lowered(value: Any) -> Any:

@@ -128,7 +128,7 @@ class ForeignLayer(abc.ABC):
         if self.settings.symmetric and bool(((zeros := self.read_zeros()) != middle).any()):
             raise ValueError(
                 f"{self.where('qzeros')} must hold zero points of {middle} alone in a symmetric checkpoint, found "
-                f"{int(zeros.amin())} … {int(zeros.amax())}"
+                f"{int(zeros.amin())} … {int(zeros.amax())}: what quantization_config says of symmetry is not true"
             )
         if not self.settings.ordered and f"{self.name}.g_idx" in self.source:
             in_order = torch.arange(self.in_features, dtype=torch.int32) // self.group_size

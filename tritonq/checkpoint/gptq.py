@@ -11,8 +11,8 @@ compressed-tensors packs the same fields in the same order, in transposed tensor
     written field by field    the largest field stands for z = 0: (field + 1) mod 2^bits. What writers rounded with, and
                               what AutoGPTQ's qlinear_cuda_old reads; its other kernels, exllama's and vLLM's leave out
                               the modulus and compute with z = 16 (256), which no writer ever means
-    written by GPTQModel      the whole word less 0x11111111 (0x01010101), borrowing from the next field; adding it back,
-                              as GPTQModel does when it reads, gives every zero point as it was
+    written by GPTQModel      the whole word less 0x11111111 (0x01010101), borrowing from the next field; adding that
+                              again, as GPTQModel does when it reads, gives every zero point as it was
 
 The files say who wrote them (meta.quantizer). In symmetric checkpoints no zero point is 0, and all agree.
 
@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from tritonq import packing
-from tritonq.checkpoint.fields import check_type, lowered, shown
+from tritonq.checkpoint.fields import check_type, lowered, shown, warn_of_unknown
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.foreign import ForeignLayer, Settings, read_bits, read_flag, read_group_size
 
@@ -180,14 +179,3 @@ def read_format(fields: Mapping[str, Any], keys: tuple[str, str], default: str, 
     if len(found) > 1:
         raise ValueError(f"{where}: {' and '.join(keys)} must agree, found {shown(sorted(found))}")
     return found.pop() if found else default
-
-
-def warn_of_unknown(fields: Mapping[str, Any], known: set[str]) -> None:
-    """Writers add keys as they please, nearly all of them history; a name is all that can be said of the others."""
-    unknown = sorted(key for key in fields if key not in known)
-    if unknown:
-        warnings.warn(
-            f"quantization_config: the keys {shown(unknown)} are not known and not looked at",
-            UserWarning,
-            stacklevel=7,
-        )
