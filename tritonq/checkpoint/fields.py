@@ -35,7 +35,7 @@ def warn_of_unknown(fields: Mapping[str, Any], known: Collection[str]) -> None:
         warnings.warn(
             f"quantization_config: the keys {shown(unknown)} are not known and not looked at",
             UserWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
 
 
