@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 import tritonq
 from tritonq.config import QuantConfig, QuantSpec
+from tritonq.demo.evaluate import CONTEXT, cut_windows, fixed_slice_logits
+from tritonq.demo.model import load_demo_model
+from tritonq.demo.text import calibration_bytes, heldout_bytes
 from tritonq.observers import (
     OBSERVERS,
     EntropyObserver,
@@ -216,6 +219,32 @@ def test_weights_in_models(name: str, granularity: str, group_size: int | None) 
         quantized: Any = tritonq.quantize_(copy.deepcopy(model), QuantConfig(spec))
         errors[observer] = relative_error(quantized[0].dequantize(), model[0].weight)
     assert errors[name] < errors[None] * (0.95 if name == "mse" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("plain", "searched", "gain"),
+    [
+        (tritonq.W8A8Static(), tritonq.W8A8Static(observer="histogram"), 0.8),
+        (tritonq.W8A8Static(), tritonq.W8A8Static(observer="mse"), 0.8),
+        (
+            tritonq.W4A16(group_size=128),
+            QuantConfig(QuantSpec(4, True, "group", 128, observer="mse")),
+            0.9,
+        ),
+    ],
+    ids=["histogram", "mse", "mse of weights"],
+)
+def test_a_language_model(plain: QuantConfig, searched: QuantConfig, gain: float) -> None:
+    model = load_demo_model()
+    calibration = cut_windows(calibration_bytes()[: 16 * CONTEXT])[0].split(8)
+    expected = fixed_slice_logits(model, heldout_bytes(), 8)
+
+    def error(config: QuantConfig) -> float:
+        batches = calibration if config.static else None
+        quantized = tritonq.quantize_(copy.deepcopy(model), config, calibration=batches)
+        return relative_error(fixed_slice_logits(quantized, heldout_bytes(), 8), expected)
+
+    assert error(searched) < gain * error(plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
