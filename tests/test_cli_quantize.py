@@ -14,6 +14,7 @@ pytest.importorskip("rich")
 import tritonq
 from tests import hosts
 from tests.model_directories import TEXT, run, save_model
+from tritonq.cli.model_directory import ModelDirectory
 from tritonq.perplexity import cut_windows
 from tritonq.streaming import workspace
 
@@ -134,7 +135,7 @@ def test_an_empty_ignore_quantizes_the_head_and_warnings_are_one_line(
     ids=["Ctrl-C", "disk full"],
 )
 def test_an_interrupted_run_says_how_to_go_on(
-    error: BaseException, code: int, words: str, llama: Path, tmp_path: Path, capsys: Capture
+    error: BaseException, code: int, words: str, llama: Path, text: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     command = ("quantize", llama, "-s", "w8a16", "-o", tmp_path / "q")
     with pytest.MonkeyPatch.context() as patch:
@@ -153,12 +154,41 @@ def test_an_interrupted_run_says_how_to_go_on(
         assert err.count("\n") == 1
         assert not (tmp_path / "q").exists()
         patch.setattr(workspace, "write_tensors", write)
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(ModelDirectory, "load", lambda *words: pytest.fail("loaded before it was refused"))
+            static = ("-s", "w8a8_static", "--calibrate", text, "--tokens", 32)
+            _, err = run(capsys, *command, *static, code=1)
+        assert "unfinished result for other" in err
         _, err = run(capsys, *command, "--ignore", "q_proj", "--ignore", "lm_head", code=1)
         assert "unfinished result for other options" in err
         run(capsys, *command, "--json", tmp_path / "q.json")
     assert json.loads((tmp_path / "q.json").read_text())["kept_files"] == 2
     assert len(list((tmp_path / "q").glob("model-*.safetensors"))) > 3
     assert torch.isfinite(hosts.logits(hosts.load(tmp_path / "q", tritonq.TritonQConfig()))).all()
+
+
+def test_an_interrupted_calibration_leaves_nothing(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def interrupt(*words: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tritonq, "quantize_", interrupt)
+    command = (
+        "quantize",
+        llama,
+        "-s",
+        "w8a8_static",
+        "-o",
+        tmp_path / "q",
+        "--calibrate",
+        text,
+        "--tokens",
+        32,
+    )
+    _, err = run(capsys, *command, code=130)
+    assert err == "interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def pickles(directory: Path) -> None:
@@ -174,6 +204,10 @@ def quantized_already(directory: Path) -> None:
     fields = json.loads((directory / "config.json").read_text())
     fields["quantization_config"] = {"quant_method": "fp8"}
     (directory / "config.json").write_text(json.dumps(fields))
+
+
+def quantized_elsewhere(directory: Path) -> None:
+    (directory / "quantize_config.json").write_text('{"bits": 4, "group_size": 32}')
 
 
 def no_tokenizer(directory: Path) -> None:
@@ -213,6 +247,7 @@ STATIC = ("-s", "w8a8_static", "--calibrate", "text.txt", "--tokens", "32")
         (pickles, ("-s", "w8a16"), "found pytorch_model.bin: a pickle can run code when it is read"),
         (unknown_architecture, ("-s", "w8a16"), "config.json must be of a model that transformers knows: "),
         (quantized_already, ("-s", "w8a16"), "must be a float model, found one that is quantized already (fp8)"),
+        (quantized_elsewhere, ("-s", "w8a16"), "found that in quantize_config.json alone: tritonq convert"),
         (no_tokenizer, STATIC, "must hold a tokenizer that transformers loads, found none"),
         (truncated, ("-s", "w8a16"), "must be a whole safetensors file, found "),
     ],

@@ -16,9 +16,9 @@ from torch import nn
 import tritonq
 from tritonq.checkpoint import files
 from tritonq.checkpoint.extras import KEY
+from tritonq.checkpoint.source import ALONE, FIELD
 from tritonq.qparams import FLOAT_DTYPES
 
-QUANTIZED = "quantization_config"
 _COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken"}
 _NEEDED = 'needs transformers 5: pip install "tritonq[hf]"'
 
@@ -40,7 +40,7 @@ class ModelDirectory:
     @property
     def quantization(self) -> dict[str, Any] | None:
         """config.json's quantization_config; None for a float model."""
-        return self.fields.get(QUANTIZED)
+        return self.fields.get(FIELD)
 
     def dtype(self) -> torch.dtype:
         """What config.json says, else that of the first float tensor."""
@@ -154,6 +154,12 @@ def open_model_directory(directory: Path) -> ModelDirectory:
                 f"{path} must hold {files.SINGLE}, found {pickles[0]}: a pickle can run code when it is read, and "
                 "never is here; where you trust it, load it with transformers and save it again with save_pretrained"
             )
+    alone = [name for name in ALONE if (path / name).exists()]
+    if alone and FIELD not in fields:
+        raise ValueError(
+            f"{path / files.CONFIG} must say how the model is quantized, found that in {alone[0]} alone: "
+            "tritonq convert writes a directory that does"
+        )
     with files.open_tensors(path):
         pass
     transformers = import_transformers()

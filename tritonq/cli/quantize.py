@@ -158,30 +158,31 @@ class Job:
             ).kept
         except UnfitModelError as error:
             typer.echo(f"quantizing while transformers loads the model: {error}", err=True)
-            self.save(
-                self.source.load(
-                    dtype, device, tritonq.TritonQConfig(self.schemes, ignore=self.ignored(empty))
-                )
-            )
+            with self.workspace() as workspace:
+                packed = tritonq.TritonQConfig(self.schemes, ignore=self.ignored(empty))
+                self.save(self.source.load(dtype, device, packed), workspace)
             return 0
         warn_of_experts(empty)
         return kept
 
     def calibrate(self, dtype: Any, device: Any, windows: Tensor, smooth: bool) -> None:
         """Load the whole model and run the windows [W, T] through it."""
-        model = self.source.load(dtype, device)
         batches = [{"input_ids": window.to(device), "use_cache": False} for window in windows.split(1)]
-        ignore = self.ignored(model)
-        if smooth:
-            tritonq.smooth_(model, batches, ignore=ignore)
-        self.save(tritonq.quantize_(model, self.schemes, ignore=ignore, calibration=batches))
+        with self.workspace() as workspace:
+            model = self.source.load(dtype, device)
+            ignore = self.ignored(model)
+            if smooth:
+                tritonq.smooth_(model, batches, ignore=ignore)
+            self.save(tritonq.quantize_(model, self.schemes, ignore=ignore, calibration=batches), workspace)
 
-    def save(self, model: Any) -> None:
-        """Put a quantized model and the source's companions into the output directory, all of it or nothing."""
-        files = {
-            path.name: identity_of(path) for path in sorted(self.source.path.iterdir()) if path.is_file()
-        }
-        workspace = Workspace(self.output, {"source": files, "shards": []}, self.restart)
+    def workspace(self) -> Workspace:
+        """Where a result that is made at once is put together; refused here if another one is unfinished."""
+        paths = [path for path in sorted(self.source.path.iterdir()) if path.is_file()]
+        request = {"source": {path.name: identity_of(path) for path in paths}, "shards": []}
+        return Workspace(self.output, request, self.restart)
+
+    def save(self, model: Any, workspace: Workspace) -> None:
+        """Make a quantized model and the source's companions the output directory."""
         tritonq.save(model, workspace.path, max_shard_bytes=self.shard_bytes)
         for name in self.source.companions():
             workspace.copy(self.source.path / name)

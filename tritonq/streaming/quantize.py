@@ -20,7 +20,7 @@ from tritonq.observers import observed_weight_qparams
 from tritonq.patterns import Pattern
 from tritonq.progress import track
 from tritonq.selection import DEFAULT_IGNORE
-from tritonq.streaming.plan import Layer, Piece, make_plan
+from tritonq.streaming.plan import Layer, Piece, Plan, make_plan
 from tritonq.streaming.workspace import Workspace, identity_of
 
 #: Smaller than what `save` writes: it is what an interruption costs, and what memory it takes.
@@ -82,25 +82,29 @@ def quantize_files(
         used = [files.CONFIG, *sorted(set(tensors.file_of.values()))]
         identity = {name: identity_of(home / name) for name in used if (home / name).exists()}
         request = {"source": identity, "config": plan.config, "shards": plan.shards}
-        workspace = Workspace(Path(target), request, restart)
-        workspace.check_space()
-        values = _Values(tensors, torch.device(device))
-        pending: dict[str, Tensor] = {}
-        kept = sum(workspace.has(shard) for shard in range(len(plan.shards)))
-        for piece in track(plan.pieces, "Quantizing"):
-            if workspace.has(piece.shard):
-                continue
-            pending[piece.name] = values.of(piece)
-            if len(pending) == len(plan.shards[piece.shard]):
-                workspace.write_shard(piece.shard, pending)
-                pending = {}
-    if len(plan.shards) > 1:
-        workspace.write_json(files.INDEX, index_fields(plan.shards))
-    for name in companions:
-        workspace.copy(home / name)
-    workspace.write_json(files.CONFIG, plan.config)
-    workspace.publish()
+        with Workspace(Path(target), request, restart) as workspace:
+            workspace.check_space()
+            kept = sum(workspace.has(shard) for shard in range(len(plan.shards)))
+            _write_shards(workspace, plan, _Values(tensors, torch.device(device)))
+            if len(plan.shards) > 1:
+                workspace.write_json(files.INDEX, index_fields(plan.shards))
+            for name in companions:
+                workspace.copy(home / name)
+            workspace.write_json(files.CONFIG, plan.config)
+            workspace.publish()
     return Streamed(len(plan.shards), kept)
+
+
+def _write_shards(workspace: Workspace, plan: Plan, values: _Values) -> None:
+    """Compute and write the files that are missing, in order."""
+    pending: dict[str, Tensor] = {}
+    for piece in track(plan.pieces, "Quantizing"):
+        if workspace.has(piece.shard):
+            continue
+        pending[piece.name] = values.of(piece)
+        if len(pending) == len(plan.shards[piece.shard]):
+            workspace.write_shard(piece.shard, pending)
+            pending = {}
 
 
 class _Values:

@@ -28,7 +28,7 @@ VERSION = 1
 
 
 class Workspace:
-    """The directory `<target>.partial`.
+    """The directory `<target>.partial`; as a context it goes away after an error if nothing in it is finished.
 
     Args:
         target: where the result is to be.
@@ -49,6 +49,13 @@ class Workspace:
             self._continue(restart)
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_manifest()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *more: object) -> None:
+        if error is not None and not self._finished:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def has(self, shard: int) -> bool:
         """True if that file is finished."""
