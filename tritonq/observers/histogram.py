@@ -51,25 +51,27 @@ class CountingObserver(MinMaxObserver):
             self.histogram = torch.zeros_like(self.histogram)
 
     def observe(self, x: Tensor) -> None:
-        super().observe(x)
-        place = self.window()
+        place = self.widen(*self.checked_extremes(x))
         self._hold(ops.histogram(x, self.histogram, place.inverse_width, place.origin))
 
-    def fold(self, low: Tensor, high: Tensor) -> None:
+    def widen(self, low: Tensor, high: Tensor) -> binning.Window:
+        """Fold extremes in, the counts with them; returns where the bins are now."""
+        before = self.window()
         self.histogram = self.histogram.to(low.device)
         if answers_at_once(low) and bool((low >= self.min_val) & (high <= self.max_val)):
-            return
-        before = self.window()
-        super().fold(low, high)
-        self._hold(binning.rebinned(self.histogram, before, self.window()))
+            return before
+        self.fold(low, high)
+        after = self.window()
+        self._hold(binning.rebinned(self.histogram, before, after))
+        return after
 
     def take_over(self, other: Any) -> None:
         if other.bins != self.bins:
             raise ValueError(f"{self.title} counts {self.bins} bins, found {other.bins}")
-        super().take_over(other)
-        device = self.histogram.device
+        device = self.min_val.device
+        place = self.widen(other.min_val.to(device), other.max_val.to(device))
         theirs = binning.Window(*(value.to(device) for value in other.window()))
-        self._hold(self.histogram + binning.rebinned(other.histogram.to(device), theirs, self.window()))
+        self._hold(self.histogram + binning.rebinned(other.histogram.to(device), theirs, place))
 
     def share(self, processes: Processes) -> None:
         before = self.window()

@@ -42,12 +42,16 @@ class MinMaxObserver(ObserverBase):
         return self.min_val, self.max_val
 
     def observe(self, x: Tensor) -> None:
+        self.fold(*self.checked_extremes(x))
+
+    def checked_extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of one batch, finite where that is known at once, and the state where they are."""
         low, high = self.extremes(x)
         if answers_at_once(low):
             self.check_finite(low, high)
         # Statistics live where the data is: a stub has no parameter that would say so beforehand.
         self.min_val, self.max_val = self.min_val.to(low.device), self.max_val.to(low.device)
-        self.fold(low, high)
+        return low, high
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """float32 smallest and largest value of one batch."""
