@@ -1,1 +1,4 @@
-"""Timings that refuse to be printed for a wrong result. `python3 -m benchmarks` runs them all."""
+"""Measurements. `python3 -m benchmarks` times every scheme, and refuses to print a time for a wrong result.
+
+`python3 -m benchmarks.perplexity MODEL_DIR --text FILE` measures what each costs a language model.
+"""
