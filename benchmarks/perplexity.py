@@ -56,6 +56,8 @@ RECIPES = (
     "w8a8_static+smooth=0.5+down_proj=w8a8",
 )
 
+_TABLE_WIDTH = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -97,7 +99,7 @@ def main(
     measured = cut_windows(ids, tokens, windows)
     calibration = cut_windows(ids[-tokens * calibration_windows :], tokens).to(chosen_device)
     rows = list(measure(todo, model, measured, list(calibration.split(1))))
-    Console().print(_table(rows))
+    Console(width=max(_TABLE_WIDTH, Console().width)).print(_table(rows))
     if json_file is not None:
         document = {
             "machine": describe(chosen_device),

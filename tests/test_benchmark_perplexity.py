@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,24 +55,22 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_the_numbers(directory):
+def test_the_numbers(directory, capsys):
     """The table's are those of the steps that the recipes stand for, on other text than is calibrated on."""
     names = ["float", "w8a8", "w8a8_static+smooth=0.5", "w8a8_static+smooth=0.5+down_proj=w8a16"]
     file = directory / "results.json"
-    arguments = [str(directory), "--text", str(directory / "text.txt"), "--tokens", str(TOKENS), "--windows", "4",
-                 "--calibration-windows", "3", "--dtype", "float32", "--json", str(file)]  # fmt: skip
-    for name in names:
-        arguments += ["--recipe", name]
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.perplexity", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env=None,
+    perplexity_benchmark.main(
+        directory,
+        directory / "text.txt",
+        recipes=names,
+        tokens=TOKENS,
+        windows=4,
+        calibration_windows=3,
+        dtype="float32",
+        json_file=file,
     )
-    assert result.returncode == 0, result.stderr
+    printed = capsys.readouterr().out
     report = json.loads(file.read_text())
-    assert "-m benchmarks.perplexity" in report["machine"]["command"]
     assert [row["recipe"] for row in report["rows"]] == names
 
     ids = perplexity_benchmark.load(directory, None, TEXT, torch.float32, torch.device("cpu"))[1]
@@ -89,8 +85,8 @@ def test_the_numbers(directory):
     assert [found[0], found[1], found[3]] == pytest.approx(expected, rel=1e-5)
     assert report["rows"][1]["change_percent"] == pytest.approx(100 * (found[1] / found[0] - 1))
     for name, value in zip(names, found, strict=True):
-        assert name in result.stdout
-        assert f"{value:.3f}" in result.stdout
+        assert name in printed
+        assert f"{value:.3f}" in printed
 
 
 @pytest.mark.parametrize(
