@@ -299,6 +299,37 @@ def test_a_model_that_ran_in_parts_only_stays_float():
     assert tritonq.summary(convert(model, chain=False)).float_outputs == {}
 
 
+def test_prepared_models_in_other_models():
+    model, _ = prepared(lambda m, x: m.b(m.a(x)))
+    outer = nn.ModuleDict({"inner": model})
+    assert edges_of(convert(outer)) == {"inner.a": "inner.a → inner.b"}
+
+
+@pytest.mark.parametrize("compiled", ["a part", "all", "afterwards"])
+def test_compiled_models(compiled):
+    """Compiled parts are seen through; what is compiled as a whole is calibrated, and stays apart."""
+
+    def compile_(module: nn.Module) -> Any:
+        return torch.compile(module, backend="eager", fullgraph=True)
+
+    torch._dynamo.reset()
+    inner: Any = nn.Sequential(nn.Linear(K, K), nn.ReLU(), nn.Linear(K, K))
+    model: Any = nn.Sequential(compile_(inner) if compiled == "a part" else inner)
+    model = compile_(model) if compiled == "all" else model
+    model = tritonq.prepare(model, "w8a8_static")
+    runs = compile_(model) if compiled == "afterwards" else model
+    for _ in range(2):
+        runs(torch.randn(4, K))
+    summary = tritonq.summary(convert(model))
+    if compiled == "a part":
+        assert [edge.steps for edge in summary.edges] == [("relu",)]
+    else:
+        assert all(
+            reason.startswith("calibration proved nothing") for reason in summary.float_outputs.values()
+        )
+        assert len(summary.float_outputs) == 2
+
+
 def test_long_chains_of_int8_residuals():
     layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(400))
 

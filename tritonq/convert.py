@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from tritonq.conversions import Conversion, NormConversion, conversions
-from tritonq.dataflow import recorded, unwatch
 from tritonq.fast_path import leave_fast_path
 from tritonq.hand_over import hand_over
 from tritonq.nn.linear import QuantizedLinear
@@ -24,6 +23,7 @@ from tritonq.patterns import Place, named_modules, places
 from tritonq.prepare import OUTPUT, PREPARED, Model, check_inplace, detach
 from tritonq.progress import track
 from tritonq.selection import PLAN
+from tritonq.watching import recorded, unwatch
 
 #: The user's hooks, which move on to the quantized layer together with the handles that remove them.
 HOOKS = (
@@ -112,8 +112,7 @@ def replace_all(model: nn.Module, pending: list[Conversion | NormConversion]) ->
     is_static = any(
         isinstance(conversion, Conversion) and conversion.plan.observes is not None for conversion in pending
     )
-    for module in model.modules():
-        unwatch(module)
+    unwatch(model)
     pending.reverse()
     with torch.no_grad():
         for _ in track(range(len(pending)), "Quantizing"):

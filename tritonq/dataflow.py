@@ -36,11 +36,6 @@ from tritonq.patterns import places
 from tritonq.steps import step_of
 from tritonq.tensor import METADATA, QuantizedTensor
 
-FLOWS = "recorded_flows"
-RECORDING = "_recording"
-#: Different runs of one model that are kept; calibration that takes more paths than these proves nothing.
-MOST_FLOWS = 16
-
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -82,6 +77,14 @@ class Dataflow:
             for value in dict.fromkeys(call.reads):
                 readers[value].append(call)
         return readers
+
+    def prefixed(self, prefix: str) -> Dataflow:
+        """The same run, of a model that is a part of another one: `prefix` comes before its modules' names."""
+        renamed = (
+            dataclasses.replace(call, name=prefix + call.name) if call.is_module else call
+            for call in self.calls
+        )
+        return Dataflow(tuple(renamed), self.returned)
 
     def calls_of(self, name: str) -> list[Call]:
         """All calls of a module."""
@@ -233,48 +236,3 @@ def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
     except Exception:  # whatever it says, it says no
         return False
     return isinstance(result, QuantizedTensor)
-
-
-def watch(model: nn.Module) -> None:
-    """Record every run of a model from now on, each different one once, in its attribute `recorded_flows`."""
-    vars(model)[FLOWS] = []
-    model.register_forward_pre_hook(_start, with_kwargs=True)
-    model.register_forward_hook(_stop, prepend=True, always_call=True)
-
-
-def unwatch(model: nn.Module) -> None:
-    """Stop recording and forget what was recorded; nothing happens where nothing was."""
-    if vars(model).pop(FLOWS, None) is None:
-        return
-    for hooks, own in ((model._forward_pre_hooks, _start), (model._forward_hooks, _stop)):
-        for key in [key for key, hook in hooks.items() if hook is own]:
-            del hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
-            model._forward_hooks_always_called.pop(key, None)
-
-
-def recorded(model: nn.Module) -> list[Dataflow]:
-    """The different runs of a model since `watch`; none if there were too many to prove anything."""
-    flows: list[Dataflow] = vars(model).get(FLOWS, [])
-    return [] if len(flows) > MOST_FLOWS else flows
-
-
-def _start(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    stack: list[tuple[contextlib.ExitStack, Recorder]] = vars(model).setdefault(RECORDING, [])
-    exits = contextlib.ExitStack()
-    stack.append((exits, exits.enter_context(recording(model))))
-
-
-def _stop(model: nn.Module, args: Any, output: Any) -> None:
-    stack = vars(model).get(RECORDING)
-    if not stack:
-        return  # another hook failed before the recording began
-    exits, recorder = stack.pop()
-    exits.close()
-    if not stack:
-        del vars(model)[RECORDING]
-    flows = vars(model)[FLOWS]
-    if output is not None and len(flows) <= MOST_FLOWS:  # None: the forward failed
-        flow = recorder.finish(output)
-        if flow not in flows:
-            flows.append(flow)

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tritonq.config import QuantConfig
-from tritonq.dataflow import watch
 from tritonq.nn.check import check_linear
 from tritonq.nn.stubs import is_quant_stub
 from tritonq.observers import ObserverBase, make_observer
 from tritonq.patterns import Pattern
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
+from tritonq.watching import watch
 
 OBSERVER = "activation_post_process"
 PREPARED = "prepared_layers"  # on the root: the names of what was prepared
@@ -107,7 +107,7 @@ def own_qconfig(module: nn.Module, name: str) -> Any:
 
 def remember(model: nn.Module, selected: list[Selected]) -> None:
     """Note on the root which modules were prepared, so that `convert` can say which are gone."""
-    setattr(model, PREPARED, tuple(layer.place.name for layer in selected))
+    vars(model)[PREPARED] = tuple(layer.place.name for layer in selected)
 
 
 def observed_side(selected: list[Selected]) -> str:

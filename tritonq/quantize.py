@@ -14,12 +14,12 @@ from tritonq.calibration import calibrate, check_calibration
 from tritonq.config import W8A8, QuantConfig
 from tritonq.conversions import Conversion, NormConversion, conversions
 from tritonq.convert import replace_all
-from tritonq.dataflow import recorded, unwatch, watch
 from tritonq.hand_over import hand_over
 from tritonq.patterns import Pattern
 from tritonq.prepare import INPUT, Model, attach, check_inplace, detach, observed_side
 from tritonq.qconfig import resolve_config
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
+from tritonq.watching import recorded, unwatch, watch
 
 
 def quantize_(
