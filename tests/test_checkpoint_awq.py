@@ -171,7 +171,7 @@ def test_tensors_that_are_refused(tmp_path: Path) -> None:
         (
             "up.scales",
             lambda t: t * torch.inf,
-            "up.weight_scale must be finite and not negative, found NaN or Inf",
+            "up.scales must be finite and not negative, found NaN or Inf",
         ),
     ):
         write(tmp_path, config(), {**tensors, name: change(tensors[name])})

@@ -159,6 +159,30 @@ def test_a_full_disk(
     assert (tmp_path / "q").exists() == existing
 
 
+@pytest.mark.filterwarnings("ignore:compressed-tensors 0.20 refuses:UserWarning")
+def test_values_are_checked(tmp_path: Path) -> None:
+    """Not only shapes: what is converted is what would be loaded."""
+    tensors = tensors_of(Block(), weights(bits=4, group_size=32, symmetric=True, ordered=True))
+    for name, change, message in (
+        (
+            "fc2.scales",
+            lambda t: t * torch.nan,
+            "fc2.scales must be finite and not negative, found NaN or Inf",
+        ),
+        ("fc1.g_idx", lambda t: t + 9, "fc1.g_idx must hold groups 0 … 1, found 9 … 10"),
+        (
+            "fc2.qzeros",
+            lambda t: t + 1,
+            "fc2.qzeros must hold zero points of 8 alone in a symmetric checkpoint",
+        ),
+    ):
+        write(tmp_path / "gptq", config(desc_act=True), {**tensors, name: change(tensors[name])})
+        with pytest.raises(ValueError, match=message) as caught:
+            checkpoint.convert(tmp_path / "gptq", tmp_path / "q")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "q").exists()
+
+
 def test_what_is_refused(gptq: Path, tmp_path: Path) -> None:
     checkpoint.save(quantized(Block(), "w4a16"), tmp_path / "q")
     with pytest.raises(ValueError, match="must hold a GPTQ or AWQ checkpoint, found compressed-tensors"):

@@ -164,6 +164,23 @@ def test_codes_outside_four_bits(tmp_path: Path) -> None:
     refuse(tmp_path, "0.weight must hold codes in -8 … 7, found 8 … 8", model=nn.Sequential(nn.Linear(32, 4)))
 
 
+def test_zero_points_outside_four_bits(tmp_path: Path) -> None:
+    """Likewise stored one int8 each."""
+    checkpoint.save(
+        quantized(nn.Sequential(nn.Linear(32, 4)), W4A16(group_size=32, symmetric=False)), tmp_path
+    )
+    fields = read_config(tmp_path)
+    fields["quantization_config"]["config_groups"]["group_0"]["format"] = "int-quantized"
+    write_config(tmp_path, fields)
+    tensors = read_tensors(tmp_path)
+    del tensors["0.weight_packed"], tensors["0.weight_shape"]
+    tensors["0.weight"] = torch.zeros(4, 32, dtype=torch.int8)
+    tensors["0.weight_zero_point"] = torch.full((4, 1), -9, dtype=torch.int8)
+    write_tensors(tmp_path, tensors)
+    message = "0.weight_zero_point must hold codes in -8 … 7, found -9 … -9"
+    refuse(tmp_path, message, model=nn.Sequential(nn.Linear(32, 4)))
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

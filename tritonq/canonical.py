@@ -71,10 +71,7 @@ def read_weight_state(
             )
     rows = 1 if per_tensor else out_features
     scale = expect(state, "weight_scale", (1,) if per_tensor else (rows, groups), qparams.FLOAT_DTYPES)
-    # Other programs write 0 for rows that are all zero.
-    if not scale.is_meta and not (torch.isfinite(scale) & (scale >= 0)).all():
-        found = "NaN or Inf" if not torch.isfinite(scale).all() else f"{scale.amin().item()}"
-        raise ValueError(f"weight_scale must be finite and not negative, found {found}")
+    check_scale(scale, "weight_scale")
     zero_point = None
     if is_packed(config):
         width = packing.packed_width(in_features, spec.bits)
@@ -99,25 +96,38 @@ def read_weight_state(
     return read_codes, scale.reshape(rows, groups), zero_point
 
 
+def check_scale(scale: Tensor, name: str) -> None:
+    """Raise unless a weight's scales are numbers ≥ 0: other programs write 0 for rows that are all zero.
+
+    Raises:
+        ValueError: beginning with `name`.
+    """
+    if not scale.is_meta and not (torch.isfinite(scale) & (scale >= 0)).all():
+        found = "NaN or Inf" if not torch.isfinite(scale).all() else f"{scale.amin().item()}"
+        raise ValueError(f"{name} must be finite and not negative, found {found}")
+
+
 def group_of_column(order: Tensor, group_size: int) -> Tensor:
     """weight_g_idx int32 [K], the group of each column, from the order int32 [K] that sorts columns by group."""
     groups = torch.arange(order.numel(), dtype=torch.int32, device=order.device) // group_size
     return torch.empty_like(groups).index_copy_(0, order.long(), groups)
 
 
-def read_input_order(in_features: int, group_size: int, state: Mapping[str, Tensor]) -> Tensor | None:
+def read_input_order(
+    in_features: int, group_size: int, state: Mapping[str, Tensor], name: str = "weight_g_idx"
+) -> Tensor | None:
     """The inverse: the order int32 [K] that sorts columns by group and keeps them in order within one.
 
-    None where columns are in order already: without weight_g_idx, or where it is all -1, as compressed-tensors marks
+    None where columns are in order already: without a tensor `name`, or where it is all -1, as compressed-tensors marks
     one that was never set.
 
     Raises:
-        ValueError: weight_g_idx has a wrong dtype or shape, names groups that are not there, or does not give every
+        ValueError: the tensor has a wrong dtype or shape, names groups that are not there, or does not give every
             group `group_size` columns (the last one what is left).
     """
-    if "weight_g_idx" not in state:
+    if name not in state:
         return None
-    groups = expect(state, "weight_g_idx", (in_features,), (torch.int32,))
+    groups = expect(state, name, (in_features,), (torch.int32,))
     order = torch.argsort(groups, stable=True).to(torch.int32)
     if groups.is_meta:
         return order
@@ -125,12 +135,12 @@ def read_input_order(in_features: int, group_size: int, state: Mapping[str, Tens
     if low == high == -1:
         return None
     if low < 0 or high > last:
-        raise ValueError(f"weight_g_idx must hold groups 0 … {last}, found {low} … {high}")
+        raise ValueError(f"{name} must hold groups 0 … {last}, found {low} … {high}")
     in_order = torch.arange(in_features, dtype=torch.int32, device=groups.device)
     if not torch.equal(groups[order], in_order // group_size):
         counts = torch.bincount(groups, minlength=last + 1).tolist()
         raise ValueError(
-            f"weight_g_idx must give each group {group_size} columns and the last one the rest, found {_some(counts)}"
+            f"{name} must give each group {group_size} columns and the last one the rest, found {_some(counts)}"
         )
     return None if torch.equal(order, in_order) else order
 

@@ -6,7 +6,7 @@ Both write the same tensors of a layer of N outputs, K inputs and G groups, with
 
 compressed-tensors stores a signed code as code + 2^(bits - 1), so that its packed fields are q and z themselves: only
 the packing differs, never a value. `ForeignTensors` has the names, shapes and dtypes of the translation from the files'
-headers alone, and translates a tensor when it is asked for. The weight is never there in float.
+headers and the order of columns alone, and translates a tensor when it is asked for. No weight is ever there in float.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tritonq import packing
+from tritonq import canonical, packing
 from tritonq.checkpoint.compressed_tensors import Group, Scheme
 from tritonq.checkpoint.fields import check_type, shown
 from tritonq.checkpoint.files import TensorFiles
@@ -61,6 +61,7 @@ class ForeignLayer(abc.ABC):
     Attributes:
         settings: how it is quantized.
         in_features, out_features: K and N.
+        order: of columns sorted by group; None where they are in order, as they mostly are with desc_act too.
 
     Raises:
         ValueError: naming the tensor, what was found and what its neighbours and the settings allow.
@@ -82,8 +83,10 @@ class ForeignLayer(abc.ABC):
         self._check("qweight", (torch.int32,), self._weight_words)
         self._check("scales", FLOAT_DTYPES, (self.groups, self.out_features))
         self._check("qzeros", (torch.int32,), (self.groups, self._zero_words))
+        self.order = None
         if f"{name}.g_idx" in source:
             self._check("g_idx", (torch.int32,), (self.in_features,))
+            self.order = self._read_order()
 
     @abc.abstractmethod
     def _sizes(self) -> tuple[int, int]:
@@ -119,8 +122,19 @@ class ForeignLayer(abc.ABC):
         if not self.settings.symmetric:
             shape = (packing.packed_width(rows, bits), self.groups)
             yield "weight_zero_point", shape, torch.int32, self._read_zero_point
-        if self.settings.ordered:
+        if self.order is not None:
             yield "weight_g_idx", (self.in_features,), torch.int32, lambda: self.get("g_idx")
+
+    def _read_order(self) -> Tensor | None:
+        where = self.where("g_idx")
+        order = canonical.read_input_order(
+            self.in_features, self.group_size, {where: self.get("g_idx")}, where
+        )
+        if order is not None and not self.settings.ordered:
+            raise ValueError(
+                f"{where} must hold column // {self.group_size} without desc_act, found another order"
+            )
+        return order
 
     def _read_scale(self) -> Tensor:
         """[N, G], once it is sure that nothing is lost with the tensors that are left out."""
@@ -130,13 +144,9 @@ class ForeignLayer(abc.ABC):
                 f"{self.where('qzeros')} must hold zero points of {middle} alone in a symmetric checkpoint, found "
                 f"{int(zeros.amin())} … {int(zeros.amax())}: what quantization_config says of symmetry is not true"
             )
-        if not self.settings.ordered and f"{self.name}.g_idx" in self.source:
-            in_order = torch.arange(self.in_features, dtype=torch.int32) // self.group_size
-            if not torch.equal(self.get("g_idx"), in_order):
-                raise ValueError(
-                    f"{self.where('g_idx')} must hold column // {self.group_size} without desc_act, found another order"
-                )
-        return self.get("scales").t().contiguous()
+        scales = self.get("scales")
+        canonical.check_scale(scales, self.where("scales"))
+        return scales.t().contiguous()
 
     def _read_zero_point(self) -> Tensor:
         return packing.pack_fields(self.read_zeros(), self.settings.bits).t().contiguous()
@@ -174,7 +184,7 @@ class ForeignTensors(TensorFiles):
     Attributes:
         shapes, dtypes, file_of: as for TensorFiles, of what a tensor is translated to.
         scheme: the layers' config groups.
-        ordered: the layers that have a weight_g_idx.
+        ordered: the layers that have a weight_g_idx, because their groups are not runs of columns.
     """
 
     def __init__(self, method: Method, source: TensorFiles) -> None:
@@ -188,7 +198,7 @@ class ForeignTensors(TensorFiles):
             if name.endswith(_MAIN):
                 layer = method.layer(owner, source)
                 members.setdefault(layer.settings.config, []).append(owner)
-                if layer.settings.ordered:
+                if layer.order is not None:
                     self.ordered.append(owner)
                 for local, shape, dtype, reader in layer.translated():
                     self._add(f"{owner}.{local}", shape, dtype, source.file_of[name], reader)
