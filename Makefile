@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # mypy follows the link tritonq/kernels, ruff does not.
-TYPED := $(wildcard tritonq tests benchmarks examples)
+TYPED := $(wildcard tritonq tests benchmarks examples docs/figures)
 LINTED := $(TYPED) kernels
 
 .DELETE_ON_ERROR:

@@ -4,8 +4,9 @@ The byte-level model that ships with tritonq is rounded to INT4, which costs bit
 is trained for a few minutes to predict what the float model predicts (distillation), its layers rounding in every
 forward as deployment will, and converted. What is reported is measured on the converted, integer model.
 
-    w4a16    int4 weights, one scale per output channel; float activations
-    w4a8     int4 weights in groups of 128 columns; int8 activations per token
+    w4a16        int4 weights, one scale per output channel; float activations
+    w4a8         int4 weights in groups of 128 columns; int8 activations per token
+    w8a8_static  int8 weights; int8 activations on calibrated grids (only with --schemes: it loses little)
 
 Run it: python examples/qat_language_model.py --json report.json --plot losses.png
 Interrupted, with --checkpoint FOLDER: the same command goes on where the last checkpoint was written.
@@ -29,12 +30,16 @@ from torch import Tensor, nn
 
 import tritonq
 from tritonq.demo.corpus import build_corpus, join_new_paragraphs, passages, squeeze
-from tritonq.demo.evaluate import CONTEXT, bits_per_byte
+from tritonq.demo.evaluate import CONTEXT, bits_per_byte, cut_windows
 from tritonq.demo.model import START_BYTE, load_demo_model
-from tritonq.demo.text import heldout_bytes
+from tritonq.demo.text import calibration_bytes, heldout_bytes
 from tritonq.progress import track
 
-CONFIGS = {"w4a16": tritonq.W4A16(group_size=None), "w4a8": tritonq.W4A8()}
+CONFIGS = {
+    "w4a16": tritonq.W4A16(group_size=None),
+    "w4a8": tritonq.W4A8(),
+    "w8a8_static": tritonq.W8A8Static(),
+}
 STEPS = 150
 BATCH = 8
 LEARNING_RATE = 3e-4
@@ -145,7 +150,9 @@ def measure(
     converted = tritonq.convert(student.eval())
     seconds = time.perf_counter() - start
     float_bits = bits_per_byte(teacher, heldout)
-    rounded_bits = bits_per_byte(tritonq.quantize_(copy.deepcopy(teacher), config), heldout)
+    calibration, _ = cut_windows(calibration_bytes())
+    rounded = tritonq.quantize_(copy.deepcopy(teacher), config, calibration=calibration.split(BATCH))
+    rounded_bits = bits_per_byte(rounded, heldout)
     trained_bits = bits_per_byte(converted, heldout)
     return {
         "scheme": scheme,
@@ -180,7 +187,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Train, measure, report."""
     parser = argparse.ArgumentParser(description="Quantization-aware training of the demo language model")
-    parser.add_argument("--schemes", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--schemes", nargs="+", choices=list(CONFIGS), default=["w4a16", "w4a8"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heldout-bytes", type=int, help="measure on the first so many bytes only")
@@ -196,13 +203,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         options.checkpoint.mkdir(parents=True, exist_ok=True)
     teacher, heldout, text = load_demo_model(), heldout_bytes()[: options.heldout_bytes], training_text()
     results = []
-    print(f"{'scheme':8} {'float':>8} {'rounded':>8} {'trained':>8}  recovered   seconds   (bits per byte)")
+    print(f"{'scheme':11} {'float':>8} {'rounded':>8} {'trained':>8}  recovered   seconds   (bits per byte)")
     for scheme in options.schemes:
         found = measure(scheme, teacher, text, heldout, options.steps, options.seed, options.checkpoint)
         results.append(found)
         bits = [found[f"{name}_bits_per_byte"] for name in ("float", "rounded", "trained")]
         print(
-            f"{scheme:8} {bits[0]:8.4f} {bits[1]:8.4f} {bits[2]:8.4f}  {100 * found['recovered']:8.1f} % "
+            f"{scheme:11} {bits[0]:8.4f} {bits[1]:8.4f} {bits[2]:8.4f}  {100 * found['recovered']:8.1f} % "
             f"{found['seconds']:8.1f}",
             flush=True,
         )

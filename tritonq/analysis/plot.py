@@ -78,7 +78,7 @@ def _draw_lines(depths: list[tuple[str, int]], kinds: list[str], sides: dict[str
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 2.4 * len(sides)), layout="constrained")
-    panels = figure.subplots(len(sides), 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(len(sides), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for panel, (side, values) in zip(panels, sides.items(), strict=True):
         for index, kind in enumerate(kinds):
             points = [(depth, values[row]) for row, (own, depth) in enumerate(depths) if own == kind]
