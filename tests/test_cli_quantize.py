@@ -224,6 +224,43 @@ STATIC = ("-s", "w8a8_static", "--calibrate", "text.txt", "--tokens", "32")
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantization_config": 4}, "config.json: quantization_config must be a dictionary, found 4"),
+        ({"architectures": ["BertTokenizer"]}, None),
+        ({"architectures": ["os"]}, None),
+        ({"architectures": [7]}, None),
+        ({"architectures": 7}, None),
+        ({"hidden_size": -8}, "config.json must "),
+        (
+            {"hidden_size": 72},
+            "model.embed_tokens.weight must be bfloat16 [128, 72], found bfloat16 [128, 64]",
+        ),
+        ({"num_hidden_layers": "many"}, "config.json must "),
+        ({"dtype": "float8_e4m3fn"}, "must be a model in float32, float16 or bfloat16"),
+        ({"dtype": "sparkling"}, "config.json must be"),
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, None),
+    ],
+    ids=str,
+)
+def test_hostile_configs(
+    fields: dict[str, Any], message: str | None, llama: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """One sentence, or the model that the rest of the file describes; never a traceback, never the directory's code."""
+    source = tmp_path / "source"
+    save_model(source)
+    (source / "evil.py").write_text("raise SystemExit('code of the directory was run')")
+    config = source / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
+    _, err = run(
+        capsys, "quantize", source, "-s", "w8a16", "-o", tmp_path / "q", code=int(message is not None)
+    )
+    assert err.count("\n") == int(message is not None), err
+    assert (message or "") in err
+    assert (tmp_path / "q").exists() == (message is None)
+
+
+@pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
         (None, ("-s", "w5a16"), "--scheme must be one of w8a16, w4a16, w8a8, w8a8_static, w4a8, found 'w5a16'"),

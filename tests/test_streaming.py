@@ -284,14 +284,17 @@ def test_companions_are_copied(tmp_path: Path) -> None:
 def test_files_that_are_not_the_models(tmp_path: Path) -> None:
     source = write_source(Block(), tmp_path / "source")
 
-    def refused(model: nn.Module, message: str) -> None:
-        with pytest.raises(UnfitModelError, match=message):
+    def refused(model: nn.Module, message: str, kind: type[ValueError] = UnfitModelError) -> None:
+        with pytest.raises(kind, match=message) as caught:
             quantize_files(empty(model), source, tmp_path / "found", "w8a16")
+        assert type(caught.value) is kind
 
     refused(
         nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), r"found no 0\.weight, 0\.bias, 1\.weight and 1 more"
     )
-    refused(Block(columns=32), r"fc1\.weight must be float32 \[96, 32\], found float32 \[96, 64\]")
+    refused(
+        Block(columns=32), r"fc1\.weight must be float32 \[96, 32\], found float32 \[96, 64\]", ValueError
+    )
     loose = Language(tied=False)
     source = write_source(loose, tmp_path / "loose")
     refused(Language(), r"embed\.weight and lm_head\.weight are one tensor in the model, found two")

@@ -20,6 +20,7 @@ from tritonq.checkpoint.source import ALONE, FIELD
 from tritonq.qparams import FLOAT_DTYPES
 
 _COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken"}
+_LONGEST = 300
 _NEEDED = 'needs transformers 5: pip install "tritonq[hf]"'
 
 
@@ -61,8 +62,13 @@ class ModelDirectory:
         """The model on the meta device: names and shapes, no memory."""
         cls = self._class()
         build = getattr(cls, "_from_config", None) or cls.from_config
-        with torch.device("meta"):
-            model = build(self.config, dtype=dtype)
+        try:
+            with torch.device("meta"):
+                model = build(self.config, dtype=dtype)
+        except Exception as error:  # whatever transformers' code does with the numbers of a file
+            raise ValueError(
+                f"{self.path / files.CONFIG} must describe a model that can be built: {one_line(error)}"
+            ) from None
         assert isinstance(model, nn.Module)
         return model
 
@@ -70,7 +76,7 @@ class ModelDirectory:
         """The model with its values, in evaluation mode; `quantization` is a TritonQConfig.
 
         Raises:
-            ValueError: what transformers makes of the files is not the whole model; it would draw the rest at random.
+            ValueError: it cannot be loaded, or not as a whole: transformers would draw the rest at random.
         """
         words = {} if quantization is None else {"quantization_config": quantization}
         try:
@@ -82,8 +88,8 @@ class ModelDirectory:
                 output_loading_info=True,
                 **words,
             )
-        except RuntimeError as error:
-            raise ValueError(f"{self.path} must hold the model's tensors: {first_line(error)}") from None
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path} cannot be loaded: {one_line(error)}") from None
         missing = sorted(report["missing_keys"])
         if missing:
             rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -105,7 +111,7 @@ class ModelDirectory:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise ValueError(
-                f"{self.path} must hold a tokenizer that transformers loads, found none: {first_line(error)}"
+                f"{self.path} must hold a tokenizer that transformers loads, found none: {one_line(error)}"
             ) from None
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -130,8 +136,12 @@ class ModelDirectory:
     def _class(self) -> Any:
         """The class that config.json names, else the one that generates text for this kind of configuration."""
         transformers = import_transformers()
-        names = getattr(self.config, "architectures", None) or [""]
-        return getattr(transformers, names[0], None) or transformers.AutoModelForCausalLM
+        names = getattr(self.config, "architectures", None)
+        first = names[0] if isinstance(names, list) and names else None
+        named = getattr(transformers, first, None) if isinstance(first, str) else None
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+        return transformers.AutoModelForCausalLM
 
 
 def open_model_directory(directory: Path) -> ModelDirectory:
@@ -154,6 +164,8 @@ def open_model_directory(directory: Path) -> ModelDirectory:
                 f"{path} must hold {files.SINGLE}, found {pickles[0]}: a pickle can run code when it is read, and "
                 "never is here; where you trust it, load it with transformers and save it again with save_pretrained"
             )
+    if not isinstance(fields.get(FIELD, {}), dict):
+        raise ValueError(f"{path / files.CONFIG}: {FIELD} must be a dictionary, found {fields[FIELD]!r}")
     alone = [name for name in ALONE if (path / name).exists()]
     if alone and FIELD not in fields:
         raise ValueError(
@@ -165,9 +177,9 @@ def open_model_directory(directory: Path) -> ModelDirectory:
     transformers = import_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # as for `empty_model`
         raise ValueError(
-            f"{path / files.CONFIG} must be of a model that transformers knows: {first_line(error)}"
+            f"{path / files.CONFIG} must be of a model that transformers knows: {one_line(error)}"
         ) from None
     return ModelDirectory(path, config, fields)
 
@@ -186,6 +198,7 @@ def import_transformers() -> Any:
     return transformers
 
 
-def first_line(error: Exception) -> str:
-    """Of an error that other programs explain at length."""
-    return str(error).strip().partition("\n")[0]
+def one_line(error: Exception) -> str:
+    """The message of an error that other programs explain at length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

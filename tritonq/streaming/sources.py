@@ -24,7 +24,8 @@ def find_sources(model: nn.Module, tensors: TensorFiles) -> dict[int, str]:
         model: on the meta device. What the files hold beyond it is left out.
 
     Raises:
-        UnfitModelError: one is missing, has another shape, or is tied in the model and stored twice with two values.
+        UnfitModelError: one is missing, or is tied in the model and stored twice with two values.
+        ValueError: one has another shape, or a dtype of another kind.
     """
     missing: list[str] = []
     found: dict[int, str] = {}
@@ -62,7 +63,7 @@ def _check(tensor: Tensor, stored: list[str], tensors: TensorFiles) -> None:
         same_kind = dtype is not None and dtype.is_floating_point == tensor.is_floating_point()
         if tensors.shapes[name] != tuple(tensor.shape) or not same_kind:
             wanted = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise UnfitModelError(
+            raise ValueError(
                 f"{tensors.file_of[name]}: {name} must be {wanted}, found {tensors.describe(name)}"
             )
     for name in stored[1:]:
