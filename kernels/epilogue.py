@@ -1,6 +1,7 @@
 """What follows an int8 product on its way out, shared by the kernels that have one; see docs/numerics.md.
 
-All tiles are [BLOCK_N, BLOCK_M], of outᵀ. Kernels that use this file are launched with `enable_fp_fusion=False`.
+All tiles are [BLOCK_N, BLOCK_M], of outᵀ. Vectors are loaded before anything is done to a tile: behind it, they cost the
+compiler more registers. Kernels that use this file are launched with `enable_fp_fusion=False`.
 """
 
 import triton
@@ -63,9 +64,11 @@ def scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM
     """float32 (acc · x_scale) · w_scale + bias."""
     x_scale = tl.load(x_scale_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=1.0)
     w_scale = tl.load(w_scale_ptr + n, mask=n < N, other=1.0).to(tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     y = (acc.to(tl.float32) * x_scale[None, :]) * w_scale[:, None]
     if bias_ptr is not None:
-        y = y + tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        y = y + bias[:, None]
     return y
 
 
@@ -74,8 +77,10 @@ def scale_and_bias_to_grid(
     acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE: tl.constexpr
 ):
     """float32 acc · m + b', m = (x_scale · w_scale) / out_scale, b' = bias / out_scale."""
-    out_scale = tl.load(out_scale_ptr)
     w_scale = tl.load(w_scale_ptr + n, mask=n < N, other=1.0).to(tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    out_scale = tl.load(out_scale_ptr)
     if X_QPARAM_STRIDE == 0:
         multiplier = tl.math.div_rn(tl.load(x_scale_ptr) * w_scale, out_scale)[:, None]
     else:
@@ -83,7 +88,6 @@ def scale_and_bias_to_grid(
         multiplier = tl.math.div_rn(x_scale[None, :] * w_scale[:, None], out_scale)
     values = acc.to(tl.float32) * multiplier
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
         values = values + tl.math.div_rn(bias, out_scale)[:, None]
     return values
 

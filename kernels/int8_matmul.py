@@ -99,14 +99,14 @@ def int8_matmul_kernel(
         m_inside = m < tl.where(is_last, M, 0)
     acc = subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
 
-    inside = (n < N)[:, None] & m_inside[None, :]
     out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+    inside = (n < N)[:, None] & m_inside[None, :]
     if out_scale_ptr is not None and residual_ptr is None and (ACTIVATION == "none" or ACTIVATION == "relu"):
         values = scale_and_bias_to_grid(
             acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE
         )
-        out_zero = tl.load(out_zero_ptr).to(tl.float32)
-        codes = to_code(activate(values, ACTIVATION), out_zero, OUT_QMIN, 127.0)
+        values = activate(values, ACTIVATION)
+        codes = to_code(values, tl.load(out_zero_ptr).to(tl.float32), OUT_QMIN, 127.0)
         tl.store(out_ptrs, codes, mask=inside)
     else:
         y = scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
