@@ -42,6 +42,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {**GROUPED, "query_pre_attn_scalar": 16, "sliding_window": 16}),
     "phi": ("PhiConfig", {}),  # biases, also at the head
     "phi3": ("Phi3Config", {"num_key_value_heads": 2}),  # query, key and value in one Linear
+    "bert": ("BertConfig", {"is_decoder": True}),  # biases, and a head called cls.predictions.decoder
     "gpt-neox": ("GPTNeoXConfig", {}),  # the same, and a head that files call embed_out
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3-moe": ("Qwen3MoeConfig", {**GROUPED, **EXPERTS, "moe_intermediate_size": 32}),

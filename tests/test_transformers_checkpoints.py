@@ -29,15 +29,17 @@ def saved(directory: Path, float_directory: Path, config: Any, **options: Any) -
 
 
 def test_static(directories: Any, tmp_path: Path) -> None:
-    """Calibrated before, with a static INT8 grid in each layer."""
+    """Calibrated before, with a static INT8 grid in each layer, and INT8 between some."""
     batches = [{"input_ids": hosts.TOKENS}]
     for symmetric in (True, False):
         config = tritonq.W8A8Static(activation_symmetric=symmetric)
         expected = saved(tmp_path, directories("phi"), config, calibration=batches)
+        assert read_config(tmp_path)["tritonq"]["edges"]
         found = load(tmp_path, TritonQConfig())
         assert_same_state(found, expected)
         assert torch.equal(logits(found), logits(expected))
         found.save_pretrained(tmp_path / "again")
+        assert read_config(tmp_path / "again")["tritonq"] == read_config(tmp_path)["tritonq"]
         assert_same_state(load(tmp_path / "again", TritonQConfig()), expected)
 
 
@@ -159,12 +161,15 @@ def test_config_and_checkpoint_must_go_together(directories: Any, tmp_path: Path
         load(tmp_path, TritonQConfig("w4a16"))
 
 
-def test_layers_that_hand_over_int8_are_for_load(directories: Any, tmp_path: Path) -> None:
+def test_layers_between_stubs_are_for_load(directories: Any, tmp_path: Path) -> None:
     load(directories("llama"), TritonQConfig("w8a8")).save_pretrained(tmp_path)
     fields = read_config(tmp_path)
     fields["tritonq"]["hands_over"] = [UP]
     write_config(tmp_path, fields)
-    with pytest.raises(ValueError, match=r"hand over int8: use tritonq.load\(directory, model\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"between QuantStub and DeQuantStub, found some: use tritonq.load\(directory, model\)",
+    ):
         load(tmp_path, TritonQConfig())
 
 

@@ -20,12 +20,18 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from tritonq.checkpoint.contents import describe
+from tritonq.checkpoint.contents import describe, stored_tensors
 from tritonq.checkpoint.extras import KEY
 from tritonq.convert import move_hooks
+from tritonq.edge import Edge
 from tritonq.fast_path import leave_fast_path
 from tritonq.integrations.transformers.config import TritonQConfig
-from tritonq.integrations.transformers.stored import StoredLayer, place_stored_layers
+from tritonq.integrations.transformers.stored import (
+    StoredLayer,
+    place_stored_layers,
+    read_edges,
+    restore_edges,
+)
 from tritonq.integrations.transformers.survey import (
     check_complete,
     default_ignore,
@@ -53,6 +59,7 @@ class TritonQuantizer(HfQuantizer):
         self._waiting: dict[str, Selected] = {}  # weight → the float layer that is to be quantized with it
         self._tied: list[Selected] = []  # those whose weight is another's, and known at the end
         self._stored: dict[str, Place] = {}  # tensor → the StoredLayer that takes it
+        self._edges: list[Edge] = []  # hand-overs of int8 in the checkpoint
         self._failure: Exception | None = None
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
@@ -76,6 +83,7 @@ class TritonQuantizer(HfQuantizer):
     ) -> None:
         config = self.quantization_config
         if self.pre_quantized:
+            self._edges = read_edges(model)
             self._stored = place_stored_layers(model, config.checkpoint, checkpoint_files or [])
             untie(model, {name for place in self._stored.values() for name in place.names})
             return
@@ -149,17 +157,22 @@ class TritonQuantizer(HfQuantizer):
             self._stored.clear()
             for _ in track(range(len(stored)), "Packing"):
                 _build(stored.pop(), model.dtype)  # and with it the tensors of the file
+            restore_edges(model, self._edges)
         leave_fast_path(model)
         return model
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        """Called by `save_pretrained` before it writes config.json, which is to say what the model is now."""
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Called by `save_pretrained` before it writes config.json, which is to say what the model is now.
+
+        Returns:
+            the tensors of a checkpoint, and nothing to add to the files' metadata.
+        """
         fields, extras = describe(model)
         self.quantization_config.checkpoint = fields["quantization_config"]
         setattr(model.config, KEY, extras.to_dict())
-        return None, {}
+        return {stored.name: stored.tensor.detach() for stored in stored_tensors(model, {})}, {}
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True

@@ -17,8 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tritonq import canonical, qparams
+from tritonq.checkpoint.edges import apply_edges, check_edges
 from tritonq.checkpoint.extras import KEY, read_extras
 from tritonq.checkpoint.files import TensorFiles
+from tritonq.edge import Edge
 from tritonq.integrations.transformers.formats import LayerFormat, read_format
 from tritonq.integrations.transformers.survey import stacked_weights
 from tritonq.nn.check import largest_in_features
@@ -106,15 +108,9 @@ def place_stored_layers(
         {name of a tensor: the place of its layer}.
 
     Raises:
-        ValueError: layers hand over int8, experts are quantized, or no layer is.
+        ValueError: experts are quantized, or no layer is; or as `read_format`.
     """
     layouts = read_format(quantization_config)
-    extras = read_extras(vars(model.config).pop(KEY, None))  # it speaks of the files that are loaded
-    if extras.stubs or extras.hands_over:
-        raise ValueError(
-            "the checkpoint must have float between its layers, found some that hand over int8: use "
-            "tritonq.load(directory, model)"
-        )
     found: dict[str, Place] = {}
     with _open(checkpoint_files) as files:
         _refuse_experts(model, files)
@@ -141,6 +137,36 @@ def place_stored_layers(
             "the checkpoint must have quantized layers, found no Linear of the model in a config group"
         )
     return found
+
+
+def read_edges(model: PreTrainedModel) -> list[Edge]:
+    """The hand-overs of int8 that the key `tritonq` of the model's config.json names; the key is taken out.
+
+    Raises:
+        ValueError: the key is damaged, or the model has stubs.
+    """
+    extras = read_extras(vars(model.config).pop(KEY, None))  # it speaks of the files that are loaded
+    if extras.stubs or extras.hands_over:
+        raise ValueError(
+            "the checkpoint must have no layers between QuantStub and DeQuantStub, found some: use "
+            "tritonq.load(directory, model)"
+        )
+    return extras.edges
+
+
+def restore_edges(model: PreTrainedModel, edges: list[Edge]) -> None:
+    """Let the layers hand over int8 again; errors as `check_edges`."""
+    everything = places(model)
+    static = {
+        name: place.module
+        for place in everything
+        if isinstance(place.module, QuantizedLinear) and place.module.config.static
+        for name in place.names
+    }
+    check_edges(
+        edges, everything, {name: layer.activation_symmetric for name, layer in static.items()}, static
+    )
+    apply_edges(edges, everything)
 
 
 class NamesInFiles:
