@@ -1,7 +1,7 @@
 """What follows an int8 product on its way out, shared by the kernels that have one; see docs/numerics.md.
 
-All tiles are [BLOCK_N, BLOCK_M], of outᵀ. Vectors are loaded before anything is done to a tile: behind it, they cost the
-compiler more registers. Kernels that use this file are launched with `enable_fp_fusion=False`.
+All tiles are [BLOCK_N, BLOCK_M], of outᵀ. Vectors are loaded before anything is done to a tile: later, they cost
+more registers. Kernels that use this file are launched with `enable_fp_fusion=False`.
 """
 
 import triton
