@@ -10,12 +10,12 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from tritonq.chaining.edge import Edge
+from tritonq.chaining.norms import Norm
 from tritonq.config import QuantConfig
-from tritonq.edge import Edge
 from tritonq.nn.check import check_linear
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.qat_linear import QATLinear
-from tritonq.norms import Norm
 from tritonq.observers import ObserverBase, observed_weight_qparams
 from tritonq.patterns import Place, places
 from tritonq.prepare import OBSERVER, Plan

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tritonq.chaining.grids import hand_over
+from tritonq.chaining.watching import recorded, unwatch
 from tritonq.conversions import Conversion, NormConversion, conversions
 from tritonq.fast_path import leave_fast_path
-from tritonq.hand_over import hand_over
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
@@ -23,7 +24,6 @@ from tritonq.patterns import Place, named_modules, places
 from tritonq.prepare import OUTPUT, PREPARED, Model, check_inplace, detach
 from tritonq.progress import track
 from tritonq.selection import PLAN
-from tritonq.watching import recorded, unwatch
 
 #: The user's hooks, which move on to the quantized layer together with the handles that remove them.
 HOOKS = (
@@ -58,7 +58,7 @@ def convert(
             compute their scales on the fly. Between QuantStub and DeQuantStub a dynamic layer takes int8 and
             returns float.
         chain: without stubs, hand over int8 from layer to layer wherever calibration's runs prove that nothing
-            else reads it (tritonq/chaining.py); False: every layer takes and returns float.
+            else reads it (tritonq/chaining/); False: every layer takes and returns float.
 
     Returns:
         The quantized model.

@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from tritonq.chaining.watching import watch
 from tritonq.config import QuantConfig
 from tritonq.nn.check import check_linear
 from tritonq.nn.stubs import is_quant_stub
 from tritonq.observers import ObserverBase, make_observer
 from tritonq.patterns import Pattern
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
-from tritonq.watching import watch
 
 OBSERVER = "activation_post_process"
 PREPARED = "prepared_layers"  # on the root: the names of what was prepared

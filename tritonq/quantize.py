@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from tritonq.calibration import calibrate, check_calibration
+from tritonq.chaining.grids import hand_over
+from tritonq.chaining.watching import recorded, unwatch, watch
 from tritonq.config import W8A8, QuantConfig
 from tritonq.conversions import Conversion, NormConversion, conversions
 from tritonq.convert import replace_all
-from tritonq.hand_over import hand_over
 from tritonq.patterns import Pattern
 from tritonq.prepare import INPUT, Model, attach, check_inplace, detach, observed_side
 from tritonq.qconfig import resolve_config
 from tritonq.selection import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
-from tritonq.watching import recorded, unwatch, watch
 
 
 def quantize_(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tritonq.edge import Edge
+from tritonq.chaining.edge import Edge
 from tritonq.nn.edges import edges_of
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import places

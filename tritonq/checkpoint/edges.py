@@ -1,4 +1,4 @@
-"""Hand-overs of int8 in a checkpoint: which layer's output is another one's input (tritonq/edge.py).
+"""Hand-overs of int8 in a checkpoint: which layer's output is another one's input (tritonq/chaining/edge.py).
 
 An edge has no tensors of its own: its grid is the input grid of the layers that read it, where other programs look for
 it too. So they read a static model and compute the same in float between its layers.
@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
+from tritonq.chaining.edge import Edge
+from tritonq.chaining.norms import norm_of
 from tritonq.convert import move_hooks
-from tritonq.edge import Edge
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
-from tritonq.norms import norm_of
 from tritonq.patterns import Place
 
 _OUTPUT = ("output_scale", "output_zero_point")

@@ -1,4 +1,4 @@
-"""Finding groups: candidates from a recorded run (tritonq/dataflow.py), the proof by trying.
+"""Finding groups: candidates from a recorded run (tritonq/chaining/dataflow.py), the proof by trying.
 
 A source is a candidate if all that its output leads to, through functions, are Linears with as many columns as it has
 channels. For those, each reader's input is compared with what it is while the source is scaled by powers of two:
@@ -23,10 +23,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tritonq.calibration import evaluation, run_batch
-from tritonq.dataflow import Dataflow, record
+from tritonq.chaining.dataflow import Dataflow, record
+from tritonq.chaining.norms import is_norm
 from tritonq.equalize.groups import Group, Groups, given_groups, parameter_owners, source_channels, unfit
 from tritonq.equalize.rehearsal import Rehearsal, divided, equal_but_for_subnormals, powers_of_two
-from tritonq.norms import is_norm
 from tritonq.patterns import Pattern, matches_any, named_modules, places
 from tritonq.selection import DEFAULT_IGNORE, check_root, ignored_patterns, is_plain_linear
 

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from tritonq.chaining.norms import norm_of
 from tritonq.config import W8A16
 from tritonq.nn.check import check_linear
-from tritonq.norms import norm_of
 from tritonq.patterns import named_modules
 from tritonq.selection import is_plain_linear
 

@@ -1,6 +1,6 @@
 """Blocks of layers that hand int8 to each other, for models whose code says so itself.
 
-`convert` finds the same hand-overs in any model (tritonq/chaining.py); these are for code that is written with them:
+`convert` finds the same hand-overs in any model (tritonq/chaining/); these are for code that is written with them:
 
     QuantizedMLP              fc2(act(fc1(x)))                       int8 between, act in fc1's epilogue
     QuantizedGatedMLP         down(act(gate(x)) · up(x))             one kernel makes the int8 product
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from tritonq import ops
-from tritonq.edge import Edge
+from tritonq.chaining.edge import Edge
+from tritonq.chaining.steps import ACTIVATIONS
 from tritonq.nn.int8_product import gated_product, int8_product
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.steps import ACTIVATIONS
 from tritonq.tensor import QuantizedTensor
 
 Value = Tensor | QuantizedTensor

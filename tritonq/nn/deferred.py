@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tritonq.chaining.steps import step_of
 from tritonq.nn.int8_product import gated_product, int8_product
-from tritonq.steps import step_of
 from tritonq.tensor import QuantizedTensor
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tritonq.edge import Edge
+from tritonq.chaining.edge import Edge
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
 from tritonq.patterns import Place

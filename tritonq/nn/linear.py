@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tritonq import canonical, layouts, ops, qparams
 from tritonq.buffers import FixedDtypeModule
 from tritonq.canonical import CodeReader
+from tritonq.chaining.edge import Edge
 from tritonq.config import QuantConfig, as_config
-from tritonq.edge import Edge
 from tritonq.nn.check import check_linear
 from tritonq.nn.deferred import DeferredLinear
 from tritonq.nn.int8_product import int8_product

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tritonq import ops
 from tritonq.buffers import FixedDtypeModule
-from tritonq.edge import Edge
-from tritonq.norms import Norm
+from tritonq.chaining.edge import Edge
+from tritonq.chaining.norms import Norm
 from tritonq.qparams import FLOAT_DTYPES
 from tritonq.tensor import QuantizedTensor
 

@@ -11,7 +11,7 @@ class Edge:
 
     Attributes:
         producer: name of the Linear or norm.
-        steps: what its epilogue computes on the way (tritonq/steps.py), in order.
+        steps: what its epilogue computes on the way (tritonq/chaining/steps.py), in order.
         consumers: names of the Linears that read the result; none where a residual sum stays float, which the epilogue
             computes all the same.
         partner: name of the other Linear of a product of two, None for any other edge.

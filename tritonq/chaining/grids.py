@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tritonq.chaining import find_edges
+from tritonq.chaining.dataflow import Dataflow
+from tritonq.chaining.edge import Edge
+from tritonq.chaining.norms import norm_of
+from tritonq.chaining.proof import find_edges
 from tritonq.conversions import Conversion, NormConversion, check_scale
-from tritonq.dataflow import Dataflow
-from tritonq.edge import Edge
 from tritonq.nn.qat_linear import QATLinear
-from tritonq.norms import norm_of
 from tritonq.observers import ObserverBase
 from tritonq.patterns import places
 from tritonq.prepare import INPUT, OBSERVER

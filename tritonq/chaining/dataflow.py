@@ -30,10 +30,10 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tritonq.calibration import run_batch
-from tritonq.norms import is_norm
+from tritonq.chaining.norms import is_norm
+from tritonq.chaining.steps import step_of
 from tritonq.observers import ObserverBase
 from tritonq.patterns import places
-from tritonq.steps import step_of
 from tritonq.tensor import METADATA, QuantizedTensor
 
 
@@ -45,7 +45,7 @@ class Call:
         name: the module's, or the function's.
         is_module: which of the two.
         reads, makes: values, by number; a value that is read twice stands there twice.
-        step: what an epilogue would call it (tritonq/steps.py), None for others.
+        step: what an epilogue would call it (tritonq/chaining/steps.py), None for others.
         moves: a QuantizedTensor does it: elements are moved about, their values stay.
     """
 
@@ -117,7 +117,7 @@ def record(model: nn.Module, batch: Any) -> Dataflow:
     """Run one batch through a model, without gradients, and note its calls.
 
     Args:
-        model: Linears and norms (tritonq/norms.py) count as one step each, all else is looked into.
+        model: Linears and norms (tritonq/chaining/norms.py) count as one step each, all else is looked into.
         batch: tensor → model(x), tuple → model(*x), dict → model(**x).
     """
     with torch.no_grad(), recording(model) as recorder:

@@ -1,7 +1,7 @@
 """Where int8 can go from layer to layer: edges, found in the recorded runs of calibration.
 
 A static Linear, or a norm, hands over int8 if everything that reads its output in the end is a static Linear, and
-nothing lies between but what an epilogue computes (tritonq/steps.py) and what only moves elements about:
+nothing lies between but what an epilogue computes (tritonq/chaining/steps.py) and what only moves elements about:
 
     fc1 → gelu → dropout → fc2                 one edge, gelu in fc1's epilogue
     norm → q, k, v                             one edge, three consumers, one grid
@@ -18,9 +18,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from tritonq.dataflow import Call, Dataflow
-from tritonq.edge import Edge
-from tritonq.steps import ACTIVATIONS, SEQUENCES
+from tritonq.chaining.dataflow import Call, Dataflow
+from tritonq.chaining.edge import Edge
+from tritonq.chaining.steps import ACTIVATIONS, SEQUENCES
 
 
 class Unproven(Exception):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tritonq.dataflow import Dataflow, Recorder, recording
+from tritonq.chaining.dataflow import Dataflow, Recorder, recording
 from tritonq.patterns import named_modules
 
 FLOWS = "recorded_flows"
