@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.foreign_checkpoints import write
 from tritonq import checkpoint
-from tritonq.nn import QuantizedLinear, linear
+from tritonq.nn import QuantizedLinear, packed_weight
 
 LAYERS, WIDTH, GROUP = 9, 512, 64
 
@@ -73,9 +73,8 @@ def tensors(method: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_one_file_and_one_layer(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        linear, "_BLOCK_VALUES", 8 * WIDTH
-    )  # rows packed at once: few, as in a layer of usual size
+    # Few rows are packed at once, as in a layer of usual size.
+    monkeypatch.setattr(packed_weight, "_BLOCK_VALUES", 8 * WIDTH)
     config = {"quant_method": method, "bits": 4, "group_size": GROUP}
     write(
         tmp_path / method, {**config, "sym": False} if method == "gptq" else config, tensors(method), shards=3

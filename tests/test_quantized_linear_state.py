@@ -172,7 +172,7 @@ def test_rows_are_packed_in_blocks(scheme: str, device: str, monkeypatch: pytest
     """Of 7 rows, the last of 2, and of one row where a row is larger than a block."""
     expected = quantized(scheme, device)
     for values in (7 * K + 5, K - 1):
-        monkeypatch.setattr("tritonq.nn.linear._BLOCK_VALUES", values)
+        monkeypatch.setattr("tritonq.nn.packed_weight._BLOCK_VALUES", values)
         twin = fresh(scheme, device)
         twin.load_state_dict(expected.state_dict())
         for name, tensor in expected.named_buffers():
