@@ -57,7 +57,7 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON; 1 if any result was wrong."""
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", type=_shape, metavar="NxK")
+    parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="NxK")
     parser.add_argument("--m", nargs="+", type=int, help="rows of the input")
     parser.add_argument("--schemes", nargs="+", choices=sorted(ALLOWED_ERROR), default=sorted(ALLOWED_ERROR))
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -138,7 +138,8 @@ def _line(row: Row) -> str:
     )
 
 
-def _shape(text: str) -> tuple[int, int]:
+def shape_of(text: str) -> tuple[int, int]:
+    """(N, K) of "NxK"."""
     features, _, columns = text.partition("x")
     try:
         return int(features), int(columns)
