@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
+from tritonq.chaining.edge import Edge
 from tritonq.checkpoint.contents import describe, stored_tensors
 from tritonq.checkpoint.extras import KEY
 from tritonq.convert import move_hooks
-from tritonq.edge import Edge
 from tritonq.fast_path import leave_fast_path
 from tritonq.integrations.transformers.config import TritonQConfig
 from tritonq.integrations.transformers.stored import (

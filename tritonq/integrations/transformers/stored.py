@@ -17,10 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tritonq import canonical, qparams
+from tritonq.chaining.edge import Edge
 from tritonq.checkpoint.edges import apply_edges, check_edges
 from tritonq.checkpoint.extras import KEY, read_extras
 from tritonq.checkpoint.files import TensorFiles
-from tritonq.edge import Edge
 from tritonq.integrations.transformers.formats import LayerFormat, read_format
 from tritonq.integrations.transformers.survey import stacked_weights
 from tritonq.nn.check import largest_in_features
