@@ -210,6 +210,20 @@ def test_a_higher_config_that_costs_nothing_is_taken_where_it_helps(model, data)
     assert spared(found.mixed_precision(error=1e9)) == names
 
 
+def test_sparing_that_costs_no_bytes_spares_no_more_layers_than_needed(model, data):
+    found = analyzed(model, "w8a8_static", data, higher="w8a8", filter_fn=lambda _, name: name != "never")
+    assert found.weight_bytes == found.higher_bytes
+    gains = {row.name: row.quantized.error - row.higher.error for row in found.rows}
+    helped = [name for name in sorted(gains, key=gains.__getitem__, reverse=True) if gains[name] > 0]
+    assert len(helped) >= 2
+    total = sum(row.quantized.error for row in found.rows)
+    assert spared(found.mixed_precision(size=found.weight_bytes)) == set(helped)
+    assert spared(found.mixed_precision(error=total)) == set()
+    for count in range(1, len(helped) + 1):
+        budget = total - sum(gains[name] for name in helped[:count]) + gains[helped[count - 1]] / 2
+        assert spared(found.mixed_precision(error=budget)) == set(helped[:count])
+
+
 def test_patterns_of_the_config_still_count(model, data):
     table = {"re:blocks.[01]": "w8a8", "blocks.2": "w4a16", "_default": None}
     found = analyzed(model, table, data)

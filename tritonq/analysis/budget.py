@@ -93,40 +93,43 @@ def _cheapest(
     analysis: Analysis, error: float | None, size: int | None, silent: list[LayerAnalysis]
 ) -> set[str]:
     """The names of the layers that a budget of errors or of bytes spares."""
-    total = base = 0.0
     bytes_needed = analysis.weight_bytes
     for row in silent:
         spared_bytes = row.float_bytes if _is_static(row.higher.config) else row.higher.weight_bytes
         bytes_needed += spared_bytes - row.quantized.weight_bytes
-    free, names, gains, costs = set(), [], [], []
+    total = 0.0
+    gains: dict[str, float] = {}  # of the layers that err less when spared
+    costs: dict[str, int] = {}
     for row in analysis.rows:
         before, after = row.quantized.error, row.higher.error
-        if before is None or after is None:
-            continue
-        total += before
-        gain, cost = before - after, row.higher.weight_bytes - row.quantized.weight_bytes
-        base += min(before, after)
-        if gain > 0 and cost <= 0:
-            free.add(row.name)
-            total -= gain
-            bytes_needed += cost
-        elif gain > 0:
-            names.append(row.name)
-            gains.append(gain)
-            costs.append(cost)
+        if before is not None and after is not None:
+            total += before
+            if before > after:
+                gains[row.name] = before - after
+                costs[row.name] = row.higher.weight_bytes - row.quantized.weight_bytes
+    least = total - sum(gains.values())
+    bytes_needed += sum(cost for cost in costs.values() if cost < 0)
     if size is not None and size < bytes_needed:
         raise ValueError(f"mixed_precision: size must be at least {bytes_needed:,} bytes, found {size:,}")
-    if error is not None and error < base - _ROUNDING * abs(base):
-        raise ValueError(f"mixed_precision: error must be at least {base:.4g}, found {error:.4g}")
-    if not names:
-        return free
-    knapsack = Knapsack(gains, costs)
-    if size is not None:
-        items = knapsack.within(int(min(size - bytes_needed, sum(costs))))
+    if error is not None and error < least - _ROUNDING * total:
+        raise ValueError(f"mixed_precision: error must be at least {least:.4g}, found {error:.4g}")
+    too_much = math.inf if error is None else total - error
+    chosen = set()
+    # What saves bytes is taken in any case; what costs none as long as there is too much error, the worst first.
+    for name in sorted(gains, key=lambda name: (costs[name] >= 0, -gains[name])):
+        if costs[name] < 0 or (costs[name] == 0 and too_much > 0):
+            chosen.add(name)
+            too_much -= gains[name]
+    names = [name for name in gains if costs[name] > 0]
+    if not names or too_much <= 0:
+        return chosen
+    prices = [costs[name] for name in names]
+    knapsack = Knapsack([gains[name] for name in names], prices)
+    if size is None:
+        items = knapsack.reaching(too_much)
     else:
-        assert error is not None
-        items = knapsack.reaching(total - error) if total > error else []
-    return free | {names[index] for index in items}
+        items = knapsack.within(int(min(size - bytes_needed, sum(prices))))
+    return chosen | {names[index] for index in items}
 
 
 def _is_static(config: Any) -> bool:

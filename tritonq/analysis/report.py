@@ -139,7 +139,8 @@ class Analysis:
         Args:
             sqnr: every layer whose output has a smaller SQNR than this (dB) is spared.
             error: the fewest bytes with errors of at most this much, summed over all layers (`Effect.error`: errors
-                of layers add up as far as they are small and independent).
+                of layers add up as far as they are small and independent). Where sparing costs no bytes (static
+                layers made dynamic), the fewest layers.
             size: the least summed error with at most so many bytes for the weights of these layers.
 
         Returns:
