@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def test_hostile_configs(
 ) -> None:
     """One sentence, or the model that the rest of the file describes; never a traceback, never the directory's code."""
     source = tmp_path / "source"
-    save_model(source)
+    shutil.copytree(llama, source)
     (source / "evil.py").write_text("raise SystemExit('code of the directory was run')")
     config = source / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
@@ -290,10 +291,16 @@ def test_hostile_configs(
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(
-    spoil: Any, arguments: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    spoil: Any,
+    arguments: Any,
+    message: str,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "model")
+    shutil.copytree(llama, tmp_path / "model")
     files = {
         "text.txt": TEXT.encode(), "empty.txt": b" \n", "latin.txt": b"d\xe9j\xe0 vu", "short.txt": b"hello",
         "list.json": b"[1]", "bad.json": b'{"q_proj": {"bits": 4}}', "odd.json": b'{"q_proj": 4}',
