@@ -13,20 +13,17 @@ Outputs are compared before anything is timed; one that differs gets no time, an
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.linear import shape_of
-from benchmarks.machine import describe
+from benchmarks.report import Report, parsed, parser_of
 from benchmarks.timing import microseconds
 from tritonq import ops, qparams, straight_through
 from tritonq.config import QuantSpec
@@ -52,31 +49,18 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON; 1 if any result was wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python3 -m benchmarks.fake_quantize", description=__doc__.partition("\n")[0]
-    )
+    parser = parser_of("benchmarks.fake_quantize", __doc__)
     gpu = torch.cuda.is_available()
     default = (28672, 4096) if gpu else (1536, 512)
     parser.add_argument("--shape", type=shape_of, metavar="NxK", default=default)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     device = torch.device("cuda" if gpu else "cpu")
-    machine = describe(device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    report = Report(options.json, device, shape=options.shape)
     print(f"{'spec':<17} {'way':<9} {'forward µs':>11} {'+ backward µs':>14} {'of copy':>8}")
-    rows = []
     features, columns = options.shape
     for row in measure(features, columns, device):
-        print(_line(row), flush=True)
-        rows.append(row)
-    if options.json is not None:
-        document = {
-            "machine": machine,
-            "shape": options.shape,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(row.forward_microseconds is None for row in rows))
+        report.add(row, _line(row))
+    return report.finish(any(row.forward_microseconds is None for row in report.rows))
 
 
 def measure(features: int, columns: int, device: torch.device) -> list[Row]:

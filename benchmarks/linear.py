@@ -14,16 +14,14 @@ import argparse
 import copy
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import tritonq
-from benchmarks.machine import describe
+from benchmarks.report import Report, parsed, parser_of
 from benchmarks.timing import eager_microseconds, microseconds
 from tritonq.config import PRESETS
 
@@ -56,29 +54,22 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON; 1 if any result was wrong."""
-    parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__.partition("\n")[0])
+    parser = parser_of("benchmarks", __doc__)
     parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="NxK")
     parser.add_argument("--m", nargs="+", type=int, help="rows of the input")
     parser.add_argument("--schemes", nargs="+", choices=sorted(ALLOWED_ERROR), default=sorted(ALLOWED_ERROR))
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     shapes = options.shapes or (GPU_SHAPES if gpu else CPU_SHAPES)
-    machine = describe(device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    report = Report(options.json, device)
     print(f"{'N':>6} {'K':>6} {'M':>5} {'scheme':<8} {'µs':>10} {'eager µs':>9} {'x float':>8} {'error':>9}")
-    results = []
     for features, columns in shapes:
         for row in measure(
             features, columns, options.m or (GPU_M if gpu else CPU_M), options.schemes, device
         ):
-            print(_line(row), flush=True)
-            results.append(row)
-    if options.json is not None:
-        document = {"machine": machine, "rows": [dataclasses.asdict(row) for row in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(row.microseconds is None for row in results))
+            report.add(row, _line(row))
+    return report.finish(any(row.microseconds is None for row in report.rows))
 
 
 @torch.no_grad()

@@ -10,15 +10,12 @@ time, and the exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +23,7 @@ from torch import Tensor, nn
 
 import tritonq
 from benchmarks.llama_block import SHAPES, Block
-from benchmarks.machine import describe
+from benchmarks.report import Report, parsed, parser_of
 
 SCHEMES = ("w8a8", "w8a8_static", "w4a16", "w4a8")
 #: Of the fake-quantized against the converted block, in dB; what DESIGN promises, in float32.
@@ -47,36 +44,22 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON; 1 if any result was wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python3 -m benchmarks.qat_step", description=__doc__.partition("\n")[0]
-    )
+    parser = parser_of("benchmarks.qat_step", __doc__)
     gpu = torch.cuda.is_available()
     parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b" if gpu else "smollm2-135m")
     parser.add_argument("--tokens", type=int, default=4096 if gpu else 512, help="rows of the input")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--compile", action="store_true", help="torch.compile both blocks")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     device = torch.device("cuda" if gpu else "cpu")
-    machine = describe(device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    fields = {"shape": options.shape, "tokens": options.tokens, "compiled": options.compile}
+    report = Report(options.json, device, **fields)
     print(f"{options.shape}, {options.tokens} tokens{', compiled' if options.compile else ''}")
     print(f"{'scheme':<12} {'float ms':>10} {'QAT ms':>10} {'QAT / float':>12} {'SQNR dB':>8}")
-    rows = []
     for scheme in options.schemes:
         row = measure(scheme, options.shape, options.tokens, options.compile, device)
-        print(_line(row), flush=True)
-        rows.append(row)
-    if options.json is not None:
-        document = {
-            "machine": machine,
-            "shape": options.shape,
-            "tokens": options.tokens,
-            "compiled": options.compile,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(row.ratio is None for row in rows))
+        report.add(row, _line(row))
+    return report.finish(any(row.ratio is None for row in report.rows))
 
 
 def measure(scheme: str, shape: str, tokens: int, compiled: bool, device: torch.device) -> Row:

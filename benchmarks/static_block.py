@@ -10,14 +10,11 @@ exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +24,7 @@ from torch.utils._pytree import tree_iter
 
 import tritonq
 from benchmarks.llama_block import SHAPES, Block
-from benchmarks.machine import describe
+from benchmarks.report import Report, parsed, parser_of
 from benchmarks.timing import microseconds
 
 #: Largest relative error of a block's output against the float block's; int8 loses 1 to 2 % on random weights.
@@ -49,31 +46,19 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON; 1 if any result was wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python3 -m benchmarks.static_block", description=__doc__.partition("\n")[0]
-    )
+    parser = parser_of("benchmarks.static_block", __doc__)
     gpu = torch.cuda.is_available()
     parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b" if gpu else "smollm2-135m")
     parser.add_argument("--tokens", type=int, default=2048 if gpu else 64, help="rows of the input")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     device = torch.device("cuda" if gpu else "cpu")
-    machine = describe(device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    report = Report(options.json, device, shape=options.shape, tokens=options.tokens)
     print(f"{options.shape}, {options.tokens} tokens")
     print(f"{'scheme':<16} {'activation MB':>14} {'edges':>6} {'µs':>11} {'x float':>8} {'error':>9}")
     rows = measure(options.shape, options.tokens, device)
     for row in rows:
-        print(_line(row, rows[0]))
-    if options.json is not None:
-        document = {
-            "machine": machine,
-            "shape": options.shape,
-            "tokens": options.tokens,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(row.microseconds is None for row in rows))
+        report.add(row, _line(row, rows[0]))
+    return report.finish(any(row.microseconds is None for row in rows))
 
 
 @torch.no_grad()

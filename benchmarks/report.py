@@ -1,0 +1,60 @@
+"""What every benchmark's command line does alike: its machine in the first line, `--json FILE`, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe
+from tritonq.json_file import check_target, write_json
+
+
+def parser_of(module: str, documentation: str) -> argparse.ArgumentParser:
+    """A parser of `python3 -m <module>` with the option --json."""
+    parser = argparse.ArgumentParser(
+        prog=f"python3 -m {module}", description=documentation.partition("\n")[0]
+    )
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; a file that could not be written is said before anything is measured."""
+    options = parser.parse_args(arguments)
+    try:
+        check_target(options.json)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+class Report:
+    """One run: prints what it is measured on, collects rows, writes them.
+
+    Args:
+        file: for the JSON, None for none.
+        device: where it is measured.
+        fields: what the rows have in common.
+    """
+
+    def __init__(self, file: Path | None, device: torch.device, **fields: Any) -> None:
+        self.file, self.machine, self.fields = file, describe(device), fields
+        self.rows: list[Any] = []
+        print(", ".join(f"{key} {value}" for key, value in self.machine.items() if value is not None))
+
+    def add(self, row: Any, line: str) -> None:
+        """One more row, a dataclass, and how it is printed."""
+        print(line, flush=True)
+        self.rows.append(row)
+
+    def finish(self, is_wrong: bool) -> int:
+        """Write the JSON; returns the exit code."""
+        if self.file is not None:
+            rows = [dataclasses.asdict(row) for row in self.rows]
+            write_json(self.file, {"machine": self.machine, **self.fields, "rows": rows})
+        return int(is_wrong)
