@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import tritonq
 from tritonq.checkpoint import files
-from tritonq.checkpoint.extras import KEY
 from tritonq.checkpoint.source import ALONE, FIELD
 from tritonq.qparams import FLOAT_DTYPES
 
@@ -94,10 +92,6 @@ class ModelDirectory:
         if missing:
             rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"{self.path} must hold all of the model's tensors, found no {missing[0]}{rest}")
-        if (self.fields.get(KEY) or {}).get(
-            "edges"
-        ):  # INT8 from layer to layer, of which transformers knows nothing
-            tritonq.load(self.path, model)
         return model.eval().to(device)
 
     def tokens(self, text: str) -> list[int]:
