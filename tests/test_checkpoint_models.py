@@ -84,7 +84,8 @@ def test_views_and_strides(tmp_path: Path) -> None:
 def test_a_host_config_is_kept(tmp_path: Path) -> None:
     class Config:
         def to_dict(self) -> dict[str, Any]:
-            return {"model_type": "block", "hidden_size": 64, "architectures": None}
+            private = {"_name_or_path": "/home/somebody/float-model"}
+            return {"model_type": "block", "hidden_size": 64, "architectures": None, **private}
 
     q = quantized(Block(), "w8a16")
     q.config = Config()
@@ -92,6 +93,7 @@ def test_a_host_config_is_kept(tmp_path: Path) -> None:
     fields = read_config(tmp_path)
     assert (fields["model_type"], fields["hidden_size"], fields["architectures"]) == ("block", 64, ["Block"])
     assert fields["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert "_name_or_path" not in fields
 
 
 def test_what_load_leaves_alone(tmp_path: Path) -> None:

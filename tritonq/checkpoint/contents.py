@@ -171,6 +171,7 @@ def _host_config(model: nn.Module) -> dict[str, Any]:
     if not callable(to_dict):
         return {}
     fields = dict(to_dict())
+    fields.pop("_name_or_path", None)  # where the float model lay, on the machine of its owner
     fields["architectures"] = fields.get("architectures") or [type(model).__name__]
     dtype = getattr(model, "dtype", None)
     if isinstance(dtype, torch.dtype):
