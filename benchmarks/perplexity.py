@@ -46,14 +46,16 @@ RECIPES = (
     "w8a16",
     "w4a16",
     "w8a8",
-    "w8a8+smooth=0.5",
     "w8a8_static",
     "w8a8_static+observer=histogram",
     "w8a8_static+observer=percentile",
     "w8a8_static+observer=mse",
+    "w8a8+smooth=0.5",
     "w8a8_static+smooth=0.5",
-    "w8a8_static+smooth",
     "w8a8_static+smooth=0.5+down_proj=w8a8",
+    "w8a8_static+smooth",
+    "w8a8_static+smooth+down_proj=w8a8",
+    "w8a8+smooth+down_proj=w8a16",
 )
 
 _TABLE_WIDTH = 100
