@@ -128,10 +128,14 @@ class QuantizedTensor:
         return self._with(self.data.transpose(dim0, dim1))
 
     def dropout(self, p: float = 0.5, training: bool = True, inplace: bool = False) -> QuantizedTensor:
-        """Nothing, in eval mode."""
-        if training:
+        """Nothing, in eval mode or with p = 0."""
+        if training and p > 0:
             raise refusal("dropout in training mode")
         return self
+
+    def add(self, other: Any) -> Any:
+        """The sum with the output of a layer whose epilogue waits for it; no other."""
+        return self + other
 
     def contiguous(self) -> QuantizedTensor:
         return self._with(self.data.contiguous())
@@ -176,6 +180,8 @@ class QuantizedTensor:
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         method, words = _METHODS.get(func), dict(kwargs or {})
+        if any(getattr(operand, "takes_residual", False) for operand in args):
+            return NotImplemented  # torch asks that one next
         this, *others = args or (words.pop("input", None),)
         if method is None or not isinstance(this, QuantizedTensor):
             raise refusal(getattr(func, "__name__", str(func)))
@@ -193,7 +199,10 @@ def refusal(what: str) -> TypeError:
 
 
 def _refusal_text(what: str) -> str:
-    return f"a QuantizedTensor (int8) does not support {what}, only {ALLOWED}; put a DeQuantStub before it"
+    return (
+        f"a QuantizedTensor (int8) does not support {what}, only {ALLOWED}; put a DeQuantStub before it, or "
+        "convert(…, chain=False) in a model without stubs"
+    )
 
 
 _METHODS: dict[Callable[..., Any], str] = {

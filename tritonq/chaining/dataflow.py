@@ -47,6 +47,7 @@ class Call:
         reads, makes: values, by number; a value that is read twice stands there twice.
         step: what an epilogue would call it (tritonq/chaining/steps.py), None for others.
         moves: a QuantizedTensor does it: elements are moved about, their values stay.
+        whole: of a step, the values that it reads in the shape of what it makes; others are broadcast.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Call:
     makes: tuple[int, ...]
     step: str | None = None
     moves: bool = False
+    whole: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,15 +175,18 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         words = kwargs or {}
         result = func(*args, **words)
-        if not self._inside and getattr(func, "__name__", "") not in METADATA and not _is_metadata(func):
+        if not self._inside and not _is_metadata(func):
             tensors = _tensors((args, words))
             # Dropout in eval mode returns what it got.
             if tensors and not (func is functional.dropout and result is tensors[0]):
                 reads = tuple(map(self._value_of, tensors))
                 moves, step = _moves(func, args, words), step_of(func, args, words)
+                if not all(tensor.is_floating_point() for tensor in tensors):
+                    step = None  # no epilogue takes integers or complex numbers
+                whole = () if step is None else _of_shape(result.shape, tensors, reads)
                 made = tuple(map(self._new_value, _tensors(result)))
                 name = getattr(func, "__name__", str(func))
-                self._calls.append(Call(name, False, reads, made, step, moves))
+                self._calls.append(Call(name, False, reads, made, step, moves, whole))
         return result
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -208,10 +213,17 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor)]
 
 
+def _of_shape(shape: torch.Size, tensors: list[Tensor], values: tuple[int, ...]) -> tuple[int, ...]:
+    """The values of those tensors that have a shape."""
+    return tuple(value for tensor, value in zip(tensors, values, strict=True) if tensor.shape == shape)
+
+
 def _is_metadata(func: Callable[..., Any]) -> bool:
-    """True for the getter of a property such as `shape`."""
-    owner = getattr(func, "__self__", None)
-    return getattr(func, "__name__", "") == "__get__" and getattr(owner, "__name__", "") in METADATA
+    """True for a method such as `size`, and for the getter of a property such as `shape`."""
+    name, owner = getattr(func, "__name__", ""), getattr(func, "__self__", None)
+    if name == "__get__":
+        return getattr(owner, "__name__", "") in METADATA
+    return name in METADATA and getattr(Tensor, name) is func  # not torch.numel
 
 
 def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:

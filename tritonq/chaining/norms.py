@@ -3,9 +3,9 @@
     RMSNorm     y = x / √(mean(x²) + ε) · (offset + weight)         offset 0, or 1 in Gemma's models
     LayerNorm   y = (x − mean(x)) / √(var(x) + ε) · weight + bias
 
-nn.LayerNorm and nn.RMSNorm are known. Models bring RMSNorms of their own, which agree in little but the name: a module
-whose class is called …RMSNorm, with one weight per feature and an ε, is run on random numbers, and taken for one if it
-gives what the formula gives.
+nn.LayerNorm and nn.RMSNorm are known. Models bring norms of their own, which agree in little but the name: a module
+whose class is called …RMSNorm, with one weight per feature and an ε, or derives from torch's with a forward of its own,
+is run on random numbers, and taken for one if it gives what the formula gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 #: What models call ε.
 _EPSILON_NAMES = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 _TOLERANCE = 1e-5
-_ROWS = 3
+#: Sizes of the rows that a norm is tried on: where ε stands shows in small ones alone.
+_SIZES = (1.0, 1e-2, 1e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +63,25 @@ def is_norm(module: nn.Module) -> bool:
 
 def norm_of(module: nn.Module) -> Norm | None:
     """What a norm computes, or None if it is none, or another one. Modules on the meta device may be asked too."""
-    if not is_norm(module):
+    if not is_norm(module) or "forward" in vars(module) or not _has_plain_parameters(module):
         return None
     if isinstance(module, nn.LayerNorm):
-        return Norm("layer_norm", module.normalized_shape[0], module.eps)
-    if isinstance(module, nn.RMSNorm):
-        features = module.normalized_shape[0]
-        return Norm(
-            "rms_norm", features, torch.finfo(_dtype(module)).eps if module.eps is None else module.eps
-        )
-    epsilon = _epsilon(module)
-    assert epsilon is not None
-    candidates = [Norm("rms_norm", _features(module), epsilon, offset) for offset in (0.0, 1.0)]
+        candidates = [Norm("layer_norm", module.normalized_shape[0], module.eps)]
+    else:
+        features, epsilon = _features(module), _epsilon(module)
+        if isinstance(module, nn.RMSNorm):
+            features = module.normalized_shape[0]
+            epsilon = torch.finfo(_dtype(module)).eps if module.eps is None else module.eps
+        assert epsilon is not None
+        candidates = [Norm("rms_norm", features, epsilon, offset) for offset in (0.0, 1.0)]
+    if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+        return candidates[0]
     return next((norm for norm in candidates if _computes(module, norm)), None)
+
+
+def _has_plain_parameters(module: nn.Module) -> bool:
+    """Whether weight and bias are what `_parameters` holds, not computed from something (torch's parametrizations)."""
+    return all(getattr(module, name, None) is module._parameters.get(name) for name in ("weight", "bias"))
 
 
 def _computes(module: nn.Module, norm: Norm) -> bool:
@@ -87,9 +94,12 @@ def _computes(module: nn.Module, norm: Norm) -> bool:
                 hooks.clear()
             for parameter in stand_in.parameters():
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-            x = torch.randn(_ROWS, norm.features, generator=generator)
-            weight = getattr(stand_in, "weight", None)
-            y, expected = stand_in(x), norm(x, weight, None)
+            x = torch.randn(2, len(_SIZES), norm.features, generator=generator)
+            x *= torch.tensor(_SIZES)[:, None]
+            y, expected = (
+                stand_in(x),
+                norm(x, getattr(stand_in, "weight", None), getattr(stand_in, "bias", None)),
+            )
             return bool(torch.allclose(y, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
     except Exception:  # whatever it is, it is not this
         return False

@@ -120,6 +120,8 @@ class _Tracer:
         Raises:
             Unproven: it has none.
         """
+        if len(call.makes) != 1 or len(call.reads) != 1:
+            raise Unproven("a call of it does not read one tensor and make one")
         (value,) = call.makes
         try:
             route = self.route(value, ())
@@ -154,6 +156,8 @@ class _Tracer:
         if modules or others or self.flow.readers[value] != [reader] or reader.step is None:
             call = next(call for call in functions if (call, value) not in self.int8_residuals)
             raise Unproven(f"{call.name} reads its values")
+        if taken[-1:] == ("add",) and self.order[reader] != self.order[self.maker[value]] + 1:
+            raise Unproven("calls between a sum and its activation could change what is added")
         if len(taken) == 2:
             raise Unproven(f"no epilogue computes {', '.join((*taken, reader.step))}")
         if reader.step == "add" and self.absorber(reader) != value:
@@ -167,7 +171,7 @@ class _Tracer:
         """Which of two addends is a Linear's output that nothing else reads: the later one, if both are."""
         if addition.step != "add" or len(addition.reads) != 2 or len(set(addition.reads)) != 2:
             return None
-        able = [value for value in addition.reads if self.may_absorb(value)]
+        able = [value for value in addition.whole if self.may_absorb(value)]
         able = [value for value in able if self.flow.readers[value] == [addition]]
         return max(able, key=lambda value: self.order[self.maker[value]], default=None)
 
@@ -200,6 +204,8 @@ class _Tracer:
             own = product.makes[0]
             product = self.flow.readers[own][0]
         (other,) = (read for read in product.reads if read != own)
+        if set(product.whole) != {own, other}:
+            raise Unproven("it is multiplied with a tensor of another shape")
         has_activation = len(steps) == 2
         maker = self.maker.get(other)
         if maker is not None and maker.step in ACTIVATIONS and self.flow.readers[other] == [product]:

@@ -35,6 +35,9 @@ def unwatch(model: nn.Module) -> None:
     for module in model.modules():
         if vars(module).pop(FLOWS, None) is None:
             continue
+        interrupted: _Recordings | None = vars(module).pop(_RECORDING, None)
+        if interrupted is not None:  # by Ctrl-C, which calls no hook
+            interrupted.close()
         for hooks, own in ((module._forward_pre_hooks, _start), (module._forward_hooks, _stop)):
             for key in [key for key, hook in hooks.items() if hook is own]:
                 del hooks[key]
@@ -58,6 +61,11 @@ class _Recordings:
     """A model's forwards that run now, the innermost last. Copies and pickles begin without any."""
 
     stack: list[tuple[contextlib.ExitStack, Recorder]] = dataclasses.field(default_factory=list)
+
+    def close(self) -> None:
+        """End them all."""
+        while self.stack:
+            self.stack.pop()[0].close()
 
     def __reduce__(self) -> Any:
         return _Recordings, ()

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tritonq.chaining.steps import step_of
-from tritonq.nn.int8_product import gated_product, int8_product
+from tritonq.nn.int8_product import gated_product, int8_product, quantized_input
 from tritonq.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class DeferredLinear:
 
     Args:
         layer: static int8; holds the grid of what comes out in the end, unless it is the second factor of a product.
-        source: its input, [..., K].
+        source: its input, [..., K]. It is quantized at once, since the model may overwrite it before the last step
+            comes; the second factor of a product leaves that to the first.
         steps: what is still to come.
         activation: what has been taken already.
         residual: likewise.
+        origin: what `source` was when the layer was called, itself if None: by it two factors know each other.
     """
 
     #: QuantizedTensor leaves a sum with one of these to it.
@@ -51,8 +53,12 @@ class DeferredLinear:
         steps: tuple[str, ...],
         activation: str = "none",
         residual: Tensor | QuantizedTensor | None = None,
+        origin: Tensor | QuantizedTensor | None = None,
     ) -> None:
-        self.layer, self.source, self.steps = layer, source, steps
+        self.layer, self.steps = layer, steps
+        self.origin = source if origin is None else origin
+        reads_codes = layer.edge is None or layer.edge.lead
+        self.source = quantized_input(layer, source) if reads_codes else source
         self.activation, self.residual = activation, residual
 
     @property
@@ -95,18 +101,21 @@ class DeferredLinear:
                 raise self._refusal(f"add with {type(other).__name__}")
             if torch.broadcast_shapes(self.shape, other.shape) != self.shape:
                 raise self._refusal(f"add with shape {list(other.shape)} to {list(self.shape)}")
-            taken = DeferredLinear(self.layer, self.source, self.steps[1:], self.activation, other)
+            taken = self._advanced(self.activation, other)
         else:
-            taken = DeferredLinear(self.layer, self.source, self.steps[1:], step, self.residual)
+            taken = self._advanced(step, self.residual)
         if taken.steps:
             return taken
         return int8_product(taken.layer, taken.source, taken.activation, taken.residual)
+
+    def _advanced(self, activation: str, residual: Tensor | QuantizedTensor | None) -> DeferredLinear:
+        return DeferredLinear(self.layer, self.source, self.steps[1:], activation, residual, self.origin)
 
     def _times(self, other: Any) -> QuantizedTensor:
         if not isinstance(other, DeferredLinear) or other.steps != ("mul",) or self.steps != ("mul",):
             raise self._refusal("mul")
         gate, up = (self, other) if self.layer.output_scale is not None else (other, self)
-        if gate.source is not up.source or gate.layer.edge is None or up.activation != "none":
+        if gate.origin is not up.origin or gate.layer.edge is None or up.activation != "none":
             raise self._refusal("mul")
         return gated_product(gate.layer, up.layer, gate.source, gate.activation)
 
@@ -124,6 +133,8 @@ class DeferredLinear:
 
     def relu(self) -> Any:
         return self.take("relu")
+
+    __hash__ = object.__hash__
 
     relu_ = relu
     mul = __mul__
@@ -167,5 +178,39 @@ class DeferredLinear:
 
 
 def _is_training(args: tuple[Any, ...], words: dict[str, Any]) -> bool:
-    """What a call of functional.dropout(input, p, training, inplace) says."""
-    return bool(args[2] if len(args) > 2 else words.get("training", True))
+    """What a call of functional.dropout(input, p, training, inplace) says; with p = 0 training changes nothing."""
+    p = args[1] if len(args) > 1 else words.get("p", 0.5)
+    return bool(args[2] if len(args) > 2 else words.get("training", True)) and p > 0
+
+
+def _refuse_operator(name: str) -> None:
+    def operator(self: DeferredLinear, *others: Any) -> Any:
+        raise self._refusal(f"the operator {name}")
+
+    operator.__name__ = name
+    setattr(DeferredLinear, name, operator)
+
+
+# Python looks these up in the class, and has a meaning of its own for == and bool.
+for _name in ("sub", "truediv", "floordiv", "mod", "pow", "matmul"):
+    for _prefix in ("", "r", "i"):
+        _refuse_operator(f"__{_prefix}{_name}__")
+for _name in (
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "neg",
+    "pos",
+    "abs",
+    "invert",
+    "bool",
+    "float",
+    "int",
+    "index",
+):
+    _refuse_operator(f"__{_name}__")
+for _name in ("getitem", "setitem", "contains", "iter", "array"):
+    _refuse_operator(f"__{_name}__")

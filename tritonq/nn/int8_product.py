@@ -71,10 +71,10 @@ def gated_product(
     return _handed_over(gate, out.reshape(*x.shape[:-1], gate.out_features), scale, x.dtype)
 
 
-def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes [M, K], scale, zero point) of an input."""
+def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> QuantizedTensor:
+    """An input [..., K] on the layer's grid, or on the one that it came with."""
     if isinstance(x, QuantizedTensor):
-        return x.data.reshape(-1, layer.in_features), x.scale, x.zero_point
+        return x
     assert layer.input_scale is not None
     assert layer.input_zero_point is not None
     rows = x.reshape(-1, layer.in_features)
@@ -84,7 +84,13 @@ def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor,
     # A backward pass that comes back to here is refused, not lost.
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
     scale = ops.scale_of_codes(layer.input_scale, x) if needs_gradient else layer.input_scale
-    return codes, scale, layer.input_zero_point
+    return QuantizedTensor(codes.reshape(x.shape), scale, layer.input_zero_point, x.dtype)
+
+
+def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes [M, K], scale, zero point) of an input."""
+    quantized = quantized_input(layer, x)
+    return quantized.data.reshape(-1, layer.in_features), quantized.scale, quantized.zero_point
 
 
 def _weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:

@@ -69,6 +69,14 @@ class QuantizedNorm(FixedDtypeModule):
         scale = ops.scale_of_codes(self.output_scale, x) if needs_gradient else self.output_scale
         return QuantizedTensor(codes.reshape(x.shape), scale, self.output_zero_point, x.dtype)
 
+    @property
+    def eps(self) -> float:
+        return self.norm.eps
+
+    @property
+    def normalized_shape(self) -> tuple[int]:
+        return (self.norm.features,)
+
     def extra_repr(self) -> str:
         return f"{self.norm.features}, kind={self.norm.kind}, eps={self.norm.eps:g}, hands_over=int8"
 
