@@ -144,7 +144,7 @@ def test_compiled_without_graph_breaks(name):
 
 
 FLOATS: dict[str, tuple[Callable[[Model, Tensor], Any], str, str]] = {
-    "returned": (leaks, "a", "the model returns it"),
+    "returned": (leaks, "a", "the model returns it, or keeps it"),
     "read in float": (lambda m, x: m.b(h := m.a(x)) * h.mean(), "a", "mean reads its values"),
     "unknown activation": (lambda m, x: m.b(m.a(x).tanh()), "a", "tanh reads its values"),
     "read by a norm": (lambda m, x: m.b(m.norm(m.a(x))), "a", "norm reads it in float"),
@@ -196,7 +196,7 @@ def test_what_stays_float_and_why(name):
 def test_the_second_factor_says_why_the_first_is_float():
     model, _ = prepared(lambda m, x: (m.c(functional.silu(m.a(x)) * (h := m.b(x))), h))
     reasons = tritonq.summary(convert(model)).float_outputs
-    assert reasons["a"] == "b, which it is multiplied with, stays float: the model returns it"
+    assert reasons["a"] == "b, which it is multiplied with, stays float: the model returns it, or keeps it"
 
 
 def test_int8_goes_from_layer_to_layer():

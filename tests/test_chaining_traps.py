@@ -191,3 +191,88 @@ def test_an_interrupted_calibration_leaves_nothing_behind():
     assert torch._C._len_torch_function_stack() == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert set(vars(model)) == set(vars(nn.Sequential()))
+
+
+class Keeps(nn.Module):
+    """Its output leaves in ways that no call shows."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(K, K), nn.Linear(K, K), way
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x)
+        if self.way == "attribute":
+            self.kept = h
+        if self.way == "object":
+            return type("Output", (), {"hidden": h, "last": self.b(h)})()
+        return self.b(h)
+
+
+@pytest.mark.parametrize("way", ["attribute", "object"])
+def test_what_the_model_keeps_stays_float(way):
+    model = tritonq.prepare(Keeps(way), "w8a8_static")
+    with torch.no_grad():
+        model(torch.randn(2, K))
+    summary = tritonq.summary(tritonq.convert(model))
+    assert not summary.edges
+    assert summary.float_outputs["a"] == "the model returns it, or keeps it"
+    model = tritonq.prepare(Keeps("neither"), "w8a8_static")
+    with torch.no_grad():
+        model(torch.randn(2, K))
+    assert edges_of(tritonq.convert(model)) == {"a": "a → b"}
+
+
+class Stack(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(K, K) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = functional.relu(layer(x))
+        return x
+
+
+def stack(count: int) -> Any:
+    model = tritonq.prepare(Stack(count), "w8a8_static")
+    with torch.no_grad():
+        model(torch.randn(4, K))
+    return tritonq.convert(model)
+
+
+def test_names_of_a_model_that_was_taken_apart(tmp_path):
+    model, x = stack(4), torch.randn(4, K)
+    model.layers = model.layers[2:]
+    assert edges_of(model) == {"layers.0": "layers.0 → relu → layers.1"}
+    tritonq.save(model, tmp_path)
+    assert torch.equal(tritonq.load(tmp_path, Stack(2))(x), model(x))
+
+
+def test_copies_of_a_model_side_by_side():
+    models = nn.ModuleDict({"left": stack(2), "right": stack(2)})
+    assert edges_of(models) == {
+        "left.layers.0": "left.layers.0 → relu → left.layers.1",
+        "right.layers.0": "right.layers.0 → relu → right.layers.1",
+    }
+
+
+def test_a_model_that_lost_a_reader_is_not_saved(tmp_path):
+    model = stack(3)
+    model.layers = model.layers[:2]
+    with pytest.raises(ValueError, match=r"layers\.1 hands int8 to layers\.2, which the model does not hold"):
+        tritonq.save(model, tmp_path / "directory")
+    assert not (tmp_path / "directory").exists()
+
+
+def test_factors_with_different_grids_are_not_loaded(tmp_path):
+    model, _ = prepared(lambda m, x: m.c(functional.silu(m.a(x)) * m.b(x)))
+    chained = convert(model)
+    chained.b.input_scale.mul_(2)
+    tritonq.save(chained, tmp_path)
+    fresh = Model(model._forward).eval()
+    with pytest.raises(
+        ValueError, match=r"edges\['a'\]: a and b must have one input_scale and input_zero_point"
+    ):
+        tritonq.load(tmp_path, fresh)
+    assert type(fresh.a) is nn.Linear

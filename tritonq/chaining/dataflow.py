@@ -65,7 +65,7 @@ class Dataflow:
 
     Attributes:
         calls: in the order in which they ended.
-        returned: values that the model returned.
+        returned: values that the model returned, or kept.
     """
 
     calls: tuple[Call, ...]
@@ -166,8 +166,13 @@ class Recorder(TorchFunctionMode):
         return handles
 
     def finish(self, output: Any) -> Dataflow:
-        """What was recorded, of a run that returned `output`."""
-        values = (self._values.get(tensor) for tensor in _tensors(output))
+        """What was recorded, of a run that returned `output`.
+
+        Without gradients what is still there was returned or kept: in an object that only the model's code knows, in an
+        attribute of its own. With them autograd keeps tensors too, and nothing can be told.
+        """
+        kept = [] if torch.is_grad_enabled() else list(self._values.keys())
+        values = (self._values.get(tensor) for tensor in (*_tensors(output), *kept))
         return Dataflow(tuple(self._calls), frozenset(value for value in values if value is not None))
 
     def __torch_function__(

@@ -144,7 +144,7 @@ class _Tracer:
         """
         modules, functions, returned = self.flow.ends(value)
         if returned:
-            raise Unproven("the model returns it")
+            raise Unproven("the model returns it, or keeps it")
         in_float = next((call.name for call in modules if call.name not in self.linears), None)
         if in_float is not None:
             raise Unproven(f"{in_float} reads it in float")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.checkpoint import compressed_tensors
-from tritonq.checkpoint.edges import tensors_of_others
+from tritonq.checkpoint.edges import check_ends, tensors_of_others
 from tritonq.checkpoint.extras import Extras
 from tritonq.config import QuantConfig
 from tritonq.nn.edges import edges_of
@@ -148,6 +148,7 @@ def _describe(
 ) -> Extras:
     """What compressed-tensors cannot say of the model; ties are filled in as tensors are written."""
     extras = Extras(edges=edges_of(everything))
+    check_ends(extras.edges, layers)
     extras.hands_over = [
         name for name, layer in layers.items() if layer.output_scale is not None and layer.edge is None
     ]

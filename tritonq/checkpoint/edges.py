@@ -26,6 +26,49 @@ def tensors_of_others(module: nn.Module) -> tuple[str, ...]:
     return _OUTPUT if has_edge else ()
 
 
+def check_ends(edges: list[Edge], layers: Mapping[str, QuantizedLinear]) -> None:
+    """Raise unless the layers that read an edge are all in the model that is to be saved."""
+    for edge in edges:
+        for name in (*edge.consumers, *([] if edge.partner is None else [edge.partner])):
+            if name not in layers:
+                raise ValueError(
+                    f"{edge.producer} hands int8 to {name}, which the model does not hold: convert(…, chain=False) "
+                    "makes layers that do not depend on each other"
+                )
+
+
+def check_grids(edges: list[Edge], layers: Mapping[str, QuantizedLinear]) -> None:
+    """Raise unless the layers that share a grid have the same one.
+
+    Args:
+        layers: the loaded ones, under all their names.
+    """
+    for edge in edges:
+        for names in (edge.consumers, () if edge.partner is None else (edge.producer, edge.partner)):
+            grids = {_input_grid(layers[name]) for name in names}
+            if len(grids) > 1:
+                raise ValueError(
+                    f"tritonq.edges[{edge.producer!r}]: {' and '.join(names)} must have one input_scale and "
+                    f"input_zero_point, found {' and '.join(map(str, sorted(grids)))}"
+                )
+        if edge.partner is not None:
+            sizes = {
+                (layers[name].in_features, layers[name].out_features)
+                for name in (edge.producer, edge.partner)
+            }
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"tritonq.edges[{edge.producer!r}]: it and {edge.partner} must be of one size, found "
+                    f"{' and '.join(map(str, sorted(sizes)))}"
+                )
+
+
+def _input_grid(layer: QuantizedLinear) -> tuple[float, int]:
+    assert layer.input_scale is not None
+    assert layer.input_zero_point is not None
+    return layer.input_scale.item(), int(layer.input_zero_point.item())
+
+
 def check_edges(
     edges: list[Edge],
     everything: list[Place],
@@ -43,7 +86,7 @@ def check_edges(
     by_producer = {edge.producer: edge for edge in edges}
     for edge in edges:
         where = f"tritonq.edges[{edge.producer!r}]"
-        for name in edge.consumers:
+        for name in (*edge.consumers, *(() if edge.partner is None else (edge.producer, edge.partner))):
             if name not in has_grid:
                 raise ValueError(f"{where}: {name!r} must be a static layer with an input_scale, found none")
         if edge.producer not in symmetric and (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tritonq.checkpoint import files
 from tritonq.checkpoint.build import build_layer, build_stub, owned
-from tritonq.checkpoint.edges import apply_edges
+from tritonq.checkpoint.edges import apply_edges, check_grids
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import Slot, make_plan
 from tritonq.checkpoint.source import open_checkpoint
@@ -58,6 +58,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             layers = [
                 (layer.place, build_layer(layer, extras, tensors)) for layer in track(plan.layers, "loading")
             ]
+            by_name = {name: layer for place, layer in layers for name in place.names}
+            check_grids(extras.edges, by_name)
             home = next(
                 (tensor.device for tensor in inner.parameters() if not tensor.is_meta), torch.device("cpu")
             )

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.calibration import calibrate
+from tritonq.nn.int8_product import int8_product
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import named_modules, places
 from tritonq.prepare import Model
@@ -40,7 +41,12 @@ class Shift:
 
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook."""
-        x = _as_float(args[0] if args else kwargs["input"])
+        source = args[0] if args else kwargs["input"]
+        x = _as_float(source)
+        if self.layer.edge is not None:
+            output = int8_product(
+                self.layer, source, in_float=True
+            )  # not behind the activation, and not rounded
         rows = x.reshape(-1, x.shape[-1]).float()
         bias = self.linear._parameters["bias"]
         exact = nn.functional.linear(

@@ -43,7 +43,8 @@ class QuantizedMLP(nn.Module):
         _check_sizes("QuantizedMLP", "fc2's in_features", fc2.in_features, fc1.out_features)
         self.fc1, self.fc2, self.activation = fc1, fc2, activation
         steps = () if activation == "none" else (activation,)
-        fc1.hand_over(Edge("fc1", steps, ("fc2",)), _input_grid(fc2))
+        first, second = _names({"fc1": fc1, "fc2": fc2})
+        fc1.hand_over(Edge(first, steps, (second,)), _input_grid(fc2))
 
     def forward(self, x: Value) -> Value:
         return int8_product(self.fc2, int8_product(self.fc1, x, self.activation))
@@ -75,8 +76,9 @@ class QuantizedGatedMLP(nn.Module):
         _check_one_grid(where, {"gate": gate, "up": up})
         self.gate, self.up, self.down, self.activation = gate, up, down, activation
         steps = ("mul",) if activation == "none" else (activation, "mul")
-        gate.hand_over(Edge("gate", steps, ("down",), "up"), _input_grid(down))
-        up.hand_over(Edge("up", ("mul",), ("down",), "gate", lead=False), None)
+        one, other, reader = _names({"gate": gate, "up": up, "down": down})
+        gate.hand_over(Edge(one, steps, (reader,), other), _input_grid(down))
+        up.hand_over(Edge(other, ("mul",), (reader,), one, lead=False), None)
 
     def forward(self, x: Value) -> Value:
         return int8_product(self.down, gated_product(self.gate, self.up, x, self.activation))
@@ -117,6 +119,13 @@ class QuantizedProjections(nn.Module):
                 scale = ops.scale_of_codes(scale, x)
             x = QuantizedTensor(codes, scale, first.input_zero_point, x.dtype)
         return [layer(x) for layer in self.layers]
+
+
+def _names(layers: dict[str, QuantizedLinear]) -> list[str]:
+    """The layers' names, by which an edge knows them; those without one get it here."""
+    for name, layer in layers.items():
+        layer.module_name = layer.module_name or name
+    return [layer.module_name for layer in layers.values()]
 
 
 def _input_grid(layer: QuantizedLinear) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ def int8_product(
     x: Tensor | QuantizedTensor,
     activation: str = "none",
     residual: Tensor | QuantizedTensor | None = None,
+    in_float: bool = False,
 ) -> Tensor | QuantizedTensor:
     """activation(x · Wᵀ + b + residual) of a static layer.
 
@@ -27,6 +28,7 @@ def int8_product(
         x: [..., K].
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
         residual: [..., N] or None.
+        in_float: return float although the layer has output qparams.
 
     Returns:
         [..., N]: a QuantizedTensor where the layer has output qparams, else float; of the dtype that x stands for,
@@ -42,7 +44,7 @@ def int8_product(
     elif residual is not None:
         words["residual"] = residual.expand(shape).reshape(-1, layer.out_features)
     inputs = (codes, scale, zero_point, *_weight(layer))
-    if layer.output_scale is None:
+    if in_float or layer.output_scale is None:
         return ops.int8_linear(*inputs, dtype, **words).reshape(shape)
     assert layer.output_zero_point is not None
     grid = (layer.output_scale, layer.output_zero_point, layer.activation_symmetric)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tritonq import canonical, qparams
 from tritonq.chaining.edge import Edge
-from tritonq.checkpoint.edges import apply_edges, check_edges
+from tritonq.checkpoint.edges import apply_edges, check_edges, check_grids
 from tritonq.checkpoint.extras import KEY, read_extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.integrations.transformers.formats import LayerFormat, read_format
@@ -166,6 +166,7 @@ def restore_edges(model: PreTrainedModel, edges: list[Edge]) -> None:
     check_edges(
         edges, everything, {name: layer.activation_symmetric for name, layer in static.items()}, static
     )
+    check_grids(edges, static)
     apply_edges(edges, everything)
 
 
