@@ -129,6 +129,25 @@ def test_damaged_tensors(
         load(tmp_path, TritonQConfig())
 
 
+@pytest.mark.parametrize("what", ["ignored", "no scale", "embedding"])
+@pytest.mark.filterwarnings("ignore")
+def test_codes_are_never_taken_for_float_weights(what: str, directories: Any, tmp_path: Path) -> None:
+    """int8 tensors of layers that are no quantized ones: transformers would compute with the codes as they stand."""
+    load(directories("llama"), TritonQConfig("w8a8")).save_pretrained(tmp_path)
+    tensors, fields = read_tensors(tmp_path), read_config(tmp_path)
+    name = "model.embed_tokens" if what == "embedding" else UP
+    if what == "ignored":
+        fields["quantization_config"]["ignore"].append(name)
+    elif what == "no scale":
+        del tensors[f"{name}.weight_scale"]
+    else:
+        tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(torch.int8)
+    write_tensors(tmp_path, tensors)
+    write_config(tmp_path, fields)
+    with pytest.raises(ValueError, match=f"{name}.weight must be in float, .* found int8"):
+        load(tmp_path, TritonQConfig())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

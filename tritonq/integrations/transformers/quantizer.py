@@ -152,7 +152,7 @@ class TritonQuantizer(HfQuantizer):
         while late:
             _quantize(late.pop())
         if self.pre_quantized:
-            check_complete(model)
+            check_complete(model, self._stored)
             stored = list({id(place): place for place in self._stored.values()}.values())
             self._stored.clear()
             for _ in track(range(len(stored)), "Packing"):

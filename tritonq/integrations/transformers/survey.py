@@ -86,8 +86,14 @@ def stacked_weights(model: PreTrainedModel) -> Iterator[str]:
                     yield name
 
 
-def check_complete(model: PreTrainedModel) -> None:
-    """Raise if a parameter is not from the checkpoint: transformers makes up what is missing, and only logs it.
+def check_complete(model: PreTrainedModel, quantized: Collection[str]) -> None:
+    """Raise if a parameter is not from the checkpoint, or holds codes without a layer that knows them as such.
+
+    transformers makes up what is missing, and only logs it; codes in the place of a float weight it takes as numbers.
+
+    Args:
+        model: all weights are loaded.
+        quantized: names of the tensors of quantized layers.
 
     Raises:
         ValueError: naming the first few.
@@ -104,3 +110,9 @@ def check_complete(model: PreTrainedModel) -> None:
         more = f" and {rest} more" if rest > 0 else ""
         listed = ", ".join(missing[:_NAMES_IN_MESSAGES])
         raise ValueError(f"the checkpoint must hold all weights, found none for {listed}{more}")
+    for name, parameter in model.named_parameters():
+        if name not in quantized and not parameter.is_floating_point():
+            found = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name} must be in float, since its layer is no quantized one in the checkpoint, found {found}"
+            )
