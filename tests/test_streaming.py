@@ -260,6 +260,30 @@ def test_a_mounted_target_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tritonq.load(target, Block())
 
 
+def test_a_mounted_target_that_fills_up_is_emptied_and_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(Block(), tmp_path / "source")
+    target = tmp_path / "found"
+    target.mkdir()
+    copy = workspace.shutil.copyfile
+
+    def half(source: Path, target: Path) -> None:
+        copy(source, target)
+        if target.name == "config.json":
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.os.path, "ismount", lambda path: Path(path) == target)
+        patch.setattr(workspace.shutil, "copyfile", half)
+        with pytest.raises(OSError, match="No space left"):
+            quantize_files(empty(Block()), source, target, "w8a16", max_shard_bytes=SMALL)
+    assert not list(target.iterdir())
+    streamed = quantize_files(empty(Block()), source, target, "w8a16", max_shard_bytes=SMALL)
+    assert streamed.kept == streamed.shards > 1
+    tritonq.load(target, Block())
+
+
 def test_a_disk_that_is_too_small_is_found_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,16 +95,27 @@ class Workspace:
         for path in self.path.iterdir():
             sync(path)
         sync(self.path)
-        (self.path / MANIFEST).unlink()
-        if os.path.ismount(self.target):  # cannot be replaced, only filled; config.json makes it a checkpoint
-            for path in sorted(self.path.iterdir(), key=lambda path: path.name == files.CONFIG):
-                shutil.move(path, self.target / path.name)
-            self.path.rmdir()
+        if os.path.ismount(self.target):  # cannot be replaced, only filled
+            self._fill_target()
             return
         if self.target.exists():
             self.target.rmdir()
         os.replace(self.path, self.target)
+        (self.target / MANIFEST).unlink()  # last: without it nobody could go on
         sync(self.target.parent)
+
+    def _fill_target(self) -> None:
+        """Copy everything into the target, config.json last, which makes it a checkpoint; or nothing."""
+        names = sorted(path.name for path in self.path.iterdir() if path.name != MANIFEST)
+        try:
+            for name in sorted(names, key=lambda name: name == files.CONFIG):
+                shutil.copyfile(self.path / name, self.target / name)
+                sync(self.target / name)
+        except BaseException:
+            for name in names:
+                (self.target / name).unlink(missing_ok=True)
+            raise
+        shutil.rmtree(self.path)
 
     def _name(self, shard: int) -> str:
         return shard_name(shard, len(self._request["shards"]))
