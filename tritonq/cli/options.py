@@ -62,10 +62,7 @@ def read_schemes(scheme: str | None, file: Path | None) -> dict[str, QuantConfig
 
 def read_text(file: Path) -> str:
     """A text file, UTF-8, with something in it."""
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} must be a text file, found {'a directory' if file.exists() else 'nothing there'}"
-        )
+    _check_file(file, "a text file")
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -78,10 +75,7 @@ def read_text(file: Path) -> str:
 
 
 def _read_table(file: Path) -> dict[str, QuantConfig | None]:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} must be a JSON file, found {'a directory' if file.exists() else 'nothing there'}"
-        )
+    _check_file(file, "a JSON file")
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
