@@ -79,14 +79,12 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qma
     Returns:
         int8 codes of x's shape.
     """
-    scaled = x.float() * inverse(scale)
-    scaled = torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled)
-    if zero_point is None:
-        return torch.round(scaled.clamp(qmin, qmax)).to(torch.int8)
-    zero = zero_point.float()
+    scaled = (x.float() * inverse(scale)).nan_to_num_(0.0, torch.inf, -torch.inf)
     # Clamping to integer bounds commutes with rint, and keeps what is rounded small.
-    scaled = torch.maximum(torch.minimum(scaled, qmax - zero), qmin - zero)
-    return (torch.round(scaled) + zero).to(torch.int8)
+    if zero_point is None:
+        return scaled.clamp_(qmin, qmax).round_().to(torch.int8)
+    zero = zero_point.float()
+    return torch.clamp(scaled, qmin - zero, qmax - zero).round_().add_(zero).to(torch.int8)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -19,10 +19,9 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
         codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1].
     """
     values = x.float()
-    finite = torch.isfinite(values).all(dim=1, keepdim=True)
-    # Rows that are not finite are computed as zeros, so that nothing undefined is ever cast to an integer.
-    values = torch.where(finite, values, torch.zeros_like(values))
-    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)  # NaN, if there is one
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    low, high = torch.where(finite, low, 0.0), torch.where(finite, high, 0.0)
     if symmetric:
         qmin = -127
         scale = qparams.symmetric_scale(torch.maximum(-low, high), qmin, 127)
@@ -31,8 +30,8 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
         qmin = -128
         scale, zero_point = qparams.affine_qparams(low, high, qmin, 127)
         zero_point = torch.where(finite, zero_point, torch.zeros_like(zero_point))
-    codes = qparams.quantize(values, scale, zero_point, qmin, 127)
-    return codes, torch.where(finite, scale, torch.full_like(scale, torch.nan)), zero_point
+    codes = torch.where(finite, qparams.quantize(values, scale, zero_point, qmin, 127), 0)
+    return codes.to(torch.int8), torch.where(finite, scale, torch.full_like(scale, torch.nan)), zero_point
 
 
 def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
