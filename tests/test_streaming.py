@@ -109,6 +109,18 @@ def test_weights_are_rounded_to_the_dtype_of_the_model(tmp_path: Path) -> None:
     assert contents(tmp_path / "found") == contents(tmp_path / "expected")
 
 
+def test_weights_that_do_not_fit_into_the_dtype_of_the_model(tmp_path: Path) -> None:
+    """Those of Linears, and what stays float, which nobody else looks at."""
+    for name in ("fc2.weight", "norm.weight"):
+        model = Block()
+        with torch.no_grad():
+            model.get_parameter(name).view(-1)[0] = 1e5
+        source = write_source(model, tmp_path / name)
+        with pytest.raises(ValueError, match=f"^{name} must fit into float16, found 100000$"):
+            quantize_files(empty(model.half()), source, tmp_path / "found", "w8a16")
+    assert not list(tmp_path.glob("found*"))
+
+
 def test_only_one_layer_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(9)))
     source = write_source(model, tmp_path / "source")

@@ -140,4 +140,10 @@ class _Values:
         return {name: tensor.cpu() for name, tensor in state.items()}
 
     def _read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        return self._tensors.get(name).to(device, dtype, copy=True)
+        """A tensor in the model's dtype, which it must fit into."""
+        stored = self._tensors.get(name)
+        tensor = stored.to(device, dtype, copy=True)
+        if tensor.isinf().any() and (tensor.isinf().cpu() & stored.isfinite()).any():
+            word = str(dtype).removeprefix("torch.")
+            raise ValueError(f"{name} must fit into {word}, found {stored.abs().max().item():g}")
+        return tensor
