@@ -76,9 +76,9 @@ def test_layers_left_in_float(directories: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("local", "change", "message"),
     [
-        ("qweight", Tensor.long, f"{UP}.qweight must be int32"),
-        ("scales", torch.neg, f"{UP}.scales must be finite and not negative"),
-        ("qzeros", lambda tensor: tensor[:1], f"{UP}.qzeros must be int32"),
+        ("qweight", Tensor.long, f"^{UP}.qweight must be int32"),
+        ("scales", torch.neg, f"^{UP}.scales must be finite and not negative"),
+        ("qzeros", lambda tensor: tensor[:1], f"^{UP}.qzeros must be int32"),
         ("scales", None, f"found none for {UP}.scales$"),
         ("bias", lambda tensor: torch.ones(96), f"{UP}.bias must be zero"),
     ],

@@ -36,7 +36,7 @@ class LayerFormat(Protocol):
         """Its config, and its tensors in the layout of tritonq/canonical.py, of those in the file by local name.
 
         Raises:
-            ValueError: beginning with the tensor's name, or with file and tensor.
+            ValueError: beginning with the tensor's local name.
         """
 
 
@@ -111,9 +111,12 @@ class ForeignLayer:
     ) -> tuple[QuantConfig, dict[str, Tensor]]:
         device = state["qweight"].device
         held = Held({f"{name}.{local}": tensor.cpu() for local, tensor in state.items()})
-        translated = ForeignTensors(self.method, held)
-        (group,) = translated.scheme.groups
-        tensors = {stored.rpartition(".")[2]: translated.get(stored).to(device) for stored in translated}
+        try:
+            translated = ForeignTensors(self.method, held)
+            (group,) = translated.scheme.groups
+            tensors = {stored.rpartition(".")[2]: translated.get(stored).to(device) for stored in translated}
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"{Held.FILE}: {name}.")) from None
         return group.config, forms.to_canonical(
             group.config, group.packed, linear.in_features, linear.out_features, tensors
         )
@@ -122,11 +125,14 @@ class ForeignLayer:
 class Held(TensorFiles):
     """Tensors that have been read already, looked at as if they were still in a file."""
 
+    #: What messages call it.
+    FILE = "the checkpoint"
+
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__({})
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        self.file_of = dict.fromkeys(tensors, "the checkpoint")
+        self.file_of = dict.fromkeys(tensors, self.FILE)
         self._tensors = tensors
 
     def get(self, name: str) -> Tensor:
