@@ -214,6 +214,12 @@ def test_command(gptq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert captured.out == f"{checkpoint.info(target)}\n"
     assert captured.err == ""
     assert json.loads((tmp_path / "i.json").read_text())["method"] == "compressed-tensors"
+    before = (target / "config.json").read_bytes()
+    assert (
+        cli.main(["convert", str(gptq), "-o", str(target)]) == 1
+    )  # it may be a float model that is dear to someone
+    assert "must be empty or not exist, found files in it" in capsys.readouterr().err
+    assert (target / "config.json").read_bytes() == before
     assert cli.main(["convert", str(target), "-o", str(tmp_path / "again")]) == 1
     assert "must hold a GPTQ or AWQ checkpoint" in capsys.readouterr().err.replace("\n", " ")
 

@@ -8,15 +8,19 @@ import typer
 from tritonq import checkpoint
 from tritonq.cli.options import JsonFile
 from tritonq.json_file import check_target, write_json
+from tritonq.streaming.workspace import check_empty
 
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A GPTQ or AWQ checkpoint: safetensors files and a config.")],
-    target: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the new one goes.")],
+    target: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the new one goes; empty or new.")
+    ],
     json_file: JsonFile = None,
 ) -> None:
     """Write a GPTQ or AWQ checkpoint again in compressed-tensors' layout: the same codes, scales and zero points."""
     check_target(json_file)
+    check_empty(target)
     checkpoint.convert(source, target)
     found = checkpoint.info(target)
     if json_file is not None:
