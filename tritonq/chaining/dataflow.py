@@ -65,11 +65,13 @@ class Dataflow:
 
     Attributes:
         calls: in the order in which they ended.
-        returned: values that the model returned, or kept.
+        returned: values that the model returned.
+        kept: values that were still there when it had returned, such as a cache's.
     """
 
     calls: tuple[Call, ...]
     returned: frozenset[int]
+    kept: frozenset[int] = frozenset()
 
     @functools.cached_property
     def readers(self) -> Mapping[int, list[Call]]:
@@ -86,7 +88,7 @@ class Dataflow:
             dataclasses.replace(call, name=prefix + call.name) if call.is_module else call
             for call in self.calls
         )
-        return Dataflow(tuple(renamed), self.returned)
+        return Dataflow(tuple(renamed), self.returned, self.kept)
 
     def calls_of(self, name: str) -> list[Call]:
         """All calls of a module."""
@@ -96,11 +98,11 @@ class Dataflow:
         """What reads a value in the end, calls that only move elements about being followed.
 
         Returns:
-            (modules that read it, functions that read it, whether the model returns it).
+            (modules that read it, functions that read it, whether the model returns or keeps it).
         """
         modules: list[Call] = []
         functions: list[Call] = []
-        returned = value in self.returned
+        returned = value in self.returned or value in self.kept
         for call in self.readers.get(value, ()):
             if call.is_module:
                 modules.append(call)
@@ -171,9 +173,10 @@ class Recorder(TorchFunctionMode):
         Without gradients what is still there was returned or kept: in an object that only the model's code knows, in an
         attribute of its own. With them autograd keeps tensors too, and nothing can be told.
         """
-        kept = [] if torch.is_grad_enabled() else list(self._values.keys())
-        values = (self._values.get(tensor) for tensor in (*_tensors(output), *kept))
-        return Dataflow(tuple(self._calls), frozenset(value for value in values if value is not None))
+        returned = (self._values.get(tensor) for tensor in _tensors(output))
+        kept = () if torch.is_grad_enabled() else self._values.values()
+        known = frozenset(value for value in returned if value is not None)
+        return Dataflow(tuple(self._calls), known, frozenset(kept) - known)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
