@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tritonq
+from tests.two_processes import run_in_two_processes
 from tritonq.observers import (
     OBSERVERS,
     HistogramObserver,
@@ -27,7 +25,6 @@ from tritonq.observers import (
     all_reduce,
 )
 
-ROOT = Path(__file__).parents[1]
 CLASSES = sorted({cls for pair in OBSERVERS.values() for cls in pair}, key=lambda cls: cls.__name__)
 EXACT = [cls for cls in CLASSES if "MovingAverage" not in cls.__name__]
 AVERAGES = [cls for cls in CLASSES if "MovingAverage" in cls.__name__]
@@ -193,28 +190,8 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
 
 
-def run_in_two_processes(folder: Path) -> None:
-    (folder / "program.py").write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(folder / "program.py")]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
-
-
 def test_two_processes(tmp_path: Path) -> None:
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("torch was built without gloo")
-    run_in_two_processes(tmp_path)
+    run_in_two_processes(PROGRAM, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first.keys() == second.keys()
     for key, state in first.items():

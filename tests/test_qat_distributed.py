@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.two_processes import run_in_two_processes
+
 PROGRAM = """
 import sys
 import torch, torch.distributed as dist
@@ -60,32 +57,12 @@ dist.destroy_process_group()
 """
 
 
-def train_in_two_processes(folder: Path) -> None:
-    (folder / "program.py").write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(folder / "program.py")]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
-
-
 def results(kind: str, run: str, folder: Path) -> list[dict]:
     return [torch.load(folder / f"{kind}-{run}-{rank}.pt") for rank in range(2)]
 
 
 def test_two_processes(tmp_path):
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("torch was built without gloo")
-    train_in_two_processes(tmp_path)
+    run_in_two_processes(PROGRAM, tmp_path)
     for run in ("w8a8_static-False", "w8a8_static-True", "w4a16-True"):
         ddp, fsdp = results("ddp", run, tmp_path), results("fsdp", run, tmp_path)
         for first, second in (ddp, fsdp):

@@ -126,7 +126,10 @@ def replace_all(model: nn.Module, pending: list[Conversion | NormConversion]) ->
 
 def _replace(conversion: Conversion | NormConversion) -> None:
     if isinstance(conversion, NormConversion):
-        move_hooks(conversion.place.module, _quantized_norm(conversion), conversion.place)
+        old = conversion.place.module
+        grid = (conversion.qparams, conversion.symmetric)
+        new = QuantizedNorm.from_float(old, conversion.norm, *grid, conversion.edge, conversion.place.name)
+        move_hooks(old, new, conversion.place)
         return
     place, plan, qparams = conversion.place, conversion.plan, conversion.qparams
     module, config = place.module, plan.config
@@ -151,24 +154,8 @@ def quantized_linear(conversion: Conversion) -> QuantizedLinear:
         name=place.name,
     )
     if conversion.edge is not None:
-        grid = conversion.output_qparams
-        layer.hand_over(conversion.edge, None if grid is None else (grid[0].clone(), grid[1].clone()))
+        layer.hand_over(conversion.edge, conversion.output_qparams)
     layer.why_float = conversion.why_float
-    return layer
-
-
-def _quantized_norm(conversion: NormConversion) -> QuantizedNorm:
-    module = conversion.place.module
-    layer = QuantizedNorm(
-        conversion.norm,
-        module._parameters.get("weight"),
-        module._parameters.get("bias"),
-        conversion.qparams[0].clone(),
-        conversion.qparams[1].clone(),
-        conversion.symmetric,
-        conversion.place.name,
-    )
-    layer.edge = conversion.edge
     return layer
 
 

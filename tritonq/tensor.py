@@ -219,17 +219,7 @@ _METHODS: dict[Callable[..., Any], str] = {
 }
 
 
-def _refuse_operator(name: str) -> None:
-    def operator(self: QuantizedTensor, *others: Any) -> Any:
-        if name in ("__add__", "__radd__") and getattr(others[0], "takes_residual", False):
-            return NotImplemented  # a layer whose epilogue waits for this sum
-        raise refusal(f"the operator {name}")
-
-    operator.__name__ = name
-    setattr(QuantizedTensor, name, operator)
-
-
-for _name in (
+_BINARY = (
     "add",
     "sub",
     "mul",
@@ -244,26 +234,42 @@ for _name in (
     "xor",
     "lshift",
     "rshift",
-):
-    for _prefix in ("", "r", "i"):
-        _refuse_operator(f"__{_prefix}{_name}__")
-for _name in (
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "neg",
-    "pos",
-    "abs",
-    "round",
-    "invert",
-    "bool",
-    "float",
-    "int",
-    "index",
-):
-    _refuse_operator(f"__{_name}__")
-for _name in ("contains", "setitem", "array"):
-    _refuse_operator(f"__{_name}__")
+)
+_UNARY = ("neg", "pos", "abs", "round", "invert", "bool", "float", "int", "index")
+_OTHER = ("eq", "ne", "lt", "le", "gt", "ge", "contains", "setitem", "array")
+
+
+def refuse_operators(
+    cls: type, refuse: Callable[[Any, str, tuple[Any, ...]], Any], more: tuple[str, ...] = ()
+) -> None:
+    """Give a class all of Python's operators that it has no meaning for, but for `a += b` where it has a + b.
+
+    Python looks them up in the class, never in `__getattr__`, and has a meaning of its own for == and bool.
+
+    Args:
+        refuse: (self, the operator's name, its operands) → raises, or returns NotImplemented.
+        more: others to refuse, such as "getitem".
+    """
+
+    def refused(name: str) -> Callable[..., Any]:
+        def operator(self: Any, *operands: Any) -> Any:
+            return refuse(self, name, operands)
+
+        operator.__name__ = name
+        return operator
+
+    own = frozenset(vars(cls))
+    names = [f"{prefix}{name}" for name in _BINARY for prefix in ("", "r")]
+    names += [f"i{name}" for name in _BINARY if f"__{name}__" not in own]
+    for name in (*names, *_UNARY, *_OTHER, *more):
+        if f"__{name}__" not in own:
+            setattr(cls, f"__{name}__", refused(f"__{name}__"))
+
+
+def _refuse(self: QuantizedTensor, name: str, operands: tuple[Any, ...]) -> Any:
+    if name in ("__add__", "__radd__") and getattr(operands[0], "takes_residual", False):
+        return NotImplemented  # a layer whose epilogue waits for this sum
+    raise refusal(f"the operator {name}")
+
+
+refuse_operators(QuantizedTensor, _refuse)

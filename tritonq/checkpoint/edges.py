@@ -131,15 +131,12 @@ def apply_edges(edges: list[Edge], everything: list[Place]) -> None:
         assert isinstance(consumer, QuantizedLinear)
         assert consumer.input_scale is not None
         assert consumer.input_zero_point is not None
-        scale, zero_point = consumer.input_scale.clone(), consumer.input_zero_point.clone()
+        grid = consumer.input_scale, consumer.input_zero_point
         if isinstance(place.module, QuantizedLinear):
-            place.module.hand_over(edge, (scale, zero_point) if edge.lead else None)
+            place.module.hand_over(edge, grid if edge.lead else None)
             continue
         old = place.module
         norm = old.norm if isinstance(old, QuantizedNorm) else norm_of(old)
         assert norm is not None
-        weight, bias = old._parameters.get("weight"), old._parameters.get("bias")
         symmetric = consumer.activation_symmetric
-        new = QuantizedNorm(norm, weight, bias, scale, zero_point, symmetric, place.name)
-        new.edge = edge
-        move_hooks(old, new, place)
+        move_hooks(old, QuantizedNorm.from_float(old, norm, grid, symmetric, edge, place.name), place)

@@ -41,7 +41,7 @@ class GroupInputs:
             return
         self._latest = x
         values = x.detach().reshape(-1, x.shape[-1]).float()
-        low, high = torch.aminmax(values, dim=0)
+        low, high = values.amin(dim=0), values.amax(dim=0)  # many times faster than aminmax on a CPU
         if not (torch.isfinite(low) & torch.isfinite(high)).all():
             raise ValueError(f"{name}: its input on the calibration data must be finite, found NaN or Inf")
         if self._extremes is not None:

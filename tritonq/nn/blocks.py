@@ -16,10 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tritonq import ops
 from tritonq.chaining.edge import Edge
 from tritonq.chaining.steps import ACTIVATIONS
-from tritonq.nn.int8_product import gated_product, int8_product
+from tritonq.nn.int8_product import gated_product, int8_product, quantized_input
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.tensor import QuantizedTensor
 
@@ -110,15 +109,8 @@ class QuantizedProjections(nn.Module):
     def forward(self, x: Value) -> list[Value]:
         first = self.layers[0]
         assert isinstance(first, QuantizedLinear)
-        if isinstance(x, Tensor):
-            assert first.input_scale is not None
-            assert first.input_zero_point is not None
-            scale = first.input_scale
-            codes = ops.quantize_per_tensor(x, scale, first.input_zero_point, first.activation_symmetric)
-            if torch.is_grad_enabled() and x.requires_grad:
-                scale = ops.scale_of_codes(scale, x)
-            x = QuantizedTensor(codes, scale, first.input_zero_point, x.dtype)
-        return [layer(x) for layer in self.layers]
+        codes = quantized_input(first, x)
+        return [layer(codes) for layer in self.layers]
 
 
 def _names(layers: dict[str, QuantizedLinear]) -> list[str]:
@@ -131,7 +123,7 @@ def _names(layers: dict[str, QuantizedLinear]) -> list[str]:
 def _input_grid(layer: QuantizedLinear) -> tuple[Tensor, Tensor]:
     assert layer.input_scale is not None
     assert layer.input_zero_point is not None
-    return layer.input_scale.clone(), layer.input_zero_point.clone()
+    return layer.input_scale, layer.input_zero_point
 
 
 def _check(where: str, activation: str, layers: dict[str, QuantizedLinear]) -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from tritonq.chaining.steps import step_of
 from tritonq.nn.int8_product import gated_product, int8_product, quantized_input
-from tritonq.tensor import QuantizedTensor
+from tritonq.tensor import QuantizedTensor, refuse_operators
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear
@@ -183,34 +183,8 @@ def _is_training(args: tuple[Any, ...], words: dict[str, Any]) -> bool:
     return bool(args[2] if len(args) > 2 else words.get("training", True)) and p > 0
 
 
-def _refuse_operator(name: str) -> None:
-    def operator(self: DeferredLinear, *others: Any) -> Any:
-        raise self._refusal(f"the operator {name}")
-
-    operator.__name__ = name
-    setattr(DeferredLinear, name, operator)
+def _refuse(self: DeferredLinear, name: str, operands: tuple[Any, ...]) -> Any:
+    raise self._refusal(f"the operator {name}")
 
 
-# Python looks these up in the class, and has a meaning of its own for == and bool.
-for _name in ("sub", "truediv", "floordiv", "mod", "pow", "matmul"):
-    for _prefix in ("", "r", "i"):
-        _refuse_operator(f"__{_prefix}{_name}__")
-for _name in (
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "neg",
-    "pos",
-    "abs",
-    "invert",
-    "bool",
-    "float",
-    "int",
-    "index",
-):
-    _refuse_operator(f"__{_name}__")
-for _name in ("getitem", "setitem", "contains", "iter", "array"):
-    _refuse_operator(f"__{_name}__")
+refuse_operators(DeferredLinear, _refuse, more=("getitem", "iter"))

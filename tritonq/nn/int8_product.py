@@ -37,7 +37,7 @@ def int8_product(
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     codes, scale, zero_point = _codes(layer, x)
     shape = (*x.shape[:-1], layer.out_features)
-    words: dict[str, Any] = {} if activation == "none" else {"activation": activation}
+    words: dict[str, Any] = {"activation": activation}
     if isinstance(residual, QuantizedTensor):
         words["residual"] = residual.data.expand(shape).reshape(-1, layer.out_features)
         words.update(residual_scale=residual.scale, residual_zero=residual.zero_point)
@@ -83,9 +83,7 @@ def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Quan
     codes = ops.quantize_per_tensor(
         rows, layer.input_scale, layer.input_zero_point, layer.activation_symmetric
     )
-    # A backward pass that comes back to here is refused, not lost.
-    needs_gradient = torch.is_grad_enabled() and x.requires_grad
-    scale = ops.scale_of_codes(layer.input_scale, x) if needs_gradient else layer.input_scale
+    scale = ops.scale_with_history(layer.input_scale, x)
     return QuantizedTensor(codes.reshape(x.shape), scale, layer.input_zero_point, x.dtype)
 
 
@@ -105,7 +103,5 @@ def _handed_over(
 ) -> QuantizedTensor:
     assert layer.output_scale is not None
     assert layer.output_zero_point is not None
-    scale = layer.output_scale
-    if torch.is_grad_enabled() and x_scale.requires_grad:
-        scale = ops.scale_of_codes(scale, x_scale)
+    scale = ops.scale_with_history(layer.output_scale, x_scale)
     return QuantizedTensor(codes, scale, layer.output_zero_point, dtype)

@@ -218,7 +218,9 @@ class QuantizedLinear(PackedWeight):
         No grid is for the factor of a product whose partner holds it, and for sums that stay float; no edge ends it.
         """
         self.edge, self.why_float = edge, ""
-        self.output_scale, self.output_zero_point = output_qparams or (None, None)
+        scale, zero_point = output_qparams or (None, None)
+        self.output_scale = None if scale is None else scale.clone()
+        self.output_zero_point = None if zero_point is None else zero_point.clone()
 
 
 def _sqnr(weight: Tensor, dequantized: Tensor) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tritonq import ops
@@ -52,6 +51,22 @@ class QuantizedNorm(FixedDtypeModule):
         self.register_buffer("output_scale", scale)
         self.register_buffer("output_zero_point", zero_point)
 
+    @classmethod
+    def from_float(
+        cls,
+        module: nn.Module,
+        norm: Norm,
+        qparams: tuple[Tensor, Tensor],
+        symmetric: bool,
+        edge: Edge,
+        name: str,
+    ) -> QuantizedNorm:
+        """What takes the place of a float norm, or of another QuantizedNorm: its parameters, and a grid of its own."""
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        layer = cls(norm, weight, bias, qparams[0].clone(), qparams[1].clone(), symmetric, name)
+        layer.edge = edge
+        return layer
+
     def forward(self, input: Tensor) -> QuantizedTensor:
         x = input
         self._check_input(x)
@@ -64,9 +79,7 @@ class QuantizedNorm(FixedDtypeModule):
             codes = ops.layer_norm_quantize_per_tensor(rows, weight, self.bias, self.norm.eps, *grid)
         else:
             codes = ops.rms_norm_quantize_per_tensor(rows, weight, self.norm.eps, *grid)
-        # A backward pass that comes back to here is refused, not lost.
-        needs_gradient = torch.is_grad_enabled() and x.requires_grad
-        scale = ops.scale_of_codes(self.output_scale, x) if needs_gradient else self.output_scale
+        scale = ops.scale_with_history(self.output_scale, x)
         return QuantizedTensor(codes.reshape(x.shape), scale, self.output_zero_point, x.dtype)
 
     @property

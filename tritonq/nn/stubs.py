@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tritonq import ops
@@ -73,10 +72,7 @@ class Quantize(FixedDtypeModule):
     def forward(self, x: Any) -> QuantizedTensor:
         self._check_input(x)
         codes = ops.quantize_per_tensor(x, self.scale, self.zero_point, self.symmetric)
-        # A backward pass that comes back to here is refused, not lost.
-        needs_gradient = torch.is_grad_enabled() and x.requires_grad
-        scale = ops.scale_of_codes(self.scale, x) if needs_gradient else self.scale
-        return QuantizedTensor(codes, scale, self.zero_point, x.dtype)
+        return QuantizedTensor(codes, ops.scale_with_history(self.scale, x), self.zero_point, x.dtype)
 
     def _check_input(self, x: Any) -> None:
         where = f"Quantize {self.module_name!r}" if self.module_name else "Quantize"

@@ -15,7 +15,7 @@ from tritonq.ops.norm_quantize import (
     rms_norm_quantize_per_token,
 )
 from tritonq.ops.observe import extremes, histogram
-from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes
+from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes, scale_with_history
 from tritonq.ops.weight_only import weight_only_input_gradient, weight_only_linear
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "rms_norm_quantize_per_tensor",
     "rms_norm_quantize_per_token",
     "scale_of_codes",
+    "scale_with_history",
     "weight_only_input_gradient",
     "weight_only_linear",
 ]

@@ -57,3 +57,8 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
 def scale_of_codes(scale: Tensor, x: Tensor) -> Tensor:
     """A copy of `scale` that depends on x, as its codes cannot: a backward pass is refused there instead of lost."""
     return scale.clone()
+
+
+def scale_with_history(scale: Tensor, x: Tensor) -> Tensor:
+    """The scale of x's codes, through which a backward pass that comes back to x is refused, not lost."""
+    return scale_of_codes(scale, x) if torch.is_grad_enabled() and x.requires_grad else scale
