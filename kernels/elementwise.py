@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import activate, dequantized, to_grid
+from .launch import launch
 from .target import on_device_of
 
 _ELEMENTS_PER_PROGRAM = 4096
@@ -75,7 +76,9 @@ def gated_quantize_per_tensor(
         up = up.contiguous()
     block = min(triton.next_power_of_2(columns), _ELEMENTS_PER_PROGRAM)
     with on_device_of(gate):
-        gated_quantize_kernel[(rows, triton.cdiv(columns, block))](
+        launch(
+            gated_quantize_kernel,
+            (rows, triton.cdiv(columns, block)),
             gate,
             up,
             codes,
@@ -112,7 +115,9 @@ def add_requantize(
     if elements == 0:
         return codes
     with on_device_of(a):
-        add_requantize_kernel[(triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),)](
+        launch(
+            add_requantize_kernel,
+            (triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),),
             a,
             a_scale,
             a_zero,

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .rounding import round_to_even
 from .target import on_device_of
 
@@ -166,7 +167,9 @@ def fake_quantize(
         return y, None if mask is None else mask.zero_()
     tile_rows = rows_of_tile(rows, tile_columns)
     with on_device_of(x):
-        fake_quantize_kernel[(triton.cdiv(rows, tile_rows) * scale.shape[1] * tiles_per_group,)](
+        launch(
+            fake_quantize_kernel,
+            (triton.cdiv(rows, tile_rows) * scale.shape[1] * tiles_per_group,),
             x,
             scale.contiguous(),
             None if zero_point is None else zero_point.contiguous(),
@@ -199,7 +202,9 @@ def masked(dy: Tensor, mask: Tensor, groups: int, group_size: int, tile_columns:
     tiles_per_group = triton.cdiv(group_size, tile_columns)
     tile_rows = rows_of_tile(rows, tile_columns)
     with on_device_of(dy):
-        masked_kernel[(triton.cdiv(rows, tile_rows) * groups * tiles_per_group,)](
+        launch(
+            masked_kernel,
+            (triton.cdiv(rows, tile_rows) * groups * tiles_per_group,),
             dy,
             mask,
             dx,

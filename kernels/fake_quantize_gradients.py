@@ -22,6 +22,7 @@ from .fake_quantize import (
     tile_of_group,
     with_dense_rows,
 )
+from .launch import launch
 from .target import on_device_of
 
 _PARTIALS_PER_PROGRAM = 1024
@@ -175,7 +176,9 @@ def gradients(
     zero_partials = partials() if zero_learns else None
     dscale = dzero = None
     with on_device_of(x):
-        gradients_kernel[(row_blocks * tiles,)](
+        launch(
+            gradients_kernel,
+            (row_blocks * tiles,),
             dy,
             x,
             scale,
@@ -208,7 +211,9 @@ def gradients(
         terms = tiles_per_group * (row_blocks if rows_share else 1)
         block = min(_PARTIALS_PER_PROGRAM, triton.next_power_of_2(terms))
         outs = _PARTIALS_PER_PROGRAM // block
-        sum_partials_kernel[(triton.cdiv(scale.numel(), outs),)](
+        launch(
+            sum_partials_kernel,
+            (triton.cdiv(scale.numel(), outs),),
             scale_partials,
             zero_partials,
             scale,

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configurations import Problem, configured
+from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
@@ -142,13 +144,20 @@ def int4_int8_matmul(
         return out
     blocks = w.shape[1] // slab_width
     if config is None:
-        config = choose_config(target_of(x), rows, features, blocks, slab_width)
+        target = target_of(x)
+        config = configured(
+            Problem("int4_int8", (group_size, slab_width), rows, features, columns),
+            target,
+            lambda: choose_config(target, rows, features, blocks, slab_width),
+        )
     tiles = config.tiles(features, rows)
     dtype = torch.int32 if groups == 1 else torch.float32
     tile_elements = config.block_n * config.block_m
     with on_device_of(x):
         partials, counters = workspace(x.device, dtype, config.splits, tiles, tile_elements)
-        int4_int8_matmul_kernel[(tiles, config.splits)](
+        launch(
+            int4_int8_matmul_kernel,
+            (tiles, config.splits),
             x,
             x_scale,
             w,

@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configurations import Problem, configured
 from .epilogue import activate, scale_and_bias, subtract_w_zero, subtract_x_zero, to_grid
+from .launch import launch
 from .split_k import split_count, sums_of_splits, workspace
 from .target import Target, on_device_of, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
@@ -153,12 +155,19 @@ def int8_gated_matmul(
     if rows == 0:
         return out
     if config is None:
-        config = choose_config(target_of(x), rows, features, columns)
+        target = target_of(x)
+        config = configured(
+            Problem("int8_gated", (), rows, features, columns),
+            target,
+            lambda: choose_config(target, rows, features, columns),
+        )
     tiles = config.tiles(features, rows)
     tile_elements = 2 * config.block_n * config.block_m
     with on_device_of(x):
         partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-        int8_gated_matmul_kernel[(tiles, config.splits)](
+        launch(
+            int8_gated_matmul_kernel,
+            (tiles, config.splits),
             x,
             x_scale,
             x_zero,

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configurations import Problem, configured
 from .epilogue import (
     activate,
     dequantized,
@@ -25,6 +26,7 @@ from .epilogue import (
     subtract_x_zero,
     to_grid,
 )
+from .launch import launch
 from .rounding import to_code
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -170,13 +172,20 @@ def int8_matmul(
     if rows == 0:
         return out
     if config is None:
+        target = target_of(x)
         short_epilogue = residual is None and activation in ("none", "relu")
-        config = choose_config(target_of(x), rows, features, columns, short_epilogue)
+        config = configured(
+            Problem("int8", (short_epilogue,), rows, features, columns),
+            target,
+            lambda: choose_config(target, rows, features, columns, short_epilogue),
+        )
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
     with on_device_of(x):
         partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-        int8_matmul_kernel[(tiles, config.splits)](
+        launch(
+            int8_matmul_kernel,
+            (tiles, config.splits),
             x,
             x_scale,
             x_zero,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .rounding import FLOAT_INFINITY_BITS
 from .target import on_device_of
 
@@ -99,7 +100,9 @@ def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     low = torch.empty(rows, splits, dtype=torch.float32, device=x.device)
     high = torch.empty(rows, splits, dtype=torch.float32, device=x.device)
     with on_device_of(x):
-        extremes_kernel[(rows * splits,)](
+        launch(
+            extremes_kernel,
+            (rows * splits,),
             x,
             low,
             high,
@@ -123,7 +126,9 @@ def histogram(x: Tensor, counts: Tensor, inverse_width: Tensor, origin: Tensor) 
     bins_at_once = max(_FEWEST_BINS, min(triton.next_power_of_2(bins), _MOST_BINS))
     grid = (triton.cdiv(elements, _BLOCK * blocks), triton.cdiv(bins, bins_at_once))
     with on_device_of(x):
-        histogram_kernel[grid](
+        launch(
+            histogram_kernel,
+            grid,
             x,
             total,
             inverse_width,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .rounding import to_code
 from .row_grid import extremes, grid_of_extremes
 from .target import on_device_of
@@ -113,7 +114,9 @@ def _launch_per_token(
         x = x.contiguous()
     block = min(triton.next_power_of_2(columns), _LARGEST_ROW_BLOCK)
     with on_device_of(x):
-        quantize_per_token_kernel[(rows,)](
+        launch(
+            quantize_per_token_kernel,
+            (rows,),
             x,
             out,
             scale,
@@ -137,7 +140,9 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
     if elements == 0:
         return codes
     with on_device_of(x):
-        quantize_per_tensor_kernel[(triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),)](
+        launch(
+            quantize_per_tensor_kernel,
+            (triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),),
             x,
             codes,
             scale,

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import activate
+from .launch import launch
 from .rounding import to_code
 from .row_grid import extremes, grid_of_extremes
 from .target import on_device_of
@@ -204,7 +205,9 @@ def _launch(
         b = b.contiguous()
     block = triton.next_power_of_2(columns) if columns <= _LONGEST_SINGLE_READ else _BLOCK_OF_LONG_ROW
     with on_device_of(a):
-        row_quantize_kernel[(rows,)](
+        launch(
+            row_quantize_kernel,
+            (rows,),
             a,
             b,
             None if weight is None else weight.contiguous(),

@@ -27,6 +27,10 @@ class TileConfig:
         block_k: columns of K per load (a hint: kernels with slabs take the slab's).
         splits: programs that share the K of one tile.
         num_warps, num_stages: Triton's launch options.
+        path: which kernel of the family: "pointers" (plain Triton, every GPU), "descriptors" (plain Triton, tiles
+            brought by the tensor copy engine), "hopper" (Gluon, warp-specialized, compute capability 9.0; num_warps
+            are those that multiply, num_stages the depth of the ring).
+        max_registers: per thread, None for the compiler's choice.
     """
 
     block_n: int
@@ -35,6 +39,8 @@ class TileConfig:
     splits: int
     num_warps: int
     num_stages: int
+    path: str = "pointers"
+    max_registers: int | None = None
 
     def tiles(self, rows: int, columns: int) -> int:
         """Tiles of an [N = rows, M = columns] output."""

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configurations import Problem, configured
+from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, operand_dtype, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
@@ -144,12 +146,20 @@ def weight_only_gradient(
     target = target_of(dy)
     tiles_k = triton.cdiv(stored_columns, slabs * slab_width)
     if config is None:
-        config = choose_config(target, rows, features, tiles_k, slabs * slab_width, dy.element_size())
+        config = configured(
+            Problem(
+                "weight_only_gradient", (slabs, slab_width, str(dy.dtype)), rows, features, stored_columns
+            ),
+            target,
+            lambda: choose_config(target, rows, features, tiles_k, slabs * slab_width, dy.element_size()),
+        )
     tiles = tiles_k * triton.cdiv(rows, config.block_m)
     tile_elements = config.block_m * slabs * slab_width
     with on_device_of(dy):
         partials, counters = workspace(dy.device, torch.float32, config.splits, tiles, tile_elements)
-        weight_only_gradient_kernel[(tiles, config.splits)](
+        launch(
+            weight_only_gradient_kernel,
+            (tiles, config.splits),
             dy,
             w,
             scale,

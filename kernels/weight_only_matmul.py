@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configurations import Problem, configured
+from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, operand_dtype, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
@@ -165,14 +167,20 @@ def weight_only_matmul(
     blocks = triton.cdiv(w.shape[1], slab_width)
     if config is None:
         aligned = columns % 16 == 0
-        config = choose_config(
-            target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
+        config = configured(
+            Problem("weight_only", (slabs, group_size, slab_width, str(x.dtype)), rows, features, columns),
+            target,
+            lambda: choose_config(
+                target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
+            ),
         )
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
     with on_device_of(x):
         partials, counters = workspace(x.device, torch.float32, config.splits, tiles, tile_elements)
-        weight_only_matmul_kernel[(tiles, config.splits)](
+        launch(
+            weight_only_matmul_kernel,
+            (tiles, config.splits),
             x,
             w,
             scale,

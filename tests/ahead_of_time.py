@@ -1,9 +1,9 @@
 """Compile the kernels for GPUs that are not here, exactly as their launchers would launch them.
 
 Run as a program in a process of its own (`python -m tests.ahead_of_time TARGET [CASE …]`): the interpreter's variable
-poisons a process for compiling. A launcher is called with real CPU tensors and a made-up `Target`; the kernel object it
-launches is replaced by a recorder, which turns the launch's arguments into the signature that Triton's own launch would
-specialise on, and compiles that. Prints one JSON object per case: registers, stack, shared memory, instructions.
+poisons a process for compiling. A launcher is called with real CPU tensors and a made-up `Target`; `launch` is
+replaced by a recorder, whose arguments are turned into the signature that Triton's own launch would specialise on, and
+compiled. Prints one JSON object per case: registers, stack, shared memory, instructions.
 """
 
 from __future__ import annotations
@@ -263,35 +263,23 @@ def _fake_quantize_both_ways(dtype: torch.dtype, rows_share: bool, group_size: i
 
 
 def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) -> list[Launch]:
-    """Run a case with every kernel replaced by a recorder and every tensor seemingly on `target`."""
+    """Run a case with every launch recorded instead, and every tensor seemingly on `target`."""
     import importlib
-
-    from triton.runtime.jit import JITFunction
 
     from tritonq.kernels.target import Target
 
     launches: list[Launch] = []
 
-    class Recorder:
-        def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: object) -> Callable[..., None]:
-            def record(*positional: Any, **keywords: Any) -> None:
-                names = [parameter.name for parameter in self.kernel.params]
-                options = {key: value for key, value in keywords.items() if key not in names}
-                constants = {key: value for key, value in keywords.items() if key in names}
-                arguments = dict(zip(names, positional, strict=False)) | constants
-                launches.append(Launch(self.kernel, arguments, options))
-
-            return record
+    def record(kernel: Any, grid: object, *positional: Any, **keywords: Any) -> None:
+        names = [parameter.name for parameter in kernel.params]
+        options = {key: value for key, value in keywords.items() if key not in names}
+        constants = {key: value for key, value in keywords.items() if key in names}
+        launches.append(Launch(kernel, dict(zip(names, positional, strict=False)) | constants, options))
 
     with contextlib.ExitStack() as patches:
         for module_name in KERNEL_MODULES:
             module = importlib.import_module(f"tritonq.kernels.{module_name}")
-            for name, value in list(vars(module).items()):
-                if isinstance(value, JITFunction) and name.endswith("_kernel"):
-                    patches.enter_context(mock.patch.object(module, name, Recorder(value)))
+            patches.enter_context(mock.patch.object(module, "launch", record))
             if hasattr(module, "target_of"):
                 patches.enter_context(mock.patch.object(module, "target_of", return_value=Target(*target)))
         case()
