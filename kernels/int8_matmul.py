@@ -17,17 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import Problem, configured
-from .epilogue import (
-    activate,
-    dequantized,
-    scale_and_bias,
-    scale_and_bias_to_grid,
-    subtract_w_zero,
-    subtract_x_zero,
-    to_grid,
-)
+from .epilogue import store_product, subtract_w_zero
 from .launch import launch
-from .rounding import to_code
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
@@ -99,28 +90,31 @@ def int8_matmul_kernel(
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
         m_inside = m < tl.where(is_last, M, 0)
-    acc = subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-
-    out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    inside = (n < N)[:, None] & m_inside[None, :]
-    if out_scale_ptr is not None and residual_ptr is None and (ACTIVATION == "none" or ACTIVATION == "relu"):
-        values = scale_and_bias_to_grid(
-            acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE
-        )
-        values = activate(values, ACTIVATION)
-        codes = to_code(values, tl.load(out_zero_ptr).to(tl.float32), OUT_QMIN, 127.0)
-        tl.store(out_ptrs, codes, mask=inside)
-    else:
-        y = scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
-        if residual_ptr is not None:
-            residual_ptrs = residual_ptr + m.to(tl.int64)[None, :] * stride_residual + n[:, None]
-            residual = tl.load(residual_ptrs, mask=inside, other=0)
-            y = y + dequantized(residual, residual_scale_ptr, residual_zero_ptr)
-        y = activate(y, ACTIVATION)
-        if out_scale_ptr is not None:
-            tl.store(out_ptrs, to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN), mask=inside)
-        else:
-            tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)
+    store_product(
+        acc,
+        x_scale_ptr,
+        x_zero_ptr,
+        w_scale_ptr,
+        w_zero_ptr,
+        w_sum_ptr,
+        bias_ptr,
+        residual_ptr,
+        residual_scale_ptr,
+        residual_zero_ptr,
+        out_scale_ptr,
+        out_zero_ptr,
+        out_ptr,
+        n,
+        m,
+        (n < N)[:, None] & m_inside[None, :],
+        M,
+        N,
+        K,
+        stride_residual,
+        ACTIVATION,
+        X_QPARAM_STRIDE,
+        OUT_QMIN,
+    )
 
 
 def int8_matmul(
