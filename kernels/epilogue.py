@@ -39,6 +39,52 @@ def sigmoid(u):
 
 
 @triton.jit
+def finished(
+    acc,
+    x_scale_ptr,
+    x_zero_ptr,
+    w_scale_ptr,
+    w_zero_ptr,
+    w_sum_ptr,
+    bias_ptr,
+    residual_ptr,
+    residual_scale_ptr,
+    residual_zero_ptr,
+    out_scale_ptr,
+    out_zero_ptr,
+    n,
+    m,
+    N,
+    M,
+    K,
+    stride_residual,
+    ACTIVATION: tl.constexpr,
+    X_QPARAM_STRIDE: tl.constexpr,
+    OUT_QMIN: tl.constexpr,
+):
+    """What is stored of an int32 acc = Σ x·(w - w_zero), and the arguments of `int8_matmul_kernel`: int8 or float32."""
+    acc = subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
+    if out_scale_ptr is not None and residual_ptr is None and (ACTIVATION == "none" or ACTIVATION == "relu"):
+        values = scale_and_bias_to_grid(
+            acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE
+        )
+        values = activate(values, ACTIVATION)
+        return to_code(values, tl.load(out_zero_ptr).to(tl.float32), OUT_QMIN, 127.0)
+    else:
+        y = scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
+        if residual_ptr is not None:
+            inside = (n < N)[:, None] & (m < M)[None, :]
+            residual_ptrs = residual_ptr + m.to(tl.int64)[None, :] * stride_residual + n[:, None]
+            residual = tl.load(residual_ptrs, mask=inside, other=0)
+            y = y + dequantized(residual, residual_scale_ptr, residual_zero_ptr)
+        y = activate(y, ACTIVATION)
+        if out_scale_ptr is not None:
+            return to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN)
+        else:
+            return y
+
+
+@triton.jit
 def subtract_w_zero(acc, x_sum, w_zero_ptr, n, N):
     """int32 acc - w_zero · Σx, Σx [BLOCK_M] over the columns that acc covers."""
     if w_zero_ptr is not None:
@@ -108,52 +154,3 @@ def to_grid(y, scale_ptr, zero_ptr, QMIN: tl.constexpr):
     """int8 codes of float32 values on a grid: clamp(rint(y · (1/scale)) + zero)."""
     inverse = tl.math.div_rn(1.0, tl.load(scale_ptr))
     return to_code(y * inverse, tl.load(zero_ptr).to(tl.float32), QMIN, 127.0)
-
-
-@triton.jit
-def store_product(
-    acc,  # int32 [BLOCK_N, BLOCK_M], w's zero points already subtracted
-    x_scale_ptr,
-    x_zero_ptr,
-    w_scale_ptr,
-    w_zero_ptr,
-    w_sum_ptr,
-    bias_ptr,
-    residual_ptr,
-    residual_scale_ptr,
-    residual_zero_ptr,
-    out_scale_ptr,
-    out_zero_ptr,
-    out_ptr,
-    n,  # [BLOCK_N]
-    m,  # [BLOCK_M]
-    inside,  # [BLOCK_N, BLOCK_M], which of them to store
-    M,
-    N,
-    K,
-    stride_residual,
-    ACTIVATION: tl.constexpr,
-    X_QPARAM_STRIDE: tl.constexpr,
-    OUT_QMIN: tl.constexpr,
-):
-    """An int8 product on its way out: x's zero points, scales, bias, residual, activation, cast or requantization."""
-    acc = subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-    out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    if out_scale_ptr is not None and residual_ptr is None and (ACTIVATION == "none" or ACTIVATION == "relu"):
-        values = scale_and_bias_to_grid(
-            acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE
-        )
-        values = activate(values, ACTIVATION)
-        codes = to_code(values, tl.load(out_zero_ptr).to(tl.float32), OUT_QMIN, 127.0)
-        tl.store(out_ptrs, codes, mask=inside)
-    else:
-        y = scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
-        if residual_ptr is not None:
-            residual_ptrs = residual_ptr + m.to(tl.int64)[None, :] * stride_residual + n[:, None]
-            residual = tl.load(residual_ptrs, mask=inside, other=0)
-            y = y + dequantized(residual, residual_scale_ptr, residual_zero_ptr)
-        y = activate(y, ACTIVATION)
-        if out_scale_ptr is not None:
-            tl.store(out_ptrs, to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN), mask=inside)
-        else:
-            tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import Problem, configured
-from .epilogue import store_product, subtract_w_zero
+from .epilogue import finished, subtract_w_zero
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -90,7 +90,7 @@ def int8_matmul_kernel(
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)
         m_inside = m < tl.where(is_last, M, 0)
-    store_product(
+    values = finished(
         acc,
         x_scale_ptr,
         x_zero_ptr,
@@ -103,18 +103,19 @@ def int8_matmul_kernel(
         residual_zero_ptr,
         out_scale_ptr,
         out_zero_ptr,
-        out_ptr,
         n,
         m,
-        (n < N)[:, None] & m_inside[None, :],
-        M,
         N,
+        M,
         K,
         stride_residual,
         ACTIVATION,
         X_QPARAM_STRIDE,
         OUT_QMIN,
     )
+    out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+    inside = (n < N)[:, None] & m_inside[None, :]
+    tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def int8_matmul(
