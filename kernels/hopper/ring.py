@@ -1,0 +1,88 @@
+"""The ring between the warp that copies and the warps that multiply, and the order in which they take their tiles.
+
+Shared memory holds STAGES slots. One producer warp asks the copy engine (TMA) to fill slot after slot; the consumer
+warps multiply what is in them. Two barriers a slot keep them apart:
+
+    full    the bytes have come       the producer announces how many, the engine counts them in, the consumers wait
+    empty   the bytes have been read  the consumers arrive, the producer waits before it fills the slot again
+
+A barrier has a phase that flips each time it completes; a slot is used once a turn of the ring, so that whoever waits
+knows the phase from the turn. `wait(barrier, phase)` passes once that phase has completed; on a fresh barrier phase 1
+counts as completed, so the producer's first turn waits for nobody:
+
+    producer                                          consumers
+    mbarrier.wait(empty.index(slot), phase ^ 1)       mbarrier.wait(full.index(slot), phase)
+    mbarrier.expect(full.index(slot), bytes)          … read the slot …
+    load_tile(…, full.index(slot), …)                 mbarrier.arrive(empty.index(slot), count=1)
+    slot, phase = next_slot(slot, phase, STAGES)      slot, phase = next_slot(slot, phase, STAGES)
+
+Kernels are persistent: as many programs as multiprocessors, each of which takes one piece of work after another, so
+that the producer fetches the next tile while the consumers still store the last one. Both sides compute the same
+sequence of pieces with `piece_of_work`.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+
+from ..tiles import tile_of_program
+
+#: Registers of each thread of the producer's warp.
+PRODUCER_REGISTERS = gl.constexpr(24)
+
+
+def registers_at_launch(consumer_warps: int, programs_per_multiprocessor: int = 1) -> int:
+    """`maxnreg` with which the multiprocessor's registers are all handed out, for 4 or 8 consumer warps.
+
+    At launch all warps get the same, the producer's warp counting as four; then those move from it to the consumers:
+    12 warps · 32 threads · 168 registers become 8 · 32 · 240 and 4 · 32 · 24.
+    """
+    threads = 32 * (consumer_warps + 4) * programs_per_multiprocessor
+    return min(65_536 // threads // 8 * 8, 248)
+
+
+@gluon.jit
+def open_ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
+    """(full, empty): int64 [STAGES, 1] barriers, made before the warps part; CONSUMERS partitions empty a slot."""
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=CONSUMERS)
+    fence_async_shared()
+    return full, empty
+
+
+@gluon.jit
+def next_slot(slot, phase, STAGES: gl.constexpr):
+    """(slot, phase) after this one, both int32 scalars that start at 0."""
+    slot += 1
+    wraps = slot == STAGES
+    return gl.where(wraps, 0, slot), gl.where(wraps, phase ^ 1, phase)
+
+
+@gluon.jit
+def piece_of_work(
+    piece,
+    N,
+    M,
+    steps,
+    SPLITS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    GROUP: gl.constexpr,
+):
+    """(tile, split, n, m, first, last): tile number; which split of it; its first row of the weight and of x; and the
+    steps along K, of `steps` in all, that belong to the split: first … last - 1, perhaps none.
+
+    Splits of a tile follow each other, so that they run at the same time.
+    """
+    tile = piece // SPLITS
+    split = piece % SPLITS
+    tile_n, tile_m = tile_of_program(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
+    steps_per_split = (steps + SPLITS - 1) // SPLITS
+    first = gl.minimum(split * steps_per_split, steps)
+    last = gl.minimum(first + steps_per_split, steps)
+    return tile, split, tile_n * BLOCK_N, tile_m * BLOCK_M, first, last

@@ -1,0 +1,38 @@
+"""What Gluon calls differently from one Triton to the next (3.6 to 3.9), under one name each.
+
+Gluon is Triton's experimental lower level: tensors carry layouts, and a kernel says itself which warps copy, which
+multiply, and when they wait for each other. The rest of what these kernels use has kept its name: `mbarrier`,
+`warpgroup_mma`, `warp_specialize`, `NVMMASharedLayout`, `TensorDescriptor`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import triton
+
+#: Versions in which the kernels of this folder compile. Elsewhere every product runs in plain Triton.
+_KNOWN = ((3, 6), (3, 9))
+
+
+def _is_available() -> bool:
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return (
+        _KNOWN[0] <= version <= _KNOWN[1]
+        and importlib.util.find_spec("triton.experimental.gluon") is not None
+    )
+
+
+#: True where `kernels.hopper` can be imported and compiled.
+AVAILABLE = _is_available()
+
+if AVAILABLE:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia.hopper import tma
+
+    #: Tile in global memory → shared memory, by the copy engine. Renamed in 3.8; the old name is an error in 3.9.
+    load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+    #: Shared memory → tile in global memory.
+    store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+    #: All warps of the partition that calls it. Renamed in 3.7.
+    barrier = getattr(gl, "barrier", None) or gl.thread_barrier
