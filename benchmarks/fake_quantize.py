@@ -24,9 +24,9 @@ from torch import Tensor
 
 from benchmarks.linear import shape_of
 from benchmarks.report import Report, parsed, parser_of
-from benchmarks.timing import microseconds
 from tritonq import ops, qparams, straight_through
 from tritonq.config import QuantSpec
+from tritonq.timing import microseconds
 
 #: name → how the weight is quantized.
 SPECS = {

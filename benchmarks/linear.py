@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import tritonq
 from benchmarks.report import Report, parsed, parser_of
-from benchmarks.timing import eager_microseconds, microseconds
 from tritonq.config import PRESETS
+from tritonq.timing import eager_microseconds, microseconds
 
 #: (N, K) of Llama-3-8B: o_proj, down_proj, gate and up in one.
 GPU_SHAPES = ((4096, 4096), (4096, 14336), (28672, 4096))

@@ -183,9 +183,8 @@ def int4_int8_matmul(
             BLOCK_N=config.block_n,
             BLOCK_M=config.block_m,
             GROUP=8,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
             enable_fp_fusion=False,
+            **config.launch_options,
         )
     return out
 

@@ -201,9 +201,8 @@ def int8_gated_matmul(
             BLOCK_M=config.block_m,
             BLOCK_K=config.block_k,
             GROUP=8,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
             enable_fp_fusion=False,
+            **config.launch_options,
         )
     return out
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
+
+#: kernel, grid, arguments, constants.
+Launcher = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+
+_instead: Launcher | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -14,4 +21,25 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         arguments: what the kernel takes at run time, in its order: tensors, integers, floats, None.
         constants: its constexprs, and Triton's launch options (num_warps, num_stages, enable_fp_fusion …).
     """
+    if _instead is not None:
+        _instead(kernel, grid, arguments, constants)
+        return
     kernel[grid](*arguments, **constants)
+
+
+@contextlib.contextmanager
+def launching(instead: Launcher) -> Iterator[None]:
+    """Meanwhile `instead` gets every launch of the process, and nothing is launched."""
+    global _instead
+    before, _instead = _instead, instead
+    try:
+        yield
+    finally:
+        _instead = before
+
+
+def compile_only(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """A launch up to the launch itself: what it would need is compiled and in Triton's cache on disk."""
+    kernel.warmup(*arguments, grid=grid, **constants)

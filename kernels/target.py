@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -24,15 +25,18 @@ class Target:
         arch: compute capability times ten (90) on CUDA, 0 elsewhere.
         multiprocessors: SMs or compute units.
         shared_memory: bytes that one block may use.
+        name: as its driver says, which a tuned file is found by; "" for a GPU that is not here.
     """
 
     backend: str
     arch: int
     multiprocessors: int
     shared_memory: int
+    name: str = ""
 
 
 INTERPRETER = Target("interpreter", 0, 4, 64 * 1024)
+_pretended: Target | None = None
 
 
 def target_of(x: Tensor) -> Target:
@@ -42,7 +46,9 @@ def target_of(x: Tensor) -> Target:
         ValueError: for a tensor that is not on a GPU, unless kernels are interpreted.
     """
     if x.is_cuda:
-        return _gpu_target(x.get_device())
+        return gpu_target(x.get_device())
+    if x.is_meta and _pretended is not None:
+        return _pretended
     if INTERPRETED and x.device.type == "cpu":
         return INTERPRETER
     raise ValueError(f"Triton kernels need tensors on a GPU, found device {x.device}")
@@ -70,9 +76,22 @@ _TRITON_DTYPES = {
 
 
 @functools.cache
-def _gpu_target(index: int) -> Target:
+def gpu_target(index: int) -> Target:
+    """The target that a GPU of this machine is."""
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip:
-        return Target("hip", 0, properties.multi_processor_count, 64 * 1024)
+        return Target("hip", 0, properties.multi_processor_count, 64 * 1024, properties.name)
     shared = getattr(properties, "shared_memory_per_block_optin", 96 * 1024)
-    return Target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count, shared)
+    arch = 10 * properties.major + properties.minor
+    return Target("cuda", arch, properties.multi_processor_count, shared, properties.name)
+
+
+@contextlib.contextmanager
+def pretended(target: Target) -> Iterator[None]:
+    """Meanwhile tensors without memory (device "meta") lie on `target`: what a launcher would do there, without it."""
+    global _pretended
+    before, _pretended = _pretended, target
+    try:
+        yield
+    finally:
+        _pretended = before

@@ -42,6 +42,12 @@ class TileConfig:
     path: str = "pointers"
     max_registers: int | None = None
 
+    @property
+    def launch_options(self) -> dict[str, int]:
+        """What Triton's launch is told: warps, stages, and the limit of registers where there is one."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
+
     def tiles(self, rows: int, columns: int) -> int:
         """Tiles of an [N = rows, M = columns] output."""
         return triton.cdiv(rows, self.block_n) * triton.cdiv(columns, self.block_m)

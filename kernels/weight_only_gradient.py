@@ -185,9 +185,8 @@ def weight_only_gradient(
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             GROUP=8,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
             enable_fp_fusion=True,
+            **config.launch_options,
         )
     return dx
 

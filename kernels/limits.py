@@ -1,0 +1,167 @@
+"""Whether a configuration from a table can run a problem on a GPU, and why not.
+
+What stands in a table was right for the GPU, the kernels and the shapes that it was measured with; what stands in a
+file may be anything. So each configuration is looked at before it is used, and the next source is asked where it does
+not fit. The rules of the families keep within the same limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import triton
+
+from .problem import Problem
+from .target import Target
+from .tiles import TileConfig, stages_that_fit
+
+#: 32-bit sums that a thread may hold, of its 255 registers.
+_MOST_SUMS = 128
+#: Where rows are not aligned: addresses take the registers.
+_MOST_SUMS_UNALIGNED = 32
+_MOST_SPLITS = 8
+_MOST_STAGES = 8
+_REGISTERS = range(24, 256)
+_WARPS = (1, 2, 4, 8, 16)
+#: Least columns of a loop's step, and least rows: what the matrix instructions take, on AMD more.
+_LEAST_K, _LEAST_N, _LEAST_M, _LEAST_M_HIP = 32, 16, 8, 16
+_MOST_TILE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Demands:
+    """What one program of a configuration takes.
+
+    Attributes:
+        bytes_per_stage: of shared memory, per stage of the pipeline.
+        sums: 32-bit accumulators of the tile, all of them.
+        steps: of the loop that splits divide among themselves.
+    """
+
+    bytes_per_stage: int
+    sums: int
+    steps: int
+
+
+def why_not(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """Why a configuration cannot run a problem on a target, in words; None where it can."""
+    check = _CHECKS.get((problem.family, config.path))
+    if check is None:
+        return f"there is no path {config.path!r} of {problem.family}"
+    return why_not_numbers(config) or check(problem, target, config)
+
+
+def why_not_numbers(config: TileConfig) -> str | None:
+    """The same for what holds of every problem: each number within its bounds."""
+    blocks = (config.block_n, config.block_m, config.block_k)
+    if not all(_is_power_of_two(block) for block in blocks):
+        return f"blocks must be powers of two, found {blocks}"
+    if not (_LEAST_N <= config.block_n <= _MOST_TILE and _LEAST_M <= config.block_m <= _MOST_TILE):
+        return f"a tile of {config.block_n} × {config.block_m} is not between 16 × 8 and 256 × 256"
+    if not _LEAST_K // 2 <= config.block_k <= 2 * _MOST_TILE:
+        return f"block_k must be 16 to 512, found {config.block_k}"
+    if not (_is_power_of_two(config.splits) and config.splits <= _MOST_SPLITS):
+        return f"splits must be 1, 2, 4 or 8, found {config.splits}"
+    if config.num_warps not in _WARPS:
+        return f"num_warps must be one of {_WARPS}, found {config.num_warps}"
+    if not 1 <= config.num_stages <= _MOST_STAGES:
+        return f"num_stages must be 1 to {_MOST_STAGES}, found {config.num_stages}"
+    if config.max_registers is not None and config.max_registers not in _REGISTERS:
+        return f"max_registers must be 24 to 255, found {config.max_registers}"
+    return None
+
+
+def demands(problem: Problem, config: TileConfig) -> Demands:
+    """What a configuration of the path "pointers" takes."""
+    bn, bm, bk = config.block_n, config.block_m, config.block_k
+    if problem.family == "int8":
+        return Demands((bn + bm) * bk, bn * bm, triton.cdiv(problem.columns, bk))
+    if problem.family == "int8_gated":
+        return Demands((2 * bn + bm) * bk, 2 * bn * bm, triton.cdiv(problem.columns, bk))
+    if problem.family == "weight_only":
+        slabs, group_size, slab_width, dtype = problem.variant[:4]
+        assert isinstance(slabs, int)
+        assert isinstance(group_size, int)
+        assert isinstance(slab_width, int)
+        words = bn * slab_width * (2 if slabs == 4 else 1)
+        stage = words + bm * slabs * slab_width * _element_size(dtype)
+        sums = bn * bm * (2 if group_size < problem.columns else 1)
+        return Demands(stage, sums, triton.cdiv(problem.columns, slabs * slab_width))
+    if problem.family == "int4_int8":
+        group_size, slab_width = problem.variant[:2]
+        assert isinstance(group_size, int)
+        assert isinstance(slab_width, int)
+        sums = bn * bm * (2 if group_size < problem.columns else 1)
+        return Demands((bn + 2 * bm) * slab_width, sums, triton.cdiv(problem.columns, 2 * slab_width))
+    slabs, slab_width, dtype = problem.variant[:3]
+    assert isinstance(slabs, int)
+    assert isinstance(slab_width, int)
+    block = slabs * slab_width
+    stage = bn * block * 2 + bn * (bm + block) * _element_size(dtype)
+    return Demands(stage, bm * block, triton.cdiv(problem.features, bn))
+
+
+def columns_per_step(problem: Problem) -> int | None:
+    """The only block_k that a problem's layout takes; None where it is free."""
+    if problem.family in ("int8", "int8_gated"):
+        return None
+    if problem.family == "int4_int8":
+        return 2 * int(problem.variant[1])
+    slabs, slab_width = problem.variant[0], problem.variant[2 if problem.family == "weight_only" else 1]
+    return int(slabs) * int(slab_width)
+
+
+def is_aligned(problem: Problem) -> bool:
+    """Whether rows of x start at multiples of 16 elements."""
+    return problem.columns % 16 == 0
+
+
+def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """`why_not` of the path "pointers"."""
+    needs = demands(problem, config)
+    step = columns_per_step(problem)
+    if step is not None and config.block_k != step:
+        return f"block_k must be {step}, what the weight's layout takes, found {config.block_k}"
+    if step is None and config.block_k < _LEAST_K:
+        return f"block_k must be at least {_LEAST_K}, found {config.block_k}"
+    if target.backend == "hip":
+        if config.splits > 1:
+            return "K is not split on AMD"  # the reason stands in split_k.py
+        if config.block_m < _LEAST_M_HIP or config.max_registers is not None:
+            return "AMD takes 16 rows of x at least, and no limit of registers"
+    if config.splits > needs.steps:
+        return f"{config.splits} splits of {needs.steps} steps"
+    if config.num_stages > stages_that_fit(target, needs.bytes_per_stage, config.num_stages):
+        return f"{config.num_stages} stages of {needs.bytes_per_stage:,} bytes do not fit in {target.shared_memory:,}"
+    most = _MOST_SUMS if is_aligned(problem) else _MOST_SUMS_UNALIGNED
+    if needs.sums > most * 32 * config.num_warps:
+        return f"{needs.sums // (32 * config.num_warps)} sums per thread, {most} allowed"
+    return _miscompiled(problem, target, config)
+
+
+def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """What Triton 3.7 is known to compile wrongly (weight_only_matmul.py tells of both)."""
+    if problem.family != "weight_only" or not 100 <= target.arch < 120:
+        return None
+    if problem.variant[0] == 4 and config.block_m > 64:
+        return "four products per step into a tile of 128 columns trap on sm_100"
+    if problem.variant[3] == "torch.float32" and config.block_n > 32:
+        return "IEEE float32 becomes tf32 from 64 rows on, on sm_100"
+    return None
+
+
+def _element_size(dtype: object) -> int:
+    return 4 if dtype == "torch.float32" else 2
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+Check = Callable[[Problem, Target, TileConfig], str | None]
+#: (family, path) → its check.
+_CHECKS: dict[tuple[str, str], Check] = {
+    (family, "pointers"): _pointers
+    for family in ("int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient")
+}
