@@ -11,13 +11,17 @@ Weights are stored in the layout `int8`: rows padded with code 0 to a multiple o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .configurations import Problem, configured
+from .descriptors import is_addressable
 from .epilogue import finished, subtract_w_zero
+from .int8_descriptor_matmul import choose_descriptor_config, has_copy_engine, launch_descriptors
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -27,9 +31,9 @@ from .tiles import TileConfig, stages_that_fit, tile_of_program
 @triton.jit
 def int8_matmul_kernel(
     x_ptr,  # int8 [M, K], row stride stride_x
+    w_ptr,  # int8 [N, stride_w], columns K onwards are padding
     x_scale_ptr,  # float32 [M] or [1]
     x_zero_ptr,  # int8 [M] or [1], or None for 0
-    w_ptr,  # int8 [N, stride_w], columns K onwards are padding
     w_scale_ptr,  # float [N]
     w_zero_ptr,  # int8 [N], or None for 0
     w_sum_ptr,  # int32 [N], the sum of each row's codes
@@ -166,66 +170,81 @@ def int8_matmul(
     )
     if rows == 0:
         return out
+    target = target_of(x)
     if config is None:
-        target = target_of(x)
-        short_epilogue = residual is None and activation in ("none", "relu")
+        short_epilogue = residual is None and w_zero is None and activation in ("none", "relu")
+        addressable = is_addressable(x) and is_addressable(w)
         config = configured(
-            Problem("int8", (short_epilogue,), rows, features, columns),
+            Problem("int8", (short_epilogue, addressable), rows, features, columns),
             target,
-            lambda: choose_config(target, rows, features, columns, short_epilogue),
+            lambda: choose_config(target, rows, features, columns, short_epilogue, addressable),
         )
-    tiles = config.tiles(features, rows)
-    tile_elements = config.block_n * config.block_m
+    operands = (x_scale, x_zero, w_scale, w_zero, w_sum, bias, residual, residual_scale, residual_zero)
+    operands = (*operands, out_scale, out_zero)
+    stride_residual = 0 if residual is None else residual.stride(0)
+    constants = {
+        "ACTIVATION": activation,
+        "X_QPARAM_STRIDE": int(x_scale.numel() > 1),
+        "OUT_QMIN": -127.0 if out_symmetric else -128.0,
+    }
     with on_device_of(x):
-        partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-        launch(
-            int8_matmul_kernel,
-            (tiles, config.splits),
-            x,
-            x_scale,
-            x_zero,
-            w,
-            w_scale,
-            w_zero,
-            w_sum,
-            bias,
-            residual,
-            residual_scale,
-            residual_zero,
-            out_scale,
-            out_zero,
-            out,
-            partials,
-            counters,
-            rows,
-            features,
-            columns,
-            x.stride(0),
-            w.shape[1],
-            0 if residual is None else residual.stride(0),
-            ACTIVATION=activation,
-            X_QPARAM_STRIDE=int(x_scale.numel() > 1),
-            OUT_QMIN=-127.0 if out_symmetric else -128.0,
-            EVEN_K=columns % (config.block_k * config.splits) == 0,
-            SPLITS=config.splits,
-            BLOCK_N=config.block_n,
-            BLOCK_M=config.block_m,
-            BLOCK_K=config.block_k,
-            GROUP=8,
-            enable_fp_fusion=False,
-            **config.launch_options,
-        )
+        if config.path == "descriptors":
+            launch_descriptors(x, w, operands, out, stride_residual, constants, config, target)
+        else:
+            _launch_pointers(x, w, operands, out, stride_residual, constants, config)
     return out
 
 
+def _launch_pointers(
+    x: Tensor,
+    w: Tensor,
+    operands: tuple[Tensor | None, ...],
+    out: Tensor,
+    stride_residual: int,
+    constants: dict[str, Any],
+    config: TileConfig,
+) -> None:
+    (rows, columns), features = x.shape, w.shape[0]
+    tiles = config.tiles(features, rows)
+    tile_elements = config.block_n * config.block_m
+    partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
+    launch(
+        int8_matmul_kernel,
+        (tiles, config.splits),
+        x,
+        w,
+        *operands,
+        out,
+        partials,
+        counters,
+        rows,
+        features,
+        columns,
+        x.stride(0),
+        w.shape[1],
+        stride_residual,
+        **constants,
+        EVEN_K=columns % (config.block_k * config.splits) == 0,
+        SPLITS=config.splits,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k,
+        GROUP=8,
+        enable_fp_fusion=False,
+        **config.launch_options,
+    )
+
+
 def choose_config(
-    target: Target, rows: int, features: int, columns: int, short_epilogue: bool = True
+    target: Target, rows: int, features: int, columns: int, short_epilogue: bool, addressable: bool
 ) -> TileConfig:
     """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle.
 
     A tile of [256, 128] fits in registers on Hopper alone (elsewhere Triton 3.8 spills 600 bytes of it), and with no
-    residual or smooth activation beside it.
+    residual, smooth activation or zero points of the weight beside it.
     """
+    if rows > 512 and addressable and has_copy_engine(target):
+        return choose_descriptor_config(target, short_epilogue)
     if target.backend == "hip":
         shape = (
             (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2) if rows <= 128 else (128, 128, 64, 8, 2)

@@ -73,7 +73,7 @@ def why_not_numbers(config: TileConfig) -> str | None:
 
 
 def demands(problem: Problem, config: TileConfig) -> Demands:
-    """What a configuration of the path "pointers" takes."""
+    """What a configuration of the paths "pointers" and "descriptors" takes."""
     bn, bm, bk = config.block_n, config.block_m, config.block_k
     if problem.family == "int8":
         return Demands((bn + bm) * bk, bn * bm, triton.cdiv(problem.columns, bk))
@@ -140,6 +140,15 @@ def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | Non
     return _miscompiled(problem, target, config)
 
 
+def _descriptors(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """`why_not` of the path "descriptors"."""
+    if target.backend != "cuda" or target.arch < 90:
+        return "tiles are moved by descriptors from compute capability 9.0 on"
+    if not problem.variant[1]:
+        return "descriptors need rows that start at multiples of 16 bytes"
+    return "descriptors do not split K" if config.splits > 1 else _pointers(problem, target, config)
+
+
 def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """What Triton 3.7 is known to compile wrongly (weight_only_matmul.py tells of both)."""
     if problem.family != "weight_only" or not 100 <= target.arch < 120:
@@ -164,4 +173,4 @@ Check = Callable[[Problem, Target, TileConfig], str | None]
 _CHECKS: dict[tuple[str, str], Check] = {
     (family, "pointers"): _pointers
     for family in ("int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient")
-}
+} | {("int8", "descriptors"): _descriptors}

@@ -30,6 +30,7 @@ KERNEL_MODULES = (
     "fake_quantize",
     "fake_quantize_gradients",
     "int8_matmul",
+    "int8_descriptor_matmul",
     "weight_only_matmul",
     "weight_only_gradient",
     "int4_int8_matmul",

@@ -42,6 +42,7 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
     """Specialise as Triton's own launch would, and compile."""
     import triton
     from triton.compiler import ASTSource
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -54,6 +55,9 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = _pointer_type(value.dtype)
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            element = _pointer_type(value.base.dtype).removeprefix("*")
+            signature[parameter.name] = f"tensordesc<{element}{list(value.block_shape)}>".replace(" ", "")
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:
@@ -71,7 +75,7 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         registers=registers,
         stack=stack,
         instructions=sorted(set(_matrix_instructions(text))),
-        asynchronous_copies="cp.async.cg.shared.global" in text,
+        asynchronous_copies="cp.async.cg.shared.global" in text or "cp.async.bulk.tensor" in text,
         unsettled_loops=sum(map(_is_unsettled, _loops(text))),
     )
 

@@ -32,6 +32,13 @@ def with_strides(x: Tensor, strides: str) -> Tensor:
     return view
 
 
+def addressable(x: Tensor) -> Tensor:
+    """The codes [M, K] in rows that start at multiples of 16 bytes, as the copy engine wants them."""
+    wide = poison_of(x.shape[0], -(-x.shape[1] // 16) * 16, dtype=x.dtype, device=x.device)
+    wide[:, : x.shape[1]] = x
+    return wide[:, : x.shape[1]]
+
+
 def random_codes(*shape: int, device: str, low: int = -128, high: int = 127) -> Tensor:
     """int8 codes; a good part of them at the two ends of the range, -128 included by default."""
     codes = torch.randint(low, high + 1, shape, device=device)

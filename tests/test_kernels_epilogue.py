@@ -16,6 +16,7 @@ from torch.nn import functional
 from tests.kernel_inputs import (
     FLOATS,
     Weight,
+    addressable,
     as_stored,
     assert_codes_close,
     assert_same,
@@ -32,7 +33,12 @@ kernels: Any = pytest.importorskip("tritonq.kernels.int8_matmul", reason="Triton
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig
-TILES = (None, TileConfig(64, 32, 128, 4, 4, 2), TileConfig(128, 16, 256, 1, 4, 2))
+TILES = (
+    None,
+    TileConfig(64, 32, 128, 4, 4, 2),
+    TileConfig(128, 16, 256, 1, 4, 2),
+    TileConfig(64, 16, 128, 1, 4, 2, "descriptors"),
+)
 EXACT = ("none", "relu")
 RESIDUALS = (None, *FLOATS, "int8", "int8 symmetric")
 
@@ -41,6 +47,8 @@ def multiply(
     x: Tensor, scale: Tensor, zero: Tensor | None, w: Weight, bias: Tensor | None, *rest: Any
 ) -> Tensor:
     sums = w.codes.sum(dim=1, dtype=torch.int32)
+    if rest[-1] is not None and rest[-1].path == "descriptors":
+        x = addressable(x)
     operands = (x, scale, zero, w.packed, w.kernel_scale, w.kernel_zero, sums, bias)
     return kernels.int8_matmul(*operands, *rest[:-1], config=rest[-1])
 

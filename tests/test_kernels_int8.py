@@ -15,6 +15,7 @@ from tests.kernel_inputs import (
     ROWS,
     STRIDES,
     Weight,
+    addressable,
     as_stored,
     assert_same,
     random_codes,
@@ -35,6 +36,8 @@ TILES = (
     TileConfig(64, 64, 256, 1, 4, 2),
     TileConfig(128, 32, 128, 4, 4, 2),
     TileConfig(64, 16, 256, 8, 4, 3),
+    TileConfig(64, 32, 128, 1, 4, 2, "descriptors"),
+    TileConfig(256, 32, 128, 1, 8, 2, "descriptors"),
 )
 
 
@@ -48,6 +51,8 @@ def multiply(
     **named: Any,
 ) -> Tensor:
     sums = w.codes.sum(dim=1, dtype=torch.int32)
+    if named.get("config") is not None and named["config"].path == "descriptors":
+        x = addressable(x)
     return kernels.int8_matmul(
         x, x_scale, x_zero, w.packed, w.kernel_scale, w.kernel_zero, sums, bias, *rest, **named
     )

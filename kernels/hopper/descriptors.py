@@ -1,65 +1,24 @@
-"""Descriptors of matrices in global memory, with which the copy engine moves tiles; made once for each matrix.
-
-Making one checks a dozen things in Python, which takes as long as a small product. It holds an address, a shape and
-strides, nothing of what lies there, so that one that is found again by these is as good as new.
-"""
+"""Descriptors that Gluon's kernels take: those of ../descriptors.py with the layout of a tile in shared memory."""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
-import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-#: A model's weights, and the activations that the allocator puts at the same places again and again.
-_REMEMBERED = 1 << 12
-_made: dict[tuple[object, ...], TensorDescriptor] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """What a descriptor wants of a tensor. A tensor itself would be kept alive by it."""
-
-    pointer: int
-    dtype: torch.dtype
-
-    def data_ptr(self) -> int:
-        """The address."""
-        return self.pointer
-
-
-def is_addressable(matrix: Tensor) -> bool:
-    """True where the copy engine can reach a matrix: address and rows aligned to 16 bytes, columns dense, not empty."""
-    size = matrix.element_size()
-    return (
-        matrix.numel() > 0
-        and matrix.stride(1) == 1
-        and matrix.data_ptr() % 16 == 0
-        and matrix.stride(0) * size % 16 == 0
-    )
+from .. import descriptors
 
 
 def tile_descriptor(
     matrix: Tensor, block_rows: int, block_columns: int, columns: int | None = None
 ) -> TensorDescriptor:
-    """Describe an addressable matrix [R, C] that is moved in tiles of [block_rows, block_columns].
+    """`descriptors.tile_descriptor`; tiles are swizzled in shared memory, by their rows up to 128 bytes."""
+    return descriptors.tile_descriptor(matrix, block_rows, block_columns, columns, _with_layout)
 
-    Only the first `columns` of it exist for the copy engine, by default all: what lies outside is read as 0 and is
-    never written. Tiles are swizzled in shared memory as far as their rows are long, up to 128 bytes.
-    """
-    shape = [matrix.shape[0], matrix.shape[1] if columns is None else columns]
-    key = (matrix.data_ptr(), matrix.dtype, *shape, matrix.stride(0), block_rows, block_columns)
-    descriptor = _made.get(key)
-    if descriptor is None:
-        size = matrix.element_size()
-        layout = gl.NVMMASharedLayout(min(128, block_columns * size), 8 * size, 2)
-        base = Address(matrix.data_ptr(), matrix.dtype) if matrix.is_cuda else matrix
-        block = [block_rows, block_columns]
-        descriptor = TensorDescriptor(base, shape, [matrix.stride(0), 1], block, layout)
-        if matrix.is_cuda:
-            if len(_made) >= _REMEMBERED:
-                _made.clear()
-            _made[key] = descriptor
-    return descriptor
+
+def _with_layout(base: Any, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
+    size = base.dtype.itemsize
+    layout = gl.NVMMASharedLayout(min(128, block[1] * size), 8 * size, 2)
+    return TensorDescriptor(base, shape, strides, block, layout)
