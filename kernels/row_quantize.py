@@ -30,10 +30,12 @@ _BLOCK_OF_LONG_ROW = 8192
 def load_values(a_row, b_row, OPERATION: tl.constexpr, ACTIVATION: tl.constexpr, columns, K):
     """float32 [BLOCK] of a row before it is normalized: x, x + residual rounded to x's dtype, or the gated product."""
     values = tl.load(a_row + columns, mask=columns < K, other=0.0).to(tl.float32)
+    if OPERATION == "gated":
+        values = activate(values, ACTIVATION)
     if b_row is not None:
         b = tl.load(b_row + columns, mask=columns < K, other=0.0).to(tl.float32)
         if OPERATION == "gated":
-            values = activate(values, ACTIVATION) * b
+            values = values * b
         else:
             values = (values + b).to(a_row.dtype.element_ty).to(tl.float32)
     return values
@@ -56,7 +58,7 @@ def normalized(values, mean, inverse, weight_ptr, bias_ptr, OPERATION: tl.conste
 @triton.jit
 def row_quantize_kernel(
     a_ptr,  # float [M, K], row stride stride_a: x, or the gate
-    b_ptr,  # float [M, K], row stride stride_b: the residual or None, or up
+    b_ptr,  # float [M, K], row stride stride_b: the residual, or up; None for neither
     weight_ptr,  # float [K], or None for 1
     bias_ptr,  # float [K], or None for 0
     sum_ptr,  # a's dtype [M, K]: x + residual, or None
@@ -171,9 +173,9 @@ def layer_norm_quantize(
 
 
 def gated_quantize_per_token(
-    gate: Tensor, up: Tensor, activation: str, symmetric: bool
+    gate: Tensor, up: Tensor | None, activation: str, symmetric: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """activation(gate) · up, both float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
+    """activation(gate) · up, up None for 1, float [M, K] → codes int8 [M, K], scale float32, zero int8 [M, 1]."""
     return _launch("gated", gate, up, None, None, None, 0.0, activation, symmetric, None)
 
 

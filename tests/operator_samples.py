@@ -112,6 +112,7 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (x.bfloat16(), ups, weight_norm.bfloat16(), 1e-6, one, zero, True),
         ),
         "gated per token": (ops.gated_quantize_per_token, (gates, ups, "silu", True)),
+        "gated per token without a factor": (ops.gated_quantize_per_token, (gates, None, "gelu", False)),
         "gated per tensor": (
             ops.gated_quantize_per_tensor,
             (gates.half(), ups.half(), "gelu", one, zero, False),

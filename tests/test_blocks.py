@@ -127,7 +127,7 @@ def dynamic() -> Any:
         (
             lambda: QuantizedMLP(dynamic(), linear()),
             ValueError,
-            "fc1 must be w8a8_static with a calibrated input, f",
+            "fc1 must be w8a8_static with a calibrated input, or all layers dynamic, found w8a8",
         ),
         (
             lambda: QuantizedMLP(linear(), linear(features=8)),

@@ -196,6 +196,8 @@ def test_gated_products(case: dict[str, Any], device: str) -> None:
     if case["mode"] == "token":
         row = kernels.gated_quantize_per_token(gate, up, activation, symmetric)
         check(values, row, symmetric, None, exact)
+        row = kernels.gated_quantize_per_token(gate, None, activation, symmetric)
+        check(reference.gated(gate, None, activation), row, symmetric, None, exact)
     else:
         codes = elementwise.gated_quantize_per_tensor(gate, up, activation, scale, zero, symmetric)
         check(values, (codes, scale, zero), symmetric, (scale, zero), exact)

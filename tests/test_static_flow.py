@@ -115,7 +115,7 @@ def test_what_a_layer_hands_on_is_the_float_result_on_its_grid():
         out = layer(q)
         assert isinstance(out, QuantizedTensor)
         exact = q.dequantize().double() @ layer.dequantize().double().t() + layer.bias.double()
-        low, high = ((limit - int(out.zero_point)) * out.scale.double() for limit in (-128, 127))
+        low, high = ((limit - out.q_zero_point()) * out.scale.double() for limit in (-128, 127))
         exact = exact.clamp(float(low), float(high))  # the observer saw float weights
         error = (out.dequantize().double() - exact).abs().max()
         assert error <= 0.5001 * float(out.scale)  # no more than rounding

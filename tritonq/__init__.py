@@ -21,6 +21,7 @@ from tritonq.checkpoint import info, load, save
 from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.convert import convert
 from tritonq.equalize import smooth_
+from tritonq.fusing import fuse_activations_
 from tritonq.nn import DeQuantStub, FakeQuantize, QATLinear, QuantizedLinear, QuantStub, QuantWrapper
 from tritonq.observers import (
     EntropyObserver,
@@ -126,6 +127,7 @@ __all__ = [
     "enable_fake_quant",
     "enable_observer",
     "equalize",
+    "fuse_activations_",
     "get_default_qat_qconfig",
     "get_default_qconfig",
     "info",

@@ -1,14 +1,18 @@
 """An int8 activation on its way from one quantized layer to the next.
 
-    value = (data - zero_point) · scale        one scale and one zero point for the whole tensor
+    value = (data - zero_point) · scale
+
+    static     one scale [1] and one zero point for the whole tensor, from calibration
+    dynamic    a scale [..., 1] for every row of features, from the row itself ("per token")
 
 It is a plain class, not a tensor subclass: it does what leaves scale and zero point alone (max with zero, and
-moving elements about), and refuses the rest by naming DeQuantStub. torch functions reach it through
-`__torch_function__`, so nn.ReLU, nn.Flatten, nn.Identity and nn.Dropout in eval mode take it as they are.
+moving elements about; per token, moving whole rows), and refuses the rest by naming DeQuantStub. torch functions reach
+it through `__torch_function__`, so nn.ReLU, nn.Flatten, nn.Identity and nn.Dropout in eval mode take it as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tritonq.python_operators import refuse_operators
 from tritonq.qparams import dequantize
 
 #: What a QuantizedTensor says of itself without its values being read.
@@ -28,16 +33,17 @@ class QuantizedTensor:
 
     Args:
         data: int8, any shape: the codes, signed.
-        scale: float32 [1], > 0.
-        zero_point: int8 [1], the code of 0.0.
+        scale: float32 [1]; or per token, of data's shape but 1 for the last dimension. > 0, or NaN for a row that
+            was not finite.
+        zero_point: int8 of scale's shape, the code of 0.0; None where that is 0.
         dtype: the floating-point dtype the values stand for, what `dequantize` returns.
     """
 
     data: Tensor
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
 
-    def __init__(self, data: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, data: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> None:
         self.data = data
         self.scale = scale
         self.zero_point = zero_point
@@ -53,12 +59,24 @@ class QuantizedTensor:
         return self.data
 
     def q_scale(self) -> float:
-        """The scale as a number (torch's word)."""
-        return float(self.scale)
+        """The scale as a number (torch's word); a ValueError where every token has its own."""
+        return float(self._of_tensor("q_scale", self.scale))
 
     def q_zero_point(self) -> int:
-        """The zero point as a number, in the signed range (torch's word)."""
-        return int(self.zero_point)
+        """The zero point as a number, in the signed range (torch's word); a ValueError as `q_scale`."""
+        return 0 if self.zero_point is None else int(self._of_tensor("q_zero_point", self.zero_point))
+
+    def _of_tensor(self, word: str, values: Tensor) -> Tensor:
+        if self.per_token:
+            raise ValueError(
+                f"{word} is one number for a whole tensor, found one scale per token: read .scale"
+            )
+        return values
+
+    @property
+    def per_token(self) -> bool:
+        """Whether rows have scales of their own. A tensor of one dimension is one row."""
+        return self.scale.dim() > 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,9 +109,10 @@ class QuantizedTensor:
 
     def relu(self, inplace: bool = False) -> QuantizedTensor:
         """max(value, 0), on codes: max(data, zero_point)."""
-        codes = torch.maximum(self.data, self.zero_point.reshape(()))
+        codes = self.data.clamp(min=0) if self.zero_point is None else self.data.maximum(self.zero_point)
+        codes = codes.reshape(self.data.shape)  # a scalar has broadcast to the zero point's [1]
         if not inplace:
-            return self._with(codes)
+            return QuantizedTensor(codes, self.scale, self.zero_point, self._dtype)
         self.data.copy_(codes)
         return self
 
@@ -102,21 +121,21 @@ class QuantizedTensor:
         return self.relu(inplace=True)
 
     def reshape(self, *sizes: Any, **words: Any) -> QuantizedTensor:
-        return self._with(self.data.reshape(*sizes, **words))
+        return self._reshaped(self.data.reshape(*sizes, **words), "reshape")
 
     def view(self, *sizes: Any, **words: Any) -> QuantizedTensor:
         if any(isinstance(size, torch.dtype) for size in (*sizes, *words.values())):
             raise refusal("view(dtype)")
-        return self._with(self.data.view(*sizes, **words))
+        return self._reshaped(self.data.view(*sizes, **words), "view")
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> QuantizedTensor:
-        return self._with(self.data.flatten(start_dim, end_dim))
+        return self._reshaped(self.data.flatten(start_dim, end_dim), "flatten")
 
     def unflatten(self, dim: Any, sizes: Any) -> QuantizedTensor:
         """One dimension as several, as nn.Unflatten wants it."""
         if not isinstance(dim, int):
             raise refusal(f"unflatten({dim!r}, …) by a name")
-        return self._with(self.data.unflatten(dim, sizes))
+        return self._reshaped(self.data.unflatten(dim, sizes), "unflatten")
 
     def transpose(self, dim0: Any, dim1: Any) -> QuantizedTensor:
         """Swap two dimensions, neither of them the last, which holds a layer's features."""
@@ -125,7 +144,7 @@ class QuantizedTensor:
         last = self.data.ndim - 1
         if last in (dim0 % max(last + 1, 1), dim1 % max(last + 1, 1)) and dim0 != dim1:
             raise refusal(f"transpose({dim0}, {dim1}) of {last + 1} dimensions")
-        return self._with(self.data.transpose(dim0, dim1))
+        return self._each(lambda part: part.transpose(dim0, dim1))
 
     def dropout(self, p: float = 0.5, training: bool = True, inplace: bool = False) -> QuantizedTensor:
         """Nothing, in eval mode or with p = 0."""
@@ -138,10 +157,10 @@ class QuantizedTensor:
         return self + other
 
     def contiguous(self) -> QuantizedTensor:
-        return self._with(self.data.contiguous())
+        return self._each(Tensor.contiguous)
 
     def detach(self) -> QuantizedTensor:
-        return self._with(self.data.detach())
+        return QuantizedTensor(self.data.detach(), self.scale.detach(), self.zero_point, self._dtype)
 
     def to(self, device: Any, *, non_blocking: bool = False) -> QuantizedTensor:
         """Move codes, scale and zero point to a device."""
@@ -150,21 +169,40 @@ class QuantizedTensor:
         return QuantizedTensor(
             self.data.to(device, non_blocking=non_blocking),
             self.scale.to(device, non_blocking=non_blocking),
-            self.zero_point.to(device, non_blocking=non_blocking),
+            None if self.zero_point is None else self.zero_point.to(device, non_blocking=non_blocking),
             self._dtype,
         )
 
     def __getitem__(self, index: Any) -> QuantizedTensor:
-        return self._with(self.data[index])
+        data = self.data[index]
+        picked = None
+        with contextlib.suppress(IndexError):  # of a feature, which scales per token do not have
+            picked = self._each(lambda part: data if part is self.data else part[index])
+        shape = _token_shape(data, self.data.shape[-1:]) if self.per_token else self.scale.shape
+        if picked is None or picked.scale.shape != shape:
+            raise refusal("an index that takes rows apart, which have a scale each")
+        return picked
 
-    def _with(self, data: Tensor) -> QuantizedTensor:
-        return QuantizedTensor(data, self.scale, self.zero_point, self._dtype)
+    def _each(self, move: Callable[[Tensor], Tensor]) -> QuantizedTensor:
+        """Move elements about, and per token their scales and zero points along with them."""
+        if not self.per_token:
+            return QuantizedTensor(move(self.data), self.scale, self.zero_point, self._dtype)
+        zero_point = None if self.zero_point is None else move(self.zero_point)
+        return QuantizedTensor(move(self.data), move(self.scale), zero_point, self._dtype)
+
+    def _reshaped(self, data: Tensor, what: str) -> QuantizedTensor:
+        """`data` are the codes in another shape; per token, one that leaves rows whole."""
+        if not self.per_token:
+            return QuantizedTensor(data, self.scale, self.zero_point, self._dtype)
+        shape = _token_shape(data, self.data.shape[-1:])
+        if shape is None:
+            raise refusal(f"{what} that takes rows apart, which have a scale each")
+        zero_point = None if self.zero_point is None else self.zero_point.reshape(shape)
+        return QuantizedTensor(data, self.scale.reshape(shape), zero_point, self._dtype)
 
     def __repr__(self) -> str:
-        return (
-            f"QuantizedTensor(shape={tuple(self.shape)}, scale={self.q_scale():.6g}, "
-            f"zero_point={self.q_zero_point()}, dtype={self._dtype}, device='{self.device}')"
-        )
+        grid = "per token" if self.per_token else f"{self.q_scale():.6g}, zero_point={self.q_zero_point()}"
+        return f"QuantizedTensor(shape={tuple(self.shape)}, scale={grid}, dtype={self._dtype}, device='{self.device}')"
 
     def __format__(self, spec: str) -> str:
         if spec:
@@ -205,6 +243,11 @@ def _refusal_text(what: str) -> str:
     )
 
 
+def _token_shape(data: Tensor, features: torch.Size) -> torch.Size | None:
+    """The shape of scales per token of `data`, None if its rows are not of so many features."""
+    return torch.Size((*data.shape[:-1], 1)) if data.shape[-1:] == features else None
+
+
 _METHODS: dict[Callable[..., Any], str] = {
     torch.relu: "relu",
     torch.relu_: "relu_",
@@ -217,53 +260,6 @@ _METHODS: dict[Callable[..., Any], str] = {
     torch.detach: "detach",
     torch.dequantize: "dequantize",
 }
-
-
-_BINARY = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "divmod",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-)
-_UNARY = ("neg", "pos", "abs", "round", "invert", "bool", "float", "int", "index")
-_OTHER = ("eq", "ne", "lt", "le", "gt", "ge", "contains", "setitem", "array")
-
-
-def refuse_operators(
-    cls: type, refuse: Callable[[Any, str, tuple[Any, ...]], Any], more: tuple[str, ...] = ()
-) -> None:
-    """Give a class all of Python's operators that it has no meaning for, but for `a += b` where it has a + b.
-
-    Python looks them up in the class, never in `__getattr__`, and has a meaning of its own for == and bool.
-
-    Args:
-        refuse: (self, the operator's name, its operands) → raises, or returns NotImplemented.
-        more: others to refuse, such as "getitem".
-    """
-
-    def refused(name: str) -> Callable[..., Any]:
-        def operator(self: Any, *operands: Any) -> Any:
-            return refuse(self, name, operands)
-
-        operator.__name__ = name
-        return operator
-
-    own = frozenset(vars(cls))
-    names = [f"{prefix}{name}" for name in _BINARY for prefix in ("", "r")]
-    names += [f"i{name}" for name in _BINARY if f"__{name}__" not in own]
-    for name in (*names, *_UNARY, *_OTHER, *more):
-        if f"__{name}__" not in own:
-            setattr(cls, f"__{name}__", refused(f"__{name}__"))
 
 
 def _refuse(self: QuantizedTensor, name: str, operands: tuple[Any, ...]) -> Any:

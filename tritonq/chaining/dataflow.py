@@ -32,6 +32,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tritonq.calibration import run_batch
 from tritonq.chaining.norms import is_norm
 from tritonq.chaining.steps import step_of
+from tritonq.nn.packed_weight import PackedWeight
 from tritonq.observers import ObserverBase
 from tritonq.patterns import places
 from tritonq.tensor import METADATA, QuantizedTensor
@@ -121,7 +122,8 @@ def record(model: nn.Module, batch: Any) -> Dataflow:
     """Run one batch through a model, without gradients, and note its calls.
 
     Args:
-        model: Linears and norms (tritonq/chaining/norms.py) count as one step each, all else is looked into.
+        model: Linears, quantized or not, and norms (tritonq/chaining/norms.py) count as one step each, all else is
+            looked into.
         batch: tensor → model(x), tuple → model(*x), dict → model(**x).
     """
     with torch.no_grad(), recording(model) as recorder:
@@ -130,9 +132,9 @@ def record(model: nn.Module, batch: Any) -> Dataflow:
 
 
 @contextlib.contextmanager
-def recording(model: nn.Module) -> Iterator[Recorder]:
+def recording(model: nn.Module, per_token: bool = False) -> Iterator[Recorder]:
     """Note what happens inside of the block; `model`'s Linears and norms count as one step each."""
-    recorder = Recorder()
+    recorder = Recorder(per_token)
     with contextlib.ExitStack() as stack:
         for handle in recorder.attach(model):
             stack.callback(handle.remove)
@@ -141,10 +143,16 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
 
 
 class Recorder(TorchFunctionMode):
-    """While it is active, notes every call of torch functions, and of the modules it was attached to."""
+    """While it is active, notes every call of torch functions, and of the modules it was attached to.
 
-    def __init__(self) -> None:
+    Args:
+        per_token: what moves elements about is tried on a QuantizedTensor with a scale for each row, which may move
+            rows alone.
+    """
+
+    def __init__(self, per_token: bool = False) -> None:
         super().__init__()
+        self._per_token = per_token
         self._calls: list[Call] = []
         self._values = WeakIdKeyDictionary()  # tensor → its value's number
         self._count = 0
@@ -158,7 +166,7 @@ class Recorder(TorchFunctionMode):
             module = place.module
             if isinstance(module, ObserverBase):
                 enter = functools.partial(self._enter, "")
-            elif isinstance(module, nn.Linear) or is_norm(module):
+            elif isinstance(module, (nn.Linear, PackedWeight)) or is_norm(module):
                 enter = functools.partial(self._enter, place.name)
             else:
                 continue
@@ -188,7 +196,7 @@ class Recorder(TorchFunctionMode):
             # Dropout in eval mode returns what it got.
             if tensors and not (func is functional.dropout and result is tensors[0]):
                 reads = tuple(map(self._value_of, tensors))
-                moves, step = _moves(func, args, words), step_of(func, args, words)
+                moves, step = _moves(func, args, words, self._per_token), step_of(func, args, words)
                 if not all(tensor.is_floating_point() for tensor in tensors):
                     step = None  # no epilogue takes integers or complex numbers
                 whole = () if step is None else _of_shape(result.shape, tensors, reads)
@@ -234,7 +242,7 @@ def _is_metadata(func: Callable[..., Any]) -> bool:
     return name in METADATA and getattr(Tensor, name) is func  # not torch.numel
 
 
-def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], per_token: bool) -> bool:
     """Whether a QuantizedTensor in the place of the first argument does this; relu it does, but relu is a step."""
     first = args[0] if args else kwargs.get("input")
     if (
@@ -244,7 +252,8 @@ def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
     ):
         return False
     meta = torch.empty(first.shape, dtype=torch.int8, device="meta")
-    stand_in = QuantizedTensor(meta, torch.ones(1), torch.zeros(1, dtype=torch.int8), first.dtype)
+    scale = meta.new_empty((*first.shape[:-1], 1)) if per_token else meta.new_empty(1)
+    stand_in = QuantizedTensor(meta, scale, None, first.dtype)
     others = args[1:] if args else ()
     words = {word: value for word, value in kwargs.items() if args or word != "input"}
     name = getattr(func, "__name__", "")

@@ -11,6 +11,9 @@ nothing lies between but what an epilogue computes (tritonq/chaining/steps.py) a
 
 The grid is the one that the consumers' observers found, merged: an edge has one. Everything that is not proven stays
 float, and the reason is kept.
+
+Dynamic layers need no grid, so that less stands in their way, and less is to be gained: a norm hands over rows that are
+quantized each on its own grid, and so does what computes an activation between two layers. Sums stay in float.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 from tritonq.chaining.dataflow import Call, Dataflow
 from tritonq.chaining.edge import Edge
-from tritonq.chaining.steps import ACTIVATIONS, SEQUENCES
+from tritonq.chaining.steps import ACTIVATIONS, DYNAMIC_SEQUENCES, SEQUENCES
 
 
 class Unproven(Exception):
@@ -53,31 +56,42 @@ def find_edges(
     linears: Sequence[str],
     norms: Sequence[str],
     refused: Mapping[str, str] | None = None,
+    dynamic: bool = False,
 ) -> Chaining:
     """The edges that all recorded runs agree on.
 
     Args:
         flows: recorded runs, not empty.
-        linears: names of the static int8 Linears.
+        linears: names of the static int8 Linears; or of the dynamic ones.
         norms: names of norms that may hand over int8.
         refused: producers that stay float for reasons that lie elsewhere.
+        dynamic: which Linears these are; the runs were recorded with `per_token` as this.
     """
     reasons = dict(refused or {})
     while True:
         # An edge may rest on another one, such as a residual on the sum that takes it: until no more fall.
-        edges, further = _find(flows, linears, norms, reasons)
+        edges, further = _find(flows, linears, norms, reasons, dynamic)
         if not further:
             return Chaining(edges, reasons)
         reasons.update(further)
 
 
 def _find(
-    flows: Sequence[Dataflow], linears: Sequence[str], norms: Sequence[str], reasons: Mapping[str, str]
+    flows: Sequence[Dataflow],
+    linears: Sequence[str],
+    norms: Sequence[str],
+    reasons: Mapping[str, str],
+    dynamic: bool,
 ) -> tuple[dict[str, Edge], dict[str, str]]:
     """(edges, reasons) of all but those that have a reason already."""
     edges: dict[str, Edge] = {}
     further: dict[str, str] = {}
-    tracers = [_Tracer(flow, frozenset(linears), frozenset(reasons)) for flow in flows]
+    # No epilogue of a dynamic layer takes a sum: as if all of them stayed float, where sums ask.
+    in_float = frozenset(linears) if dynamic else frozenset(reasons)
+    tracers = [
+        _Tracer(flow, frozenset(linears), in_float, DYNAMIC_SEQUENCES if dynamic else SEQUENCES)
+        for flow in flows
+    ]
     for name in (*linears, *norms):
         if name in reasons:
             continue
@@ -102,8 +116,14 @@ def _find(
 class _Tracer:
     """Follows values through one run."""
 
-    def __init__(self, flow: Dataflow, linears: frozenset[str], in_float: frozenset[str]) -> None:
-        self.flow, self.linears, self.in_float = flow, linears, in_float
+    def __init__(
+        self,
+        flow: Dataflow,
+        linears: frozenset[str],
+        in_float: frozenset[str],
+        sequences: frozenset[tuple[str, ...]],
+    ) -> None:
+        self.flow, self.linears, self.in_float, self.sequences = flow, linears, in_float, sequences
         self.maker = {value: call for call in flow.calls for value in call.makes}
         self.order = {call: place for place, call in enumerate(flow.calls)}
         # Sum by sum from the last: each rests on later ones alone.
@@ -131,8 +151,11 @@ class _Tracer:
             return Edge(name, ("add",), ())
         if is_norm and route.steps:
             raise Unproven(f"{route.steps[0]} reads its values")
-        if route.steps not in SEQUENCES:
-            raise Unproven(f"no epilogue computes {' and '.join(route.steps)}")
+        if not is_norm and route.steps not in self.sequences:
+            steps = " and ".join(route.steps)
+            raise Unproven(
+                f"no epilogue computes {steps}" if steps else "nothing lies between that could quantize it"
+            )
         partner, lead = self.partner(value, call, route.steps) if "mul" in route.steps else (None, True)
         return Edge(name, route.steps, route.consumers, partner, lead)
 

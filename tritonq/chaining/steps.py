@@ -22,6 +22,12 @@ SEQUENCES = frozenset(
     | {("add", activation) for activation in ACTIVATIONS}
     | {(activation, "mul") for activation in ACTIVATIONS}
 )
+#: What is computed between two dynamic layers as it is quantized per token: elements alone, no sum.
+DYNAMIC_SEQUENCES = frozenset(
+    {("mul",)}
+    | {(activation,) for activation in ACTIVATIONS}
+    | {(activation, "mul") for activation in ACTIVATIONS}
+)
 
 _STEPS: dict[Callable[..., Any], str] = {
     torch.relu: "relu",

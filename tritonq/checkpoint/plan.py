@@ -97,19 +97,14 @@ def make_plan(model: nn.Module, scheme: Scheme, extras: Extras, tensors: TensorF
     for slot in slots:
         _check_slot(slot, tensors)
     _check_extras(extras, layers, tensors)
-    statics = {name: layer for layer in layers if layer.group.config.static for name in layer.place.names}
+    by_name = {name: layer for layer in layers for name in layer.place.names}
     check_edges(
         extras.edges,
         everything,
-        {name: _is_symmetric(layer) for name, layer in statics.items()},
-        [name for name, layer in statics.items() if "input_scale" in layer.tensors],
+        {name: layer.group.config for name, layer in by_name.items()},
+        [name for name, layer in by_name.items() if "input_scale" in layer.tensors],
     )
     return Plan(layers, stubs, dequant_stubs, _tie(slots))
-
-
-def _is_symmetric(layer: LayerPlan) -> bool:
-    activation = layer.group.config.activation
-    return activation is not None and activation.symmetric
 
 
 class _Finder:

@@ -1,12 +1,15 @@
 """Blocks of layers that hand int8 to each other, for models whose code says so itself.
 
-`convert` finds the same hand-overs in any model (tritonq/chaining/); these are for code that is written with them:
+`convert` finds the same hand-overs in any model (tritonq/chaining/), `fuse_activations_` those of dynamic layers; these
+are for code that is written with them:
 
-    QuantizedMLP              fc2(act(fc1(x)))                       int8 between, act in fc1's epilogue
+    QuantizedMLP              fc2(act(fc1(x)))                       int8 between
     QuantizedGatedMLP         down(act(gate(x)) · up(x))             one kernel makes the int8 product
     QuantizedProjections      [q(x), k(x), v(x)]                     one quantization of x for all
 
-x may be float, or come as a QuantizedTensor from a QuantizedNorm or another block.
+x may be float, or come as a QuantizedTensor from a QuantizedNorm or another block. Between static layers the activation
+is in a product's epilogue and the grid is the reader's; between dynamic ones (w8a8, w4a8) one kernel activates and
+quantizes per token what the product left in float.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from tritonq.chaining.edge import Edge
 from tritonq.chaining.steps import ACTIVATIONS
-from tritonq.nn.int8_product import gated_product, int8_product, quantized_input
+from tritonq.nn.int8_product import activated, gated_product, int8_product, quantized_input
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.tensor import QuantizedTensor
 
@@ -29,7 +32,7 @@ class QuantizedMLP(nn.Module):
     """fc2(act(fc1(x))): x [..., K] → [..., N].
 
     Args:
-        fc1, fc2: static int8, each with input qparams; fc1 hands over int8 from now on.
+        fc1, fc2: dynamic; or static, each with input qparams. Static, fc1 hands over int8 from now on.
         activation: "relu", "gelu", "gelu_tanh", "silu" or "none".
 
     Raises:
@@ -38,14 +41,18 @@ class QuantizedMLP(nn.Module):
 
     def __init__(self, fc1: QuantizedLinear, fc2: QuantizedLinear, activation: str = "gelu") -> None:
         super().__init__()
-        _check("QuantizedMLP", activation, {"fc1": fc1, "fc2": fc2})
+        self.dynamic = _check("QuantizedMLP", activation, {"fc1": fc1, "fc2": fc2})
         _check_sizes("QuantizedMLP", "fc2's in_features", fc2.in_features, fc1.out_features)
         self.fc1, self.fc2, self.activation = fc1, fc2, activation
+        if self.dynamic:
+            return
         steps = () if activation == "none" else (activation,)
         first, second = _names({"fc1": fc1, "fc2": fc2})
         fc1.hand_over(Edge(first, steps, (second,)), _input_grid(fc2))
 
     def forward(self, x: Value) -> Value:
+        if self.dynamic:
+            return self.fc2(activated(self.fc1(x), None, self.activation, self.fc2.activation_symmetric))
         return int8_product(self.fc2, int8_product(self.fc1, x, self.activation))
 
     def extra_repr(self) -> str:
@@ -56,7 +63,7 @@ class QuantizedGatedMLP(nn.Module):
     """down(act(gate(x)) · up(x)), the middle of Llama's layers: x [..., K] → [..., N].
 
     Args:
-        gate, up, down: static int8, each with input qparams, those of gate and up equal.
+        gate, up, down: dynamic; or static, each with input qparams, those of gate and up equal.
         activation: as for QuantizedMLP; Llama's is "silu".
 
     Raises:
@@ -68,18 +75,24 @@ class QuantizedGatedMLP(nn.Module):
     ) -> None:
         super().__init__()
         where = "QuantizedGatedMLP"
-        _check(where, activation, {"gate": gate, "up": up, "down": down})
+        self.dynamic = _check(where, activation, {"gate": gate, "up": up, "down": down})
         _check_sizes(where, "up's in_features", up.in_features, gate.in_features)
         _check_sizes(where, "up's out_features", up.out_features, gate.out_features)
         _check_sizes(where, "down's in_features", down.in_features, gate.out_features)
-        _check_one_grid(where, {"gate": gate, "up": up})
         self.gate, self.up, self.down, self.activation = gate, up, down, activation
+        if self.dynamic:
+            return
+        _check_one_grid(where, {"gate": gate, "up": up})
         steps = ("mul",) if activation == "none" else (activation, "mul")
         one, other, reader = _names({"gate": gate, "up": up, "down": down})
         gate.hand_over(Edge(one, steps, (reader,), other), _input_grid(down))
         up.hand_over(Edge(other, ("mul",), (reader,), one, lead=False), None)
 
     def forward(self, x: Value) -> Value:
+        if self.dynamic:
+            codes = quantized_input(self.gate, x)
+            gate, up = self.gate(codes), self.up(codes)
+            return self.down(activated(gate, up, self.activation, self.down.activation_symmetric))
         return int8_product(self.down, gated_product(self.gate, self.up, x, self.activation))
 
     def extra_repr(self) -> str:
@@ -90,7 +103,7 @@ class QuantizedProjections(nn.Module):
     """Several layers that read one input, such as attention's q, k and v: x [..., K] → a list of [..., N].
 
     Args:
-        layers: static int8, with equal input qparams.
+        layers: dynamic; or static, with equal input qparams.
 
     Raises:
         TypeError, ValueError: as QuantizedMLP.
@@ -102,8 +115,8 @@ class QuantizedProjections(nn.Module):
         if not layers:
             raise ValueError(f"{where} needs at least one layer, found none")
         named = {f"layers[{index}]": layer for index, layer in enumerate(layers)}
-        _check(where, "none", named)
-        _check_one_grid(where, named)
+        if not _check(where, "none", named):
+            _check_one_grid(where, named)
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Value) -> list[Value]:
@@ -126,24 +139,30 @@ def _input_grid(layer: QuantizedLinear) -> tuple[Tensor, Tensor]:
     return layer.input_scale, layer.input_zero_point
 
 
-def _check(where: str, activation: str, layers: dict[str, QuantizedLinear]) -> None:
+def _check(where: str, activation: str, layers: dict[str, QuantizedLinear]) -> bool:
+    """Whether the layers are dynamic, rather than static; raise unless all are the one or the other."""
     allowed = ("none", *ACTIVATIONS)
     if activation not in allowed:
         raise ValueError(f"{where}: activation must be one of {', '.join(allowed)}, found {activation!r}")
     for name, layer in layers.items():
         if not isinstance(layer, QuantizedLinear):
             raise TypeError(f"{where}: {name} must be a QuantizedLinear, found {type(layer).__name__}")
-        if not layer.config.static or layer.input_scale is None:
-            raise ValueError(
-                f"{where}: {name} must be w8a8_static with a calibrated input, found {layer.config.scheme}"
-                f"{'' if layer.input_scale is not None else ' without input qparams'}"
-            )
         if layer.edge is not None:
             raise ValueError(f"{where}: {name} hands over int8 already: {layer.edge}")
+        if layer.config.weight_only:
+            raise ValueError(f"{where}: {name} must quantize its input to int8, found {layer.config.scheme}")
+    dynamic = all(layer.config.dynamic for layer in layers.values())
+    for name, layer in layers.items():
+        if not dynamic and (not layer.config.static or layer.input_scale is None):
+            raise ValueError(
+                f"{where}: {name} must be w8a8_static with a calibrated input, or all layers dynamic, found "
+                f"{layer.config.scheme}{' without input qparams' if layer.config.static else ''}"
+            )
     if len({layer.activation_symmetric for layer in layers.values()}) > 1:
         raise ValueError(
             f"{where}: {' and '.join(layers)} must all be symmetric, or all affine, in their activations, found both"
         )
+    return dynamic
 
 
 def _check_sizes(where: str, what: str, found: int, allowed: int) -> None:

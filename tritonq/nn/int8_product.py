@@ -1,7 +1,14 @@
-"""The int8 product of a static layer, with all that its epilogue holds: from codes or floats to codes or floats."""
+"""The product of a layer whose activations are int8: from codes or floats to codes or floats.
+
+int8_product       codes, or floats on a static layer's grid, × int8 or int4; with all that an epilogue holds
+dynamic_product    floats, quantized per token on the way, × int8 or int4
+gated_product      two static layers of one input, multiplied
+activated          what lies between two dynamic layers, quantized per token as it is computed
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +28,11 @@ def int8_product(
     residual: Tensor | QuantizedTensor | None = None,
     in_float: bool = False,
 ) -> Tensor | QuantizedTensor:
-    """activation(x · Wᵀ + b + residual) of a static layer.
+    """activation(x · Wᵀ + b + residual) of int8 codes.
 
     Args:
-        layer: int8 × int8; where x is float, with input qparams.
+        layer: static where x is float, with input qparams then. One of int4 weights takes neither activation nor
+            residual.
         x: [..., K].
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
         residual: [..., N] or None.
@@ -37,6 +45,8 @@ def int8_product(
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     codes, scale, zero_point = _codes(layer, x)
     shape = (*x.shape[:-1], layer.out_features)
+    if layer.code_sums is None:
+        return _int4_product(layer, codes, scale, dtype).reshape(shape)
     words: dict[str, Any] = {"activation": activation}
     if isinstance(residual, QuantizedTensor):
         words["residual"] = residual.data.expand(shape).reshape(-1, layer.out_features)
@@ -73,24 +83,67 @@ def gated_product(
     return _handed_over(gate, out.reshape(*x.shape[:-1], gate.out_features), scale, x.dtype)
 
 
+def dynamic_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """x · Wᵀ + b of a dynamic layer: float [M, K], columns in the order of its weight, → [M, N] of x's dtype."""
+    codes, scale, zero_point = ops.quantize_per_token(x, layer.activation_symmetric)
+    if layer.code_sums is None:
+        return _int4_product(layer, codes, scale, x.dtype)
+    zero = None if layer.activation_symmetric else zero_point
+    return ops.int8_linear(codes, scale, zero, *_weight(layer), x.dtype)
+
+
+def _int4_product(layer: QuantizedLinear, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ops.int4_int8_linear(
+        codes, scale, layer.packed_weight, layer.scales, layer.bias, layer.group_size, dtype
+    )
+
+
+def activated(value: Tensor, other: Tensor | None, activation: str, symmetric: bool) -> QuantizedTensor:
+    """activation(value) · other, float tensors [..., K] of one shape, None for 1, quantized per token in one pass."""
+    features = value.shape[-1]
+    factor = None if other is None else other.reshape(-1, features)
+    found = ops.gated_quantize_per_token(value.reshape(-1, features), factor, activation, symmetric)
+    dtype = value.dtype if other is None else torch.promote_types(value.dtype, other.dtype)
+    return per_token(found, value.shape, symmetric, dtype)
+
+
+def per_token(
+    found: Sequence[Tensor], shape: torch.Size, symmetric: bool, dtype: torch.dtype
+) -> QuantizedTensor:
+    """(codes, scale, zero point) that an operator found for rows [M, K], as a tensor of `shape`."""
+    codes, scale, zero_point = found
+    tokens = (*shape[:-1], 1)
+    zero = None if symmetric else zero_point.reshape(tokens)
+    return QuantizedTensor(codes.reshape(shape), scale.reshape(tokens), zero, dtype)
+
+
 def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> QuantizedTensor:
-    """An input [..., K] on the layer's grid, or on the one that it came with."""
+    """An input [..., K] on the grid that it came with; else on the layer's, or per token where that is dynamic."""
     if isinstance(x, QuantizedTensor):
         return x
+    rows, symmetric = x.reshape(-1, layer.in_features), layer.activation_symmetric
+    if layer.config.dynamic:
+        return per_token(ops.quantize_per_token(rows, symmetric), x.shape, symmetric, x.dtype)
     assert layer.input_scale is not None
     assert layer.input_zero_point is not None
-    rows = x.reshape(-1, layer.in_features)
-    codes = ops.quantize_per_tensor(
-        rows, layer.input_scale, layer.input_zero_point, layer.activation_symmetric
-    )
+    codes = ops.quantize_per_tensor(rows, layer.input_scale, layer.input_zero_point, symmetric)
     scale = ops.scale_with_history(layer.input_scale, x)
     return QuantizedTensor(codes.reshape(x.shape), scale, layer.input_zero_point, x.dtype)
 
 
-def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes [M, K], scale, zero point) of an input."""
+def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(codes [M, K], scale float32 [M, 1] or [1], zero point int8 alike or None) of an input."""
     quantized = quantized_input(layer, x)
-    return quantized.data.reshape(-1, layer.in_features), quantized.scale, quantized.zero_point
+    codes = quantized.data.reshape(-1, layer.in_features)
+    if layer.input_order is not None:
+        codes = codes.index_select(1, layer.input_order)
+    scale, zero = quantized.scale, quantized.zero_point
+    if quantized.per_token:
+        scale = scale.reshape(-1, 1).contiguous()
+        zero = None if zero is None else zero.reshape(-1, 1).contiguous()
+    elif layer.code_sums is None:
+        scale = scale.expand(len(codes), 1).contiguous()  # the operator wants one for every row
+    return codes, scale, zero
 
 
 def _weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:

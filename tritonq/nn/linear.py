@@ -14,8 +14,10 @@ from tritonq import ops, qparams
 from tritonq.chaining.edge import Edge
 from tritonq.config import QuantConfig, as_config
 from tritonq.nn.check import check_linear
-from tritonq.nn.deferred import DeferredLinear
-from tritonq.nn.int8_product import int8_product
+from tritonq.nn.deferred import Deferred
+from tritonq.nn.deferred_activation import DeferredActivation
+from tritonq.nn.deferred_linear import DeferredLinear
+from tritonq.nn.int8_product import dynamic_product, int8_product
 from tritonq.nn.packed_weight import PackedWeight
 from tritonq.tensor import QuantizedTensor
 
@@ -148,54 +150,49 @@ class QuantizedLinear(PackedWeight):
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, input: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor | DeferredLinear:
-        """Float [..., K] → [..., N] of the same dtype; a static layer also takes and returns int8.
+    def forward(self, input: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor | Deferred:
+        """Float [..., K] → [..., N] of the same dtype. One of int8 activations also takes, and may return, int8.
 
         Returns:
-            A QuantizedTensor where the layer has output qparams; a DeferredLinear, which becomes one, where an
-            activation or a sum lies between this layer and the one that reads it.
+            A QuantizedTensor where the layer has output qparams; a Deferred, which becomes one, where an activation or
+            a sum lies between this layer and the one that reads it.
         """
         x = input  # named as nn.Linear's, for callers who say input=
         self._check_input(x)
-        if isinstance(x, QuantizedTensor) or self._activation == "static":
-            if self.edge is not None and self.edge.steps:
-                return DeferredLinear(self, x, self.edge.steps)
-            return int8_product(self, x)
-        rows = x.reshape(-1, self.in_features)  # [M, K]
-        if self.input_order is not None:
-            rows = rows.index_select(1, self.input_order)
-        if self._activation is None:
-            out = ops.weight_only_linear(
-                rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
-            )
+        edge = self.edge
+        if self._activation == "static":
+            return DeferredLinear(self, x, edge.steps) if edge and edge.steps else int8_product(self, x)
+        if isinstance(x, QuantizedTensor):
+            out = int8_product(self, x)
         else:
-            codes, scale, zero_point = ops.quantize_per_token(rows, self.activation_symmetric)
-            if self.code_sums is None:
-                out = ops.int4_int8_linear(
-                    codes, scale, self.packed_weight, self.scales, self.bias, self.group_size, x.dtype
+            rows = x.reshape(-1, self.in_features)  # [M, K]
+            if self.input_order is not None:
+                rows = rows.index_select(1, self.input_order)
+            if self._activation is None:
+                out = ops.weight_only_linear(
+                    rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
                 )
             else:
-                out = ops.int8_linear(
-                    codes,
-                    scale,
-                    None if self.activation_symmetric else zero_point,
-                    self.packed_weight,
-                    self.scales,
-                    self.zero_points,
-                    self.code_sums,
-                    self.bias,
-                    x.dtype,
-                )
-        return out.reshape(*x.shape[:-1], self.out_features)
+                out = dynamic_product(self, rows)
+            out = out.reshape(*x.shape[:-1], self.out_features)
+        if edge is not None and edge.lead:
+            assert isinstance(out, Tensor)
+            return DeferredActivation(self, out, edge.steps)
+        return out
 
     def _check_input(self, x: Any) -> None:
         """Raise a TypeError or ValueError unless `forward` can compute this input."""
         where = f"QuantizedLinear {self.module_name!r}"
         if isinstance(x, QuantizedTensor):
-            if self.code_sums is None:
+            if self._activation is None:
                 raise TypeError(
                     f"{where} ({self.config.scheme}) takes float inputs, found a QuantizedTensor: put a DeQuantStub "
                     "before it, or give it the scheme w8a8_static"
+                )
+            if self.code_sums is None and x.zero_point is not None:
+                raise TypeError(
+                    f"{where} ({self.config.scheme}) takes symmetric int8 activations, found a QuantizedTensor with a "
+                    "zero point: put a DeQuantStub before it"
                 )
         elif not isinstance(x, Tensor) or x.dtype not in qparams.FLOAT_DTYPES:
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__

@@ -1,7 +1,12 @@
-"""`QuantizedNorm`: a LayerNorm or RMSNorm that hands its output to int8 Linears as int8, in one pass over its input."""
+"""`QuantizedNorm`: a LayerNorm or RMSNorm that hands its output to int8 Linears as int8, in one pass over its input.
+
+static     on the calibrated grid of the layers that read it
+dynamic    each row on a grid of its own, as those layers would quantize it
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,19 +14,22 @@ from torch import Tensor, nn
 from tritonq import ops
 from tritonq.buffers import FixedDtypeModule
 from tritonq.chaining.edge import Edge
-from tritonq.chaining.norms import Norm
+from tritonq.chaining.norms import Norm, norm_of
+from tritonq.nn.int8_product import per_token
 from tritonq.qparams import FLOAT_DTYPES
 from tritonq.tensor import QuantizedTensor
 
 
 class QuantizedNorm(FixedDtypeModule):
-    """float [..., K] → QuantizedTensor [..., K] on one calibrated grid.
+    """float [..., K] → QuantizedTensor [..., K]; with a residual, (that, the sum), as pre-norm Transformers want it:
+
+        y, x = norm(attention, x)        x ← attention + x, rounded to its dtype;  y ← norm(x), int8
 
     Args:
         norm: the formula.
         weight, bias: Parameters [K] of the float norm, or None; shared with it.
-        scale: float32 [1], > 0; zero_point: int8 [1].
-        symmetric: codes in -127 … 127 rather than -128 … 127.
+        scale: float32 [1], > 0, or None for a grid per token; zero_point: int8 [1], None where scale is.
+        symmetric: codes in -127 … 127 rather than -128 … 127; per token, the zero point is 0 then.
         name: the module's, for messages.
 
     Attributes:
@@ -30,16 +38,16 @@ class QuantizedNorm(FixedDtypeModule):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
-    output_scale: Tensor
-    output_zero_point: Tensor
+    output_scale: Tensor | None
+    output_zero_point: Tensor | None
 
     def __init__(
         self,
         norm: Norm,
         weight: nn.Parameter | None,
         bias: nn.Parameter | None,
-        scale: Tensor,
-        zero_point: Tensor,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
         symmetric: bool,
         name: str = "",
     ) -> None:
@@ -55,32 +63,97 @@ class QuantizedNorm(FixedDtypeModule):
     def from_float(
         cls,
         module: nn.Module,
-        norm: Norm,
-        qparams: tuple[Tensor, Tensor],
-        symmetric: bool,
-        edge: Edge,
-        name: str,
+        norm: Norm | None = None,
+        qparams: tuple[Tensor, Tensor] | None = None,
+        symmetric: bool = True,
+        edge: Edge | None = None,
+        name: str = "",
     ) -> QuantizedNorm:
-        """What takes the place of a float norm, or of another QuantizedNorm: its parameters, and a grid of its own."""
+        """What takes the place of a float norm, or of another QuantizedNorm: its parameters, and a grid of its own.
+
+        Args:
+            module: nn.LayerNorm, nn.RMSNorm or a norm that computes what one of them does.
+            norm: what it computes; None finds out.
+            qparams: the grid, None for one per token.
+            symmetric: as the layers that read it quantize their activations; w8a8 and w4a8 do so symmetrically.
+
+        Raises:
+            TypeError: `module` is no norm over its last dimension.
+        """
+        norm = norm or (module.norm if isinstance(module, QuantizedNorm) else norm_of(module))
+        if norm is None:
+            raise TypeError(
+                f"QuantizedNorm {name!r} must be made of a LayerNorm or RMSNorm over the last dimension, found "
+                f"{type(module).__name__}"
+            )
         weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-        layer = cls(norm, weight, bias, qparams[0].clone(), qparams[1].clone(), symmetric, name)
+        scale, zero_point = qparams or (None, None)
+        scale = None if scale is None else scale.clone()
+        zero_point = None if zero_point is None else zero_point.clone()
+        layer = cls(norm, weight, bias, scale, zero_point, symmetric, name)
         layer.edge = edge
         return layer
 
-    def forward(self, input: Tensor) -> QuantizedTensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None
+    ) -> QuantizedTensor | tuple[QuantizedTensor, Tensor]:
+        """int8 of norm(input), or (int8 of norm(input + residual), that sum in input's dtype)."""
         x = input
-        self._check_input(x)
+        self._check_input(x, residual)
         rows = x.reshape(-1, self.norm.features)  # [M, K]
+        if residual is None:
+            return self._quantized(x, self._codes(rows))
+        others = residual.reshape(-1, self.norm.features)
+        if self.norm.kind == "rms_norm":
+            total, *found = self._codes_of_sum(rows, others)
+        else:
+            total = (rows + others).to(x.dtype)
+            found = list(self._codes(total))
+        return self._quantized(x, found), total.reshape(x.shape)
+
+    def _codes(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """codes [M, K]; per token, scales and zero points [M, 1] too."""
+        weight, eps = self._weight(), self.norm.eps
+        if self.norm.kind == "layer_norm":
+            if self._grid is None:
+                return ops.layer_norm_quantize_per_token(rows, weight, self.bias, eps, self.symmetric)
+            return (
+                ops.layer_norm_quantize_per_tensor(rows, weight, self.bias, eps, *self._grid, self.symmetric),
+            )
+        if self._grid is None:
+            return ops.rms_norm_quantize_per_token(rows, weight, eps, self.symmetric)
+        return (ops.rms_norm_quantize_per_tensor(rows, weight, eps, *self._grid, self.symmetric),)
+
+    def _codes_of_sum(self, rows: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
+        """The sum [M, K], and `_codes` of it."""
+        arguments = (rows, residual, self._weight(), self.norm.eps)
+        if self._grid is None:
+            return ops.add_rms_norm_quantize_per_token(*arguments, self.symmetric)
+        return ops.add_rms_norm_quantize_per_tensor(*arguments, *self._grid, self.symmetric)
+
+    def _quantized(self, x: Tensor, found: Sequence[Tensor]) -> QuantizedTensor:
+        if self.output_scale is None:
+            return per_token(found, x.shape, self.symmetric, x.dtype)
+        (codes,) = found
+        scale = ops.scale_with_history(self.output_scale, x)
+        return QuantizedTensor(codes.reshape(x.shape), scale, self.output_zero_point, x.dtype)
+
+    def _weight(self) -> Tensor | None:
         weight: Tensor | None = self.weight
         if weight is not None and self.norm.weight_offset:
             weight = weight.float() + self.norm.weight_offset
-        grid = (self.output_scale, self.output_zero_point, self.symmetric)
-        if self.norm.kind == "layer_norm":
-            codes = ops.layer_norm_quantize_per_tensor(rows, weight, self.bias, self.norm.eps, *grid)
-        else:
-            codes = ops.rms_norm_quantize_per_tensor(rows, weight, self.norm.eps, *grid)
-        scale = ops.scale_with_history(self.output_scale, x)
-        return QuantizedTensor(codes.reshape(x.shape), scale, self.output_zero_point, x.dtype)
+        return weight
+
+    @property
+    def _grid(self) -> tuple[Tensor, Tensor] | None:
+        if self.output_scale is None or self.output_zero_point is None:
+            return None
+        return self.output_scale, self.output_zero_point
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether every token gets a grid of its own."""
+        return self.output_scale is None
 
     @property
     def eps(self) -> float:
@@ -91,14 +164,24 @@ class QuantizedNorm(FixedDtypeModule):
         return (self.norm.features,)
 
     def extra_repr(self) -> str:
-        return f"{self.norm.features}, kind={self.norm.kind}, eps={self.norm.eps:g}, hands_over=int8"
+        grid = "token" if self.dynamic else "tensor"
+        return (
+            f"{self.norm.features}, kind={self.norm.kind}, eps={self.norm.eps:g}, hands_over=int8, per={grid}"
+        )
 
-    def _check_input(self, x: Any) -> None:
+    def _check_input(self, x: Any, residual: Any) -> None:
         where = f"QuantizedNorm {self.module_name!r}"
-        if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES:
-            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{where}: input must be float32, float16 or bfloat16, found {found}")
+        for what, found in (("input", x), ("residual", residual)):
+            if found is None and what == "residual":
+                continue
+            if not isinstance(found, Tensor) or found.dtype not in FLOAT_DTYPES:
+                kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+                raise TypeError(f"{where}: {what} must be float32, float16 or bfloat16, found {kind}")
         if x.dim() < 1 or x.shape[-1] != self.norm.features:
             raise ValueError(
                 f"{where}: input must have {self.norm.features} features last, found shape {list(x.shape)}"
+            )
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(
+                f"{where}: residual must have the input's shape {list(x.shape)}, found {list(residual.shape)}"
             )

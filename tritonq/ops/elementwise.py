@@ -12,14 +12,14 @@ from tritonq.ops.quantize import codes_like, token_like
 
 
 @operator(
-    "gated_quantize_per_token(Tensor gate, Tensor up, str activation, bool symmetric) -> (Tensor, Tensor, Tensor)",
+    "gated_quantize_per_token(Tensor gate, Tensor? up, str activation, bool symmetric) -> (Tensor, Tensor, Tensor)",
     lambda gate, *arguments: token_like(gate),
     no_gradient("gated_quantize_per_token"),
 )
 def gated_quantize_per_token(
-    gate: Tensor, up: Tensor, activation: str, symmetric: bool
+    gate: Tensor, up: Tensor | None, activation: str, symmetric: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """activation(gate) · up, both float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
+    """activation(gate) · up, up None for 1, float [M, K] → codes int8 [M, K], scale float32, zero int8 [M, 1]."""
     check_activation("gated_quantize_per_token", activation)
     check_rows("gated_quantize_per_token", "gate", gate)
     check_shape("gated_quantize_per_token", "up", up, gate.shape)

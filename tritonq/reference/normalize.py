@@ -48,9 +48,10 @@ def residual_sum(x: Tensor, residual: Tensor) -> Tensor:
     return (x.float() + residual.float()).to(x.dtype)
 
 
-def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """float32 activation(gate) · up, of two float tensors of one shape."""
-    return activate(gate.float(), activation) * up.float()
+def gated(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
+    """float32 activation(gate) · up, of two float tensors of one shape, or up None for 1."""
+    values = activate(gate.float(), activation)
+    return values if up is None else values * up.float()
 
 
 def _scaled(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -157,16 +157,15 @@ def read_edges(model: PreTrainedModel) -> list[Edge]:
 def restore_edges(model: PreTrainedModel, edges: list[Edge]) -> None:
     """Let the layers hand over int8 again; errors as `check_edges`."""
     everything = places(model)
-    static = {
+    layers = {
         name: place.module
         for place in everything
-        if isinstance(place.module, QuantizedLinear) and place.module.config.static
+        if isinstance(place.module, QuantizedLinear)
         for name in place.names
     }
-    check_edges(
-        edges, everything, {name: layer.activation_symmetric for name, layer in static.items()}, static
-    )
-    check_grids(edges, static)
+    has_grid = [name for name, layer in layers.items() if layer.input_scale is not None]
+    check_edges(edges, everything, {name: layer.config for name, layer in layers.items()}, has_grid)
+    check_grids(edges, layers)
     apply_edges(edges, everything)
 
 
