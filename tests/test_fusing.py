@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,29 @@ def test_what_is_fused_and_that_results_stay(name, scheme, tmp_path, monkeypatch
         assert edges_of(loaded) == expected
         for copied in (loaded, copy.deepcopy(model)):
             assert all(map(torch.equal, results(copied, x), found))
+
+
+@pytest.mark.parametrize(
+    ("edge", "change", "message"),
+    [
+        (0, {"consumers": ["a", "e"]}, "'e' must be a dynamic INT8 layer as the others, found none"),
+        (0, {"steps": ["gelu"]}, r"steps must be those between dynamic layers, found \['gelu'\]"),
+        (1, {"steps": ["mul"], "partner": "d"}, "its partner must have an edge that names it in return, found 'd'"),
+        (0, {"producer": "e"}, "must be an INT8 layer or a norm of the model, found neither"),
+    ],
+)  # fmt: skip
+def test_damaged_edges_are_refused(edge, change, message, tmp_path):
+    x = torch.randn(4, 5, K)
+    tritonq.save(tritonq.fuse_activations_(tritonq.quantize_(Model(block).eval(), "w8a8"), [x]), tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    edges = sorted(fields["tritonq"]["edges"], key=lambda edge: ("norm", "a", "b").index(edge["producer"]))
+    edges[edge].update(change)
+    fields["tritonq"]["edges"] = edges
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    empty = Model(block)
+    with pytest.raises(ValueError, match=message):
+        tritonq.load(tmp_path, empty)
+    assert isinstance(empty.norm, nn.RMSNorm)
 
 
 def test_fusing_twice_changes_nothing():
