@@ -57,6 +57,7 @@ def main(target_name: str, *names: str) -> None:
         "sm_89": (GPUTarget("cuda", 89, 32), ("cuda", 89, 142, 99 * 1024)),
         "sm_90": (GPUTarget("cuda", 90, 32), ("cuda", 90, 132, 227 * 1024)),
         "sm_100": (GPUTarget("cuda", 100, 32), ("cuda", 100, 148, 227 * 1024)),
+        "sm_120": (GPUTarget("cuda", 120, 32), ("cuda", 120, 170, 99 * 1024)),
         "gfx942": (GPUTarget("hip", "gfx942", 64), ("hip", 0, 304, 64 * 1024)),
     }[target_name]
     _define_cases()

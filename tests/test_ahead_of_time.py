@@ -69,8 +69,11 @@ TARGETS = {
     "sm_89": 99 * 1024,
     "sm_90": 227 * 1024,
     "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
     "gfx942": 64 * 1024,
 }
+#: ptxas of Triton 3.7 puts a few values aside for this target, in kernels of 128 registers too.
+ALLOWED_STACK = {"sm_120": 16}
 MOST_REGISTERS = 255
 REGISTER_FILE = 65_536  # of a multiprocessor of NVIDIA, 32 bits each
 
@@ -82,6 +85,7 @@ INSTRUCTIONS = {
     "sm_90": (rf"wgmma\.mma_async.*{INT8}", rf"wgmma\.mma_async.*{HALF}"),
     # The tensor-memory instruction for int8 comes with Triton 3.8.
     "sm_100": (rf"mma\.sync.*{INT8}|tcgen05\.mma.*kind::i8", r"tcgen05\.mma.*kind::f16"),
+    "sm_120": (rf"mma\.sync.*{INT8}", rf"mma\.sync.*{HALF}"),
     "gfx942": (r"v_mfma_i32_.*_i8", r"v_mfma_f32_.*_b?f16"),
 }
 
@@ -99,7 +103,7 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
     """What is wrong with one compiled kernel, in words."""
     case, problems = record["case"], []
     nvidia = target.startswith("sm_")
-    if record["stack"] != 0:
+    if record["stack"] > ALLOWED_STACK.get(target, 0):
         problems.append(f"{record['stack']} bytes of stack")
     if record["registers"] is None or not 0 < record["registers"] <= MOST_REGISTERS:
         problems.append(f"{record['registers']} registers")
