@@ -1,0 +1,266 @@
+"""A builder that executes what Triton's own front end asks it to build.
+
+Gluon's semantic layer (types, promotion, layout checks) runs unchanged, and calls `create_…` methods, which the
+compiler would turn into operations. Here each one does its work at once, or puts it under way. What no method knows
+raises NotImplementedError by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+
+from .barriers import BarrierOperations
+from .copies import CopyOperations
+from .errors import source_line
+from .global_memory import GlobalMemory
+from .layouts import Layout, inferred_shared_layout, layout
+from .partitions import EARLIER_KERNELS, Partition
+from .products import ProductOperations
+from .registers import ElementwiseOperations, Registers, Type, integer
+from .schedule import Schedule
+from .shapes import ShapeOperations
+from .shared_memory import SharedView
+
+#: Assembly → what it computes in plain operations: (operand tensors) -> tensor or tuple of tensors.
+AssemblyTwins = dict[str, Callable[..., Any]]
+
+
+class Builder(
+    ShapeOperations,
+    ElementwiseOperations,
+    BarrierOperations,
+    CopyOperations,
+    ProductOperations,
+):
+    """Executes operations for the partition that holds the baton."""
+
+    def __init__(
+        self, schedule: Schedule, memory: GlobalMemory, grid: tuple[int, int, int], twins: AssemblyTwins
+    ) -> None:
+        self.schedule = schedule
+        self.memory = memory
+        self.grid = grid
+        self.options = CUDABackend(GPUTarget("cuda", 90, 32)).parse_options({"enable_fp_fusion": False})
+        self.codegen_fns: dict[str, Any] = {}
+        self.module_map: dict[str, Any] = {}
+        self._twins = twins
+
+    @property
+    def partition(self) -> Partition:  # type: ignore[override]
+        """Who runs."""
+        return self.schedule.current.partition  # type: ignore[attr-defined]
+
+    @property
+    def num_warps(self) -> int:  # type: ignore[override]
+        """How many warps that is."""
+        return self.partition.num_warps
+
+    # Programs
+
+    def create_get_program_id(self, axis: int) -> Registers:
+        return Registers(torch.tensor(self.partition.program.ids[axis], dtype=torch.int32))
+
+    def create_get_num_programs(self, axis: int) -> Registers:
+        return Registers(torch.tensor(self.grid[axis], dtype=torch.int32))
+
+    def create_barrier(self, *arguments: Any) -> None:
+        """The warps of a partition run in step here."""
+        self.schedule.switch()
+
+    # The kernels before and after this one
+
+    def create_grid_dependency_wait(self) -> None:
+        """The kernels before this one have ended."""
+        self.schedule.switch()
+        self.partition.clock.learn(EARLIER_KERNELS.component, EARLIER_KERNELS.step)
+
+    def create_grid_dependency_launch_dependents(self) -> None:
+        """A hint: nothing runs after this one here."""
+
+    # Global memory
+
+    def get_cache_policy(self, *arguments: Any) -> None:
+        """A hint."""
+
+    get_nvidia_cache_policy = get_cache_policy
+
+    def create_load(self, pointers: Registers, *hints: Any) -> Registers:
+        return self.create_masked_load(pointers, None, None, *hints)
+
+    def create_masked_load(
+        self, pointers: Registers, mask: Registers | None, other: Registers | None, *hints: Any
+    ) -> Registers:
+        if True in hints:  # volatile: somebody may be waiting for another program's store
+            self.schedule.switch()
+        assert pointers.pointee is not None
+        self._touch(pointers, mask, is_write=False)
+        loaded = self.memory.load(pointers.data, _data(mask), _data(other), pointers.pointee)
+        return Registers(loaded, pointers.layout)
+
+    def create_store(self, pointers: Registers, value: Registers, *hints: Any) -> None:
+        self.create_masked_store(pointers, value, None)
+
+    def create_masked_store(
+        self, pointers: Registers, value: Registers, mask: Registers | None, *hints: Any
+    ) -> None:
+        self._touch(pointers, mask, is_write=True)
+        self.memory.store(pointers.data, value.data, _data(mask))
+
+    def create_atomic_rmw(
+        self, operation: Any, pointers: Registers, value: Registers, mask: Registers, *order: Any
+    ) -> Registers:
+        self.schedule.switch()
+        name = str(operation).rsplit(".", 1)[-1]
+        if name not in _ATOMICS:
+            raise NotImplementedError(f"the Gluon emulator does not know the atomic operation {name}")
+        self._touch(pointers, mask, is_write=True)
+        old = self.memory.update(pointers.data, value.data, _data(mask), _ATOMICS[name])
+        self.schedule.switch()
+        return Registers(old, pointers.layout)
+
+    def create_atomic_cas(
+        self, pointers: Registers, expected: Registers, value: Registers, *order: Any
+    ) -> Registers:
+        self.schedule.switch()
+        self._touch(pointers, None, is_write=True)
+        wanted = expected.data
+        old = self.memory.update(
+            pointers.data, value.data, None, lambda found, new: torch.where(found == wanted, new, found)
+        )
+        self.schedule.switch()
+        return Registers(old, pointers.layout)
+
+    def _touch(self, pointers: Registers, mask: Registers | None, is_write: bool) -> None:
+        """Before `gdc_wait`, only what no earlier kernel writes may be read."""
+        has_waited = self.partition.clock.covers(EARLIER_KERNELS)
+        if not has_waited:
+            chosen = pointers.data if mask is None else pointers.data[mask.data.expand(pointers.data.shape)]
+            for address in chosen.reshape(-1)[:1].tolist():
+                self.memory.may_touch(address, is_write, has_waited)
+
+    # Shared memory
+
+    def get_shared_mem_desc_ty(
+        self, element: Type, shape: list[int], layout_: Layout, allocated: Any
+    ) -> Type:
+        return Type(element.dtype, tuple(shape), layout_)
+
+    def get_nvmma_shared_layout(self, *arguments: Any) -> Layout:
+        return layout("get_nvmma_shared_layout", *arguments)
+
+    def get_swizzled_shared_layout(self, *arguments: Any) -> Layout:
+        return layout("get_swizzled_shared_layout", *arguments)
+
+    def get_padded_shared_layout(self, *arguments: Any) -> Layout:
+        return layout("get_padded_shared_layout", *arguments)
+
+    def get_shared_linear_layout(self, *arguments: Any) -> Layout:
+        return layout("get_shared_linear_layout", *arguments)
+
+    def get_gluon_layout_from_memdesc(self, view: SharedView) -> Any:
+        return view.gluon_layout
+
+    def create_local_alloc(self, type_: Type, value: Registers | None = None) -> SharedView:
+        view = SharedView.allocate(type_.dtype, type_.shape, type_.layout)
+        if value is not None:
+            self.create_local_store(view, value)
+        return view
+
+    def create_local_dealloc(self, view: SharedView) -> None:
+        """Keeps it alive until here, which it is anyway."""
+
+    def create_local_load(self, type_: Type, view: SharedView) -> Registers:
+        self.schedule.switch()
+        view.record(self.partition, "a load", is_write=False)
+        return Registers(view.data.clone(), type_.layout)
+
+    def create_local_store(self, view: SharedView, value: Registers) -> None:
+        self.schedule.switch()
+        view.record(self.partition, "a store", is_write=True)
+        view.data.copy_(value.data)
+
+    def create_memdesc_index(self, type_: Type, view: SharedView, index: Registers) -> SharedView:
+        position = integer(index)
+        if not 0 <= position < view.data.shape[0]:
+            raise IndexError(f"index {position} of {view.data.shape[0]} buffers at {source_line()}")
+        return view.view(view.data[position])
+
+    def create_memdesc_subslice(self, type_: Type, view: SharedView, offsets: list[int]) -> SharedView:
+        ends = (start + size for start, size in zip(offsets, type_.shape, strict=True))
+        return view.view(
+            view.data[tuple(slice(start, end) for start, end in zip(offsets, ends, strict=True))]
+        )
+
+    def create_memdesc_trans(self, view: SharedView, order: list[int]) -> SharedView:
+        return self._with_shared_layout("create_memdesc_trans", view, view.data.permute(*order), tuple(order))
+
+    def create_memdesc_reshape(self, view: SharedView, shape: list[int]) -> SharedView:
+        return self._with_shared_layout("create_memdesc_reshape", view, view.data.view(shape), tuple(shape))
+
+    def create_memdesc_reinterpret(self, type_: Type, view: SharedView) -> SharedView:
+        return view.reinterpreted(type_.dtype, type_.shape, type_.layout)
+
+    def _with_shared_layout(
+        self, operation: str, view: SharedView, data: Tensor, *arguments: Any
+    ) -> SharedView:
+        assert view.layout is not None
+        shape, bits = tuple(view.data.shape), 8 * view.data.element_size()
+        found = inferred_shared_layout(operation, view.layout, bits, shape, *arguments)
+        return view.view(data, found._to_ir(self), found)
+
+    # Assembly
+
+    def create_inline_asm(
+        self,
+        assembly: str,
+        constraints: str,
+        values: list[Registers],
+        types_: list[Type],
+        pure: bool,
+        pack: int,
+    ) -> Any:
+        if assembly.startswith("griddepcontrol."):  # as Triton before 3.9 writes it
+            if assembly.startswith("griddepcontrol.wait"):
+                self.create_grid_dependency_wait()
+            return _Results([Registers(torch.zeros((), dtype=torch.int32))])
+        twin = next((twin for text, twin in self._twins.items() if text in assembly), None)
+        if twin is None:
+            raise NotImplementedError(
+                f"no twin is given for this assembly at {source_line()}: {assembly.strip()}"
+            )
+        results = twin(*(value.data for value in values))
+        results = results if isinstance(results, tuple) else (results,)
+        layout_ = values[0].layout if values else None
+        return _Results([Registers(result, layout_) for result in results])
+
+
+class _Results:
+    """What the front end takes for an operation with results."""
+
+    def __init__(self, results: list[Registers]) -> None:
+        self._results = results
+
+    def get_result(self, index: int) -> Registers:
+        return self._results[index]
+
+
+def _data(handle: Registers | None) -> Tensor | None:
+    return None if handle is None else handle.data
+
+
+_ATOMICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ADD": torch.add,
+    "FADD": torch.add,
+    "MIN": torch.minimum,
+    "MAX": torch.maximum,
+    "AND": torch.bitwise_and,
+    "OR": torch.bitwise_or,
+    "XOR": torch.bitwise_xor,
+    "XCHG": lambda old, new: new,
+}
