@@ -22,6 +22,8 @@ from .configurations import Problem, configured
 from .descriptors import is_addressable
 from .epilogue import finished, subtract_w_zero
 from .int8_descriptor_matmul import choose_descriptor_config, has_copy_engine, launch_descriptors
+from .hopper.shapes import choose_int8_config, is_for_hopper
+from .hopper.versions import AVAILABLE
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -175,9 +177,11 @@ def int8_matmul(
         short_epilogue = residual is None and w_zero is None and activation in ("none", "relu")
         addressable = is_addressable(x) and is_addressable(w)
         config = configured(
-            Problem("int8", (short_epilogue, addressable), rows, features, columns),
+            Problem("int8", (short_epilogue, addressable, residual is not None), rows, features, columns),
             target,
-            lambda: choose_config(target, rows, features, columns, short_epilogue, addressable),
+            lambda: choose_config(
+                target, rows, features, columns, short_epilogue, addressable, residual is not None
+            ),
         )
     operands = (x_scale, x_zero, w_scale, w_zero, w_sum, bias, residual, residual_scale, residual_zero)
     operands = (*operands, out_scale, out_zero)
@@ -188,7 +192,11 @@ def int8_matmul(
         "OUT_QMIN": -127.0 if out_symmetric else -128.0,
     }
     with on_device_of(x):
-        if config.path == "descriptors":
+        if config.path == "hopper":
+            from .hopper.int8_matmul import launch_hopper  # imports Gluon, which not every Triton has
+
+            launch_hopper(x, w, operands, out, stride_residual, constants, config, target)
+        elif config.path == "descriptors":
             launch_descriptors(x, w, operands, out, stride_residual, constants, config, target)
         else:
             _launch_pointers(x, w, operands, out, stride_residual, constants, config)
@@ -236,13 +244,21 @@ def _launch_pointers(
 
 
 def choose_config(
-    target: Target, rows: int, features: int, columns: int, short_epilogue: bool, addressable: bool
+    target: Target,
+    rows: int,
+    features: int,
+    columns: int,
+    short_epilogue: bool,
+    addressable: bool,
+    residual: bool,
 ) -> TileConfig:
     """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle.
 
     A tile of [256, 128] fits in registers on Hopper alone (elsewhere Triton 3.8 spills 600 bytes of it), and with no
     residual, smooth activation or zero points of the weight beside it.
     """
+    if AVAILABLE and addressable and is_for_hopper(target, rows):
+        return choose_int8_config(target, rows, features, columns, residual)
     if rows > 512 and addressable and has_copy_engine(target):
         return choose_descriptor_config(target, short_epilogue)
     if target.backend == "hip":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import triton
 
+from .hopper import shapes, versions
 from .problem import Problem
 from .target import Target
 from .tiles import TileConfig, stages_that_fit
@@ -149,6 +150,13 @@ def _descriptors(problem: Problem, target: Target, config: TileConfig) -> str | 
     return "descriptors do not split K" if config.splits > 1 else _pointers(problem, target, config)
 
 
+def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """`why_not` of the path "hopper"."""
+    if not versions.AVAILABLE:
+        return "this version of Triton does not have the Gluon that Hopper's kernels are written in"
+    return shapes.why_not_int8(problem, target, config)
+
+
 def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """What Triton 3.7 is known to compile wrongly (weight_only_matmul.py tells of both)."""
     if problem.family != "weight_only" or not 100 <= target.arch < 120:
@@ -173,4 +181,4 @@ Check = Callable[[Problem, Target, TileConfig], str | None]
 _CHECKS: dict[tuple[str, str], Check] = {
     (family, "pointers"): _pointers
     for family in ("int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient")
-} | {("int8", "descriptors"): _descriptors}
+} | {("int8", "descriptors"): _descriptors, ("int8", "hopper"): _hopper}

@@ -27,29 +27,32 @@ def sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS: tl.const
     same dtype; counters_ptr: int32 [tiles], zero between launches.
     Returns (tile sum, True) to the program that arrived last, (something, False) to the others.
     """
-    store_partial(acc, partials_ptr, tile, split, SPLITS)
+    partials = partials_of(acc, partials_ptr, tile, SPLITS)
+    store_partial(acc, partials, split)
     is_last = arrive(counters_ptr, tile, SPLITS)
     if is_last:
-        acc = sum_of_partials(acc, partials_ptr, tile, SPLITS)
+        acc = sum_of_partials(acc, partials, SPLITS)
     return acc, is_last
 
 
 @triton.jit
 def sums_of_splits(first, second, partials_ptr, counters_ptr, tile, split, SPLITS: tl.constexpr):
     """`sum_of_splits` of two tiles that belong together; partials_ptr: [tiles, 2, SPLITS, ROWS, COLUMNS]."""
-    store_partial(first, partials_ptr, 2 * tile, split, SPLITS)
-    store_partial(second, partials_ptr, 2 * tile + 1, split, SPLITS)
+    first_partials = partials_of(first, partials_ptr, 2 * tile, SPLITS)
+    second_partials = partials_of(second, partials_ptr, 2 * tile + 1, SPLITS)
+    store_partial(first, first_partials, split)
+    store_partial(second, second_partials, split)
     is_last = arrive(counters_ptr, tile, SPLITS)
     if is_last:
-        first = sum_of_partials(first, partials_ptr, 2 * tile, SPLITS)
-        second = sum_of_partials(second, partials_ptr, 2 * tile + 1, SPLITS)
+        first = sum_of_partials(first, first_partials, SPLITS)
+        second = sum_of_partials(second, second_partials, SPLITS)
     return first, second, is_last
 
 
 @triton.jit
-def store_partial(acc, partials_ptr, tile, split, SPLITS: tl.constexpr):
-    """Write a split's [ROWS, COLUMNS] partial to its place."""
-    tl.store(partials_of(acc, partials_ptr, tile, SPLITS) + split * (acc.shape[0] * acc.shape[1]), acc)
+def store_partial(acc, partials, split):
+    """Write a split's [ROWS, COLUMNS] partial to its place; partials: pointers to split 0's."""
+    tl.store(partials + split * (acc.shape[0] * acc.shape[1]), acc)
 
 
 @triton.jit
@@ -65,12 +68,11 @@ def arrive(counters_ptr, tile, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def sum_of_partials(acc, partials_ptr, tile, SPLITS: tl.constexpr):
+def sum_of_partials(acc, partials, SPLITS: tl.constexpr):
     """Add the partials of a tile from split 0 upwards; acc is one of them, and gives the shape."""
-    pointers = partials_of(acc, partials_ptr, tile, SPLITS)
-    total = tl.load(pointers, cache_modifier=".cg")
+    total = tl.load(partials, cache_modifier=".cg")
     for other in range(1, SPLITS):
-        total += tl.load(pointers + other * (acc.shape[0] * acc.shape[1]), cache_modifier=".cg")
+        total += tl.load(partials + other * (acc.shape[0] * acc.shape[1]), cache_modifier=".cg")
     return total
 
 

@@ -37,6 +37,7 @@ KERNEL_MODULES = (
     "int8_gated_matmul",
     "row_quantize",
     "elementwise",
+    "hopper.int8_matmul",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)
 FAKE_QUANTIZATIONS = {

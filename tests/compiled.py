@@ -36,6 +36,7 @@ class Compiled:
     instructions: list[str]
     asynchronous_copies: bool
     unsettled_loops: int
+    serialized: bool
 
 
 def compile_launch(launch: Launch, gpu: Any) -> Compiled:
@@ -58,12 +59,18 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         elif isinstance(value, TensorDescriptor):
             element = _pointer_type(value.base.dtype).removeprefix("*")
             signature[parameter.name] = f"tensordesc<{element}{list(value.block_shape)}>".replace(" ", "")
+        elif hasattr(value, "block_shape"):  # one of Gluon's
+            element = _pointer_type(value.base.dtype).removeprefix("*")
+            signature[parameter.name] = f"tensordesc<{element}{list(value.block_shape)},{value.layout!r}>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32"
             if value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
+    is_gluon = launch.kernel.is_gluon()
+    if is_gluon:
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=gpu, options=launch.options)
     text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
@@ -77,6 +84,7 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         instructions=sorted(set(_matrix_instructions(text))),
         asynchronous_copies="cp.async.cg.shared.global" in text or "cp.async.bulk.tensor" in text,
         unsettled_loops=sum(map(_is_unsettled, _loops(text))),
+        serialized=is_gluon and _is_serialized(text),
     )
 
 
@@ -113,20 +121,34 @@ def _is_unsettled(loop: list[str]) -> bool:
     return in_flight
 
 
+def _is_serialized(ptx: str) -> bool:
+    """True if the assembler says that it makes each asynchronous product wait for the one before."""
+    with tempfile.TemporaryDirectory() as directory:
+        source, target = Path(directory) / "kernel.ptx", Path(directory) / "kernel.cubin"
+        source.write_text(ptx)
+        command = [_tool("ptxas"), "-v", "--fmad=false", "--gpu-name=sm_90a", str(source), "-o", str(target)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return "wgmma.mma_async instructions are serialized" in said.stdout + said.stderr
+
+
+def _tool(name: str) -> str:
+    """A program of NVIDIA's that comes with Triton."""
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
 def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int | None, int | None]:
     """(registers per thread, bytes of stack per thread)."""
     if backend == "hip":
         registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
         stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
         return (int(registers.group(1)) if registers else None, int(stack.group(1)) if stack else None)
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(assembly["cubin"])
         file.flush()
         report = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+            [_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     return (int(found.group(1)), int(found.group(2))) if found else (None, None)

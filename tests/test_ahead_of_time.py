@@ -109,6 +109,8 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
         problems.append(f"{record['registers']} registers")
     elif nvidia and record["registers"] * record["options"]["num_warps"] * 32 > REGISTER_FILE:
         problems.append(f"{record['registers']} registers in {record['options']['num_warps']} warps")
+    if record["serialized"]:
+        problems.append("asynchronous products that the assembler serialized")
     if record["unsettled_loops"]:
         problems.append(f"{record['unsettled_loops']} loops that rewrite registers which wgmma still reads")
     if record["shared"] > TARGETS[target]:
@@ -171,6 +173,7 @@ def test_every_case_is_compiled_for_some_target() -> None:
         ({"instructions": ["wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16"]}, "wgmma"),
         ({"asynchronous_copies": False}, "asynchronous"),
         ({"unsettled_loops": 1}, "wgmma still reads"),
+        ({"serialized": True}, "serialized"),
     ],
 )
 def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
@@ -183,6 +186,7 @@ def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
         "instructions": ["wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8"],
         "asynchronous_copies": True,
         "unsettled_loops": 0,
+        "serialized": False,
     }
     assert problems_of(good, "sm_90") == []
     assert problem in " ".join(problems_of(good | change, "sm_90"))

@@ -102,7 +102,7 @@ class TestSources:
         ((kernel, _, _, constants),) = launches
         assert kernel is int8_matmul_kernel
         (explanation,) = explanations
-        assert explanation.problem == Problem("int8", (True, True), 5, 4096, 4096)
+        assert explanation.problem == Problem("int8", (True, True, False), 5, 4096, 4096)
         assert constants["BLOCK_K"] == explanation.config.block_k
         with pytest.raises(ValueError, match="need tensors on a GPU, found device meta"):
             target_of(codes)
@@ -234,7 +234,7 @@ def test_buckets() -> None:
 def test_shape_classes() -> None:
     """Llama-3-8B's o, down, gate_up, and a square of 8192, on 132 multiprocessors."""
     shapes = ((4096, 4096), (4096, 14336), (28672, 4096), (8192, 8192), (1 << 20, 64))
-    classes = [Problem("int8", (True, True), 1, *shape).shape_class(H100) for shape in shapes]
+    classes = [Problem("int8", (True, True, False), 1, *shape).shape_class(H100) for shape in shapes]
     assert classes == [(0.5, False), (0.5, True), (4.0, False), (1.0, False), (4.0, False)]
 
 

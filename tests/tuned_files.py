@@ -21,7 +21,7 @@ TARGETS = {
     "sm_120": Target("cuda", 120, 170, 99 * 1024),
     "gfx942": Target("hip", 0, 304, 64 * 1024),
 }
-INT8 = Problem("int8", (True, True), 16, 4096, 4096)
+INT8 = Problem("int8", (True, True, False), 16, 4096, 4096)
 RULE = TileConfig(64, 16, 256, 1, 4, 4)
 TUNED = TileConfig(64, 16, 128, 2, 4, 5)
 

@@ -27,6 +27,8 @@ def _is_available() -> bool:
 AVAILABLE = _is_available()
 
 if AVAILABLE:
+    from triton.language.extra.cuda import gdc_launch_dependents as allow_next_kernel
+    from triton.language.extra.cuda import gdc_wait as wait_for_previous_kernel
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.language.nvidia.hopper import tma
 

@@ -1,0 +1,76 @@
+"""The producer: one warp that has the copy engine bring x and weights, slot after slot, for all pieces of work.
+
+It starts while the kernel before may still run (programmatic dependent launch): weights are constant, so the first
+slots' weights are asked for at once; x, which that kernel writes, only when it has ended.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .ring import next_slot, piece_of_work
+from .versions import allow_next_kernel, load_tile, wait_for_previous_kernel
+
+
+@gluon.jit
+def produce(
+    x_desc,  # of x, in tiles of [BLOCK_M, columns of x a step]
+    w_desc,  # of a weight, in tiles of [BLOCK_N, words a step]
+    v_desc,  # of a second weight alike, or None
+    x_slots,  # shared [STAGES, tile of x]
+    w_slots,
+    v_slots,
+    full,
+    empty,
+    M,
+    N,
+    steps,
+    SPLITS: gl.constexpr,
+    GROUP: gl.constexpr,
+):
+    """Fill the ring of `open_ring` with the steps of all pieces of this program."""
+    BLOCK_M: gl.constexpr = x_desc.block_type.shape[0]
+    BLOCK_N: gl.constexpr = w_desc.block_type.shape[0]
+    STAGES: gl.constexpr = x_slots.shape[0]
+    BYTES: gl.constexpr = x_desc.block_type.nbytes + w_desc.block_type.nbytes * (1 if v_desc is None else 2)
+    allow_next_kernel()
+    pieces = gl.cdiv(N, BLOCK_N) * gl.cdiv(M, BLOCK_M) * SPLITS
+    piece = gl.program_id(0)
+    _, _, n, m, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
+    ahead = gl.minimum(last - first, STAGES)
+    for slot in range(ahead):
+        mbarrier.expect(full.index(slot), BYTES)
+        load_weights(w_desc, v_desc, n, first + slot, full.index(slot), w_slots.index(slot), v_slots, slot)
+    wait_for_previous_kernel()
+    for slot in range(ahead):
+        load_step(x_desc, m, first + slot, full.index(slot), x_slots.index(slot))
+
+    slot = ahead % STAGES
+    phase = ahead // STAGES
+    first += ahead
+    while piece < pieces:
+        for step in range(first, last):
+            ready = full.index(slot)
+            mbarrier.wait(empty.index(slot), phase ^ 1)
+            mbarrier.expect(ready, BYTES)
+            load_step(x_desc, m, step, ready, x_slots.index(slot))
+            load_weights(w_desc, v_desc, n, step, ready, w_slots.index(slot), v_slots, slot)
+            slot, phase = next_slot(slot, phase, STAGES)
+        piece += gl.num_programs(0)
+        _, _, n, m, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
+
+
+@gluon.jit
+def load_weights(w_desc, v_desc, n, step, ready, w_slot, v_slots, slot):
+    """A step of one weight, or of two."""
+    load_step(w_desc, n, step, ready, w_slot)
+    if v_desc is not None:
+        load_step(v_desc, n, step, ready, v_slots.index(slot))
+
+
+@gluon.jit
+def load_step(desc, row, step, ready, destination):
+    """The tile from `row` on, of the columns of one step."""
+    load_tile(desc, [row, step * desc.block_type.shape[1]], ready, destination)
