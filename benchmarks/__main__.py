@@ -2,6 +2,6 @@
 
 import sys
 
-from benchmarks.linear import main
+from benchmarks.linear.command import main
 
 sys.exit(main())

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.linear import shape_of
+from benchmarks.linear.shapes import shape_of
 from benchmarks.report import Report, parsed, parser_of
 from tritonq import ops, qparams, straight_through
 from tritonq.config import QuantSpec

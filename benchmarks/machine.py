@@ -24,6 +24,7 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU",
         "multiprocessors": torch.cuda.get_device_properties(device).multi_processor_count if gpu else None,
+        **(_driver(device) if gpu else {}),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -32,6 +33,22 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
         "commit": _commit(),
         "command": " ".join(["python3", *sys.orig_argv[1:]]),
     }
+
+
+#: What nvidia-smi calls what a timing depends on.
+_QUERIED = {"driver": "driver_version", "clock_limit": "clocks.max.sm", "power_limit": "power.limit"}
+
+
+def _driver(device: torch.device) -> dict[str, str | None]:
+    """The driver and the limits that it sets; nothing but CUDA's or ROCm's version where nvidia-smi does not tell."""
+    runtime = {"cuda": torch.version.cuda, "rocm": torch.version.hip}
+    uuid = torch.cuda.get_device_properties(device).uuid
+    query = ["nvidia-smi", f"--query-gpu={','.join(_QUERIED.values())}", "--format=csv,noheader"]
+    try:
+        result = subprocess.run([*query, f"--id=GPU-{uuid}"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return runtime
+    return {**runtime, **dict(zip(_QUERIED, result.stdout.strip().split(", "), strict=False))}
 
 
 def _commit() -> str | None:

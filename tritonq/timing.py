@@ -1,39 +1,80 @@
 """Timing one call honestly.
 
 On a GPU: the calls are captured into a CUDA graph, so that no launch overhead of the host is in them, and go round
-enough copies of the weights that none is found in the L2 cache. Each replay is timed with device events; the median
-counts. On a CPU: wall time, median.
+enough copies of the weights that none is found in the L2 cache. Before the clock runs, the graph is replayed until the
+chip's clocks have risen from idle. Each replay is timed with device events, behind a kernel that sleeps until the host
+has finished launching; the median counts, and the quartiles say how far the replays spread. On a CPU: wall time.
+
+What a call costs the host is measured apart: calls issued one after the other without waiting, so few at a time that
+the queue of launches never fills, which would measure the GPU.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-_REPEATS = 15
-_SLEEP_CYCLES = 1_000_000
-_WARM_UP_CALLS = 20
-#: Few enough that the queue of launches (about a thousand) never fills, or the GPU's time would be measured.
-_EAGER_CALLS, _EAGER_ROUNDS = 200, 5
+Call = Callable[[], object]
+
+#: Weights in rotation take at least this many bytes and this many times the L2 cache.
+ROTATION_BYTES, ROTATION_OF_CACHE = 512 * 2**20, 4
+#: Copies beyond these say nothing new, and graphs of many nodes take long to launch.
+MOST_COPIES = 64
+_REPEATS = 21
+#: Calls in a graph, at least: what the graph itself takes to start is shared by them.
+_CALLS_IN_GRAPH = 20
+#: About a millisecond; the host needs less to launch a graph.
+_SLEEP_CYCLES = 2_000_000
+#: Calls before anything counts: the first compiles, and may try configurations.
+_FIRST_CALLS = 3
+_WARM_UP_SECONDS = 0.05
+_EAGER_CALLS, _EAGER_ROUNDS, _EAGER_SECONDS = 100, 10, 0.5
 _CPU_BUDGET_SECONDS = 1.0
 
 
-def microseconds(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
-    """Median time of one call in µs; `calls` do the same work on different weights, and are taken in turn."""
-    return _graph_microseconds(calls) if device.type == "cuda" else _wall_microseconds(calls)
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One call's time in µs: the median of all repeats, and the quartiles."""
+
+    median: float
+    low: float
+    high: float
 
 
-def eager_microseconds(call: Callable[[], object], device: torch.device) -> float | None:
+def copies_to_rotate(weight_bytes: int, device: torch.device) -> int:
+    """How many copies of a weight have to be taken in turn for none to stay in the cache; 1 on a CPU."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    wanted = max(ROTATION_BYTES, ROTATION_OF_CACHE * cache)
+    return max(2, min(MOST_COPIES, math.ceil(wanted / weight_bytes)))
+
+
+def time_calls(calls: Sequence[Call], device: torch.device) -> Timing:
+    """Time of one call; `calls` do the same work on different weights, and are taken in turn."""
+    times = _graph_times(calls) if device.type == "cuda" else _wall_times(calls)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(1e6 * median, 1e6 * low, 1e6 * high)
+
+
+def microseconds(calls: Sequence[Call], device: torch.device) -> float:
+    """The median alone."""
+    return time_calls(calls, device).median
+
+
+def eager_microseconds(call: Call, device: torch.device) -> float | None:
     """CPU time per call in µs when calls are issued one after the other without waiting; None off a GPU."""
     if device.type != "cuda":
         return None
-    for _ in range(_WARM_UP_CALLS):
+    for _ in range(_EAGER_CALLS):
         call()
-    times = []
-    for _ in range(_EAGER_ROUNDS):
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < _EAGER_ROUNDS and sum(times) * _EAGER_CALLS < _EAGER_SECONDS):
         torch.cuda.synchronize(device)
         start = time.perf_counter()
         for _ in range(_EAGER_CALLS):
@@ -43,37 +84,48 @@ def eager_microseconds(call: Callable[[], object], device: torch.device) -> floa
     return 1e6 * statistics.median(times)
 
 
-def _graph_microseconds(calls: Sequence[Callable[[], object]]) -> float:
+def captured(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A CUDA graph of the calls in turn, and how many calls it holds."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for call in calls:
+        for _ in range(_FIRST_CALLS):
+            calls[0]()
+        for call in calls[1:]:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    rounds = max(1, 20 // len(calls))
+    rounds = max(1, _CALLS_IN_GRAPH // len(calls))
     with torch.cuda.graph(graph):
         for _ in range(rounds):
             for call in calls:
                 call()
-    graph.replay()
+    return graph, rounds * len(calls)
+
+
+def _graph_times(calls: Sequence[Call]) -> list[float]:
+    graph, count = captured(calls)
+    start_of_warm_up = time.perf_counter()
+    while time.perf_counter() - start_of_warm_up < _WARM_UP_SECONDS:
+        graph.replay()
+        torch.cuda.synchronize()
     times = []
     for _ in range(_REPEATS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(_SLEEP_CYCLES)  # the host is done launching before the clock starts
+        torch.cuda._sleep(_SLEEP_CYCLES)
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / (rounds * len(calls)))
-    return statistics.median(times)
+        times.append(1e-3 * start.elapsed_time(end) / count)
+    return times
 
 
-def _wall_microseconds(calls: Sequence[Callable[[], object]]) -> float:
+def _wall_times(calls: Sequence[Call]) -> list[float]:
     calls[0]()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < _CPU_BUDGET_SECONDS and len(times) < _REPEATS):
         start = time.perf_counter()
         calls[len(times) % len(calls)]()
         times.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(times)
+    return times

@@ -1,0 +1,52 @@
+"""Ours against theirs: the best peer of each cell, and the geometric mean over all cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+from benchmarks.linear.contender import FLOAT, LINEAR, OURS
+from benchmarks.linear.results import Results
+from benchmarks.linear.rows import RECORDED, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One cell of one scheme: our row, and the fastest peer's."""
+
+    ours: Row
+    peer: Row
+
+    @property
+    def ratio(self) -> float:
+        """The peer's time ÷ ours: above 1 we are faster."""
+        return _microseconds(self.peer) / _microseconds(self.ours)
+
+    @property
+    def is_recorded(self) -> bool:
+        """The peer was measured earlier."""
+        return self.peer.status == RECORDED
+
+
+def pairs(results: Results, schemes: Iterable[str]) -> list[Pair]:
+    """Every cell of these schemes that we and at least one peer have a time for, whole layers only."""
+    schemes = tuple(schemes)
+    rows = [row for row in results.timed() if row.measures == LINEAR and row.scheme in schemes]
+    best: dict[tuple[str, tuple[int, int, int]], Row] = {}
+    for row in rows:
+        key = (row.scheme, row.cell)
+        if row.by not in (OURS, FLOAT) and (key not in best or _microseconds(row) < _microseconds(best[key])):
+            best[key] = row
+    ours = [row for row in rows if row.by == OURS and (row.scheme, row.cell) in best]
+    return [Pair(row, best[row.scheme, row.cell]) for row in ours]
+
+
+def geometric_mean(ratios: Sequence[float]) -> float | None:
+    """exp of the mean logarithm; None of nothing."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+
+
+def _microseconds(row: Row) -> float:
+    assert row.microseconds is not None
+    return row.microseconds

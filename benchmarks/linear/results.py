@@ -1,0 +1,92 @@
+"""A run as a file: the machine, its ceilings, all cells. What `--json` writes and `--from` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.linear.ceilings import Ceilings
+from benchmarks.linear.contender import FLOAT
+from benchmarks.linear.rows import MEASURED, RECORDED, Row
+from tritonq.json_file import write_json
+
+_FORMAT = "tritonq benchmarks.linear 1"
+
+
+@dataclasses.dataclass
+class Results:
+    """One run.
+
+    Attributes:
+        machine: see benchmarks/machine.py.
+        dtype: of inputs and outputs.
+        ceilings: of the machine.
+        absent: peer → why it did not take part.
+        rows: the cells so far.
+        complete: False while the run goes on, and in the file that an interrupted run leaves.
+    """
+
+    machine: dict[str, Any]
+    dtype: str
+    ceilings: Ceilings
+    absent: dict[str, str] = dataclasses.field(default_factory=dict)
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """False where tritonq's CPU reference was measured, no kernel."""
+        return self.machine.get("multiprocessors") is not None
+
+    @property
+    def float_name(self) -> str:
+        """How tables call the layer in float."""
+        return f"cuBLAS {self.dtype}" if self.on_gpu else f"torch {self.dtype}"
+
+    def shapes(self) -> list[tuple[str, int, int]]:
+        """(name, N, K), in the order of the run."""
+        return list(dict.fromkeys((row.shape, row.N, row.K) for row in self.rows))
+
+    def timed(self) -> list[Row]:
+        """The cells that have a time."""
+        return [row for row in self.rows if row.status in (MEASURED, RECORDED)]
+
+    def float_rows(self) -> dict[tuple[int, int, int], Row]:
+        """cell → the layer in float."""
+        return {row.cell: row for row in self.timed() if row.by == FLOAT}
+
+    def write(self, file: Path) -> None:
+        """As JSON, as a whole or not at all."""
+        write_json(file, {"format": _FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, file: Path) -> Results:
+        """What `write` wrote.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is not one of these.
+        """
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{str(file)!r} must be JSON, found: {error}") from None
+        found = document.get("format") if isinstance(document, dict) else None
+        if found != _FORMAT:
+            raise ValueError(f"{str(file)!r} must have the format {_FORMAT!r}, found {found!r}")
+        kinds = {"machine": dict, "dtype": str, "absent": dict, "rows": list, "complete": bool}
+        for field, kind in kinds.items():
+            if not isinstance(document.get(field), kind):
+                raise ValueError(
+                    f"{str(file)!r}: {field} must be a {kind.__name__}, found {document.get(field)!r}"
+                )
+        try:
+            ceilings = Ceilings.from_json(document.get("ceilings"))
+            rows = [Row.from_json(fields) for fields in document["rows"]]
+        except ValueError as error:
+            raise ValueError(f"{str(file)!r}: {error}") from None
+        return cls(
+            document["machine"], document["dtype"], ceilings, document["absent"], rows, document["complete"]
+        )

@@ -1,0 +1,130 @@
+"""One cell: who computed which shape at which M, how fast and how exactly; and what that is of what is possible.
+
+Bytes are those that any implementation of a scheme has to move: codes and scales once, x and y once. Operations are
+2 · M · N · K. So achieved rates compare across implementations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from benchmarks.linear.ceilings import Ceilings
+from benchmarks.linear.contender import FLOAT, INT8_TO_INT8, LINEAR, MATMUL
+from tritonq.timing import Timing
+
+MEASURED, RECORDED, WRONG, FAILED = "measured", "recorded", "wrong", "failed"
+STATUSES = (MEASURED, RECORDED, WRONG, FAILED)
+_MEASURES = (LINEAR, MATMUL, INT8_TO_INT8)
+_GROUP_SIZE, _SCALE_BYTES = 128, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One cell.
+
+    Attributes:
+        shape, N, K, M: the Linear and the rows of its input.
+        by, scheme, measures: see Contender.
+        status: measured, recorded (earlier, on the same GPU model), wrong (no time) or failed (no time).
+        microseconds, low, high: the median and the quartiles of a call; a recorded one has no quartiles.
+        eager_microseconds: what a call costs the host; None off a GPU and where it was recorded.
+        error: relative, ‖y - expected‖ / ‖expected‖.
+        terabytes_per_second, teraoperations_per_second: achieved.
+        of_bandwidth, of_peak: the share of the bandwidth measured in this run, and of the chip's peak.
+        message: why it failed.
+    """
+
+    shape: str
+    N: int
+    K: int
+    M: int
+    by: str
+    scheme: str
+    measures: str
+    status: str
+    microseconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    eager_microseconds: float | None = None
+    error: float | None = None
+    terabytes_per_second: float | None = None
+    teraoperations_per_second: float | None = None
+    of_bandwidth: float | None = None
+    of_peak: float | None = None
+    message: str | None = None
+
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        """What rows are compared by."""
+        return self.N, self.K, self.M
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Row:
+        """A row of a results file.
+
+        Raises:
+            ValueError: it is none.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or not set(fields) <= names:
+            raise ValueError(f"a row must have fields of {sorted(names)}, found {fields!r}")
+        row = cls(**fields) if _required(cls) <= set(fields) else None
+        if (
+            row is None
+            or row.status not in STATUSES
+            or row.measures not in _MEASURES
+            or not all(isinstance(text, str) for text in (row.shape, row.by, row.scheme))
+            or not all(type(size) is int and size > 0 for size in row.cell)
+            or not all(_is_number(fields.get(name)) for name in names - _required(cls) - {"message"})
+            or (row.status in (MEASURED, RECORDED)) != (row.microseconds is not None)
+        ):
+            raise ValueError(f"a row must name a cell, its status and its times, found {fields!r}")
+        return row
+
+
+def _required(row: type[Row]) -> set[str]:
+    return {field.name for field in dataclasses.fields(row) if field.default is dataclasses.MISSING}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and value >= 0)
+
+
+def timed(row: Row, timing: Timing, eager: float | None, itemsize: int, ceilings: Ceilings | None) -> Row:
+    """A row with its time, and what follows from it.
+
+    Args:
+        row: with everything else.
+        timing: of one call.
+        eager: of one call.
+        itemsize: bytes of a value of the input's dtype.
+        ceilings: of the machine, None where they were not measured.
+    """
+    terabytes = moved_bytes(row, itemsize) / timing.median * 1e-6
+    teraoperations = 2 * row.M * row.N * row.K / timing.median * 1e-6
+    return dataclasses.replace(
+        row,
+        microseconds=timing.median,
+        low=timing.low,
+        high=timing.high,
+        eager_microseconds=eager,
+        terabytes_per_second=terabytes,
+        teraoperations_per_second=teraoperations,
+        of_bandwidth=None if ceilings is None else terabytes / ceilings.bandwidth,
+        of_peak=None if ceilings is None else teraoperations / ceilings.peak(row.scheme),
+    )
+
+
+def moved_bytes(row: Row, itemsize: int) -> int:
+    """Bytes of weight, scales, x and y."""
+    weights = row.N * row.K
+    if row.scheme == FLOAT:
+        codes = itemsize * weights
+    elif row.scheme.startswith("w4"):
+        codes = weights // 2 + _SCALE_BYTES * (weights // _GROUP_SIZE)
+    else:
+        codes = weights + _SCALE_BYTES * row.N
+    read = itemsize if row.measures == LINEAR else 1
+    written = 1 if row.measures == INT8_TO_INT8 else itemsize
+    return codes + read * row.M * row.K + written * row.M * row.N
