@@ -1,0 +1,26 @@
+"""Running Hopper's kernels: on a GPU of compute capability 9.0 as they are, elsewhere in the emulator."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+#: Weights, which a kernel may read while the kernel before it still runs.
+WEIGHTS = ("w_desc", "v_desc")
+
+
+@contextlib.contextmanager
+def hopper_launches(seed: int = 0) -> Iterator[None]:
+    """Meanwhile Gluon's kernels run, emulated ones in an order of events drawn from the seed."""
+    if torch.cuda.is_available():
+        if torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("Hopper's kernels run on compute capability 9.0, or emulated where there is no GPU")
+        yield
+        return
+    from tests.gluon_emulator import emulated_launches
+
+    with emulated_launches(seed=seed, early=WEIGHTS):
+        yield
