@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 
 import pytest
 import torch
@@ -283,17 +282,6 @@ class TestRates:
         assert found.of_bandwidth == pytest.approx(found.terabytes_per_second / 2.0)
         assert dataclasses.replace(CEILINGS, int8_datasheet=None).peak("w4a8") == 800
         assert CEILINGS.peak("w4a16") == 1000
-
-    def test_weights_in_rotation_exceed_the_cache(self, monkeypatch):
-        properties = types.SimpleNamespace(L2_cache_size=50 * 2**20)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        gpu = torch.device("cuda")
-        assert timing.copies_to_rotate(2**30, gpu) == 2
-        assert timing.copies_to_rotate(16 * 2**20, gpu) == 32
-        assert timing.copies_to_rotate(1000, gpu) == timing.MOST_COPIES
-        properties.L2_cache_size = 200 * 2**20
-        assert timing.copies_to_rotate(100 * 2**20, gpu) == 8
-        assert timing.copies_to_rotate(1000, torch.device("cpu")) == 1
 
 
 class TestRecorded:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(tables.machine_lines(results))
         for name, _, _ in results.shapes():
             _say(["", *tables.shape_table(results, [row for row in results.rows if row.shape == name])])
-    _say(["", *tables.summary(results, options.goals)])
+    _say(tables.summary(results, options.goals))
     if options.markdown is not None:
         write_whole(options.markdown, markdown(results, options.goals).encode())
     if options.plot is not None:

@@ -65,7 +65,7 @@ def _shape(results: Results, rows: Sequence[Row]) -> list[str]:
 
 def _short_cells(results: Results) -> list[str]:
     return [
-        f"- {goal.text}: {finding.where}: {finding.found:.3g} {finding.unit}, short by {finding.short_percent:.1f} %"
+        f"- {goal.text}: {finding.where}: {finding.found:.4g} {finding.unit}, short by {finding.short_percent:.1f} %"
         + (f" {tables.RECORDED_MARK}" if finding.is_recorded else "")
         for goal in GOALS
         for finding in goal.findings(results)

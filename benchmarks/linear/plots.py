@@ -76,6 +76,8 @@ def draw_speedup(results: Results, name: str, rows: Sequence[Row]) -> Figure:
     axes.axhline(1, color=_COLORS[FLOAT], linewidth=1)
     axes.set_title(f"{name}: times as fast as {results.float_name}{_where(results)}", loc="left")
     _by_rows(axes, rows)
+    if any(row.status == RECORDED for row in layers):
+        axes.set_xlabel(f"M          dashed, {tables.RECORDED_LEGEND}")
     return _with_legend(figure, axes)
 
 
@@ -159,7 +161,7 @@ def _figure(panels: int) -> tuple[Figure, list[Any]]:
 def _by_rows(axes: Any, rows: Sequence[Row]) -> None:
     batch_sizes = sorted({row.M for row in rows})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(batch_sizes, [str(m) for m in batch_sizes])
+    axes.set_xticks(batch_sizes, [str(m) for m in batch_sizes], rotation=45 if len(batch_sizes) > 8 else 0)
     axes.minorticks_off()
     axes.set_xlabel("M")
 

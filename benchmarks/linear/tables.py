@@ -119,20 +119,19 @@ def _worst(findings: list[Finding]) -> list[str]:
     worst = findings[0]
     mark = RECORDED_MARK if worst.is_recorded else ""
     short = "" if worst.is_met else f"{worst.short_percent:.1f} %"
-    return [worst.where, f"{worst.found:.3g}{mark} {worst.unit}", short]
+    return [worst.where, f"{worst.found:.4g}{mark} {worst.unit}", short]
 
 
 def summary(results: Results, with_goals: bool) -> list[str]:
-    """What follows the tables of the shapes."""
-    lines = problems(results)
+    """What follows the tables of the shapes: problems, means, goals and the mark, each after an empty line."""
     means = mean_table(results)
-    if means:
-        lines += ["", *aligned(MEAN_HEADER, means, 3)]
-    if with_goals:
-        lines += ["", *aligned(GOAL_HEADER, goal_table(results), 0)]
-    if any(row.status == RECORDED for row in results.rows):
-        lines += ["", RECORDED_LEGEND]
-    return lines
+    parts = [
+        problems(results),
+        aligned(MEAN_HEADER, means, 3) if means else [],
+        aligned(GOAL_HEADER, goal_table(results), 0) if with_goals else [],
+        [RECORDED_LEGEND] if any(row.status == RECORDED for row in results.rows) else [],
+    ]
+    return [line for part in parts if part for line in ("", *part)]
 
 
 def machine_lines(results: Results) -> list[str]:
