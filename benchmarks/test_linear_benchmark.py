@@ -45,7 +45,7 @@ def linear() -> nn.Linear:
 def test_linear(benchmark: Any, linear: nn.Linear, contender: Contender, m: int) -> None:
     copies = build_copies(contender, linear)
     row, calls = checked(empty_row(contender, SHAPE, m), copies, linear, contender.tolerance)
-    assert row.status == MEASURED, f"error {row.error}, {row.message}"
+    assert row.status == MEASURED, row.message
     time = timing.time_calls(calls, DEVICE)
     run, count = _round(calls)
     benchmark.extra_info.update(dataclasses.asdict(row), calls_in_a_round=count, microseconds=time.median)

@@ -6,8 +6,12 @@ Times in synthetic runs are round numbers made up here, chosen so that what foll
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
+import sys
+import types
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from benchmarks.linear.markdown import markdown
 from benchmarks.linear.peers import PEERS
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import FAILED, MEASURED, RECORDED, WRONG, Row
+from benchmarks.linear.run import random_linear
 from tritonq import timing
 
 CEILINGS = Ceilings(2.0, 1.5, 500.0, 800.0, 1000.0, 2000.0)
@@ -142,10 +147,12 @@ class TestRunOnACpu:
         assert "WRONG: tritonq w8a8 32x32 M = 1: error" in printed
         assert run("--from", file) == 1
 
-    def test_nan_is_wrong(self, monkeypatch, capsys):
+    def test_nan_is_wrong(self, tmp_path, monkeypatch, capsys):
         replace_peers(monkeypatch, lambda linear: Built(lambda x: torch.full((len(x), 32), math.nan)))
-        assert run("--shapes", "32x32", "--m", 1, "--schemes", "w8a16") == 1
-        assert "WRONG: fake" in capsys.readouterr().out
+        file = tmp_path / "run.json"
+        assert run("--shapes", "32x32", "--m", 1, "--schemes", "w8a16", "--json", file) == 1
+        assert "WRONG: fake w8a16 32x32 M = 1: error nan, allowed are 1.0e-02" in capsys.readouterr().out
+        assert run("--from", file) == 1
 
     def test_a_peer_that_fails_is_reported(self, monkeypatch, capsys):
         def cannot_build(linear):
@@ -229,11 +236,17 @@ class TestRefusals:
             (lambda document: [], "must have the format"),
             (lambda document: {**document, "format": "other"}, "must have the format"),
             (lambda document: {**document, "machine": None}, "machine must be a dict"),
+            (lambda document: {**document, "absent": {"peer": []}}, "absent must hold reasons"),
             (lambda document: {**document, "ceilings": {"read": 1}}, "ceilings must have"),
             (lambda document: {**document, "rows": [{"shape": "o"}]}, "must name a cell"),
             (lambda document: with_row(document, status="fast"), "must name a cell"),
             (lambda document: with_row(document, microseconds=None), "must name a cell"),
             (lambda document: with_row(document, microseconds="1"), "must name a cell"),
+            (lambda document: with_row(document, microseconds=0), "must name a cell"),
+            (lambda document: with_row(document, error=math.nan), "must name a cell"),
+            (lambda document: with_row(document, shape="../o"), "must name a cell"),
+            (lambda document: with_row(document, by=["tritonq"]), "must name a cell"),
+            (lambda document: with_row(document, status=[]), "must name a cell"),
             (lambda document: with_row(document, M=0), "must name a cell"),
             (lambda document: with_row(document, nonsense=1), "must have fields of"),
         ],
@@ -452,7 +465,7 @@ class TestTables:
     def test_wrong_and_failed_stand_in_their_cells(self):
         found = [
             synthetic("peer", "w8a8", 1, 10.0),
-            synthetic("peer", "w8a8", 16, None, WRONG, error=1.0, message="allowed are 1e-02"),
+            synthetic("peer", "w8a8", 16, None, WRONG, error=1.0, message="error 1.0e+00, allowed are 1e-02"),
             synthetic("peer", "w8a8", 64, None, FAILED, message="RuntimeError: no"),
             synthetic(FLOAT, FLOAT, 1, 20.0),
         ]
@@ -495,3 +508,41 @@ def test_plots_refuse_a_file_for_a_folder(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("--plot", tmp_path / "file")
     assert "must be a folder" in capsys.readouterr().err
+
+
+class TestPytestBenchmark:
+    @pytest.fixture
+    def entry(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pytest_benchmark", types.ModuleType("pytest_benchmark"))
+        monkeypatch.delitem(sys.modules, "benchmarks.test_linear_benchmark", raising=False)
+        yield importlib.import_module("benchmarks.test_linear_benchmark")
+        del sys.modules["benchmarks.test_linear_benchmark"]
+
+    @pytest.fixture
+    def linear(self, entry):
+        return random_linear(entry.SHAPE, torch.device("cpu"), torch.float32)
+
+    def test_times_what_was_checked(self, entry, linear):
+        benchmark = mock.Mock(extra_info={})
+        for contender in entry.CONTENDERS:
+            entry.test_linear(benchmark, linear, contender, 4)
+            assert benchmark.extra_info["scheme"] == contender.scheme
+            assert benchmark.extra_info["microseconds"] > 0
+            assert benchmark.extra_info["error"] <= contender.tolerance
+            assert benchmark.extra_info["calls_in_a_round"] == 1
+            (run,), rounds = benchmark.pedantic.call_args
+            assert run() is not None
+            assert rounds["rounds"] > 1
+
+    def test_fails_where_the_result_is_wrong(self, entry, linear):
+        benchmark = mock.Mock(extra_info={})
+        contender = dataclasses.replace(entry.CONTENDERS[1], tolerance=1e-9)
+        with pytest.raises(AssertionError, match="allowed are"):
+            entry.test_linear(benchmark, linear, contender, 4)
+        benchmark.pedantic.assert_not_called()
+
+    def test_is_skipped_without_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pytest_benchmark", None)
+        monkeypatch.delitem(sys.modules, "benchmarks.test_linear_benchmark", raising=False)
+        with pytest.raises(pytest.skip.Exception):
+            importlib.import_module("benchmarks.test_linear_benchmark")

@@ -82,6 +82,8 @@ class Results:
                 raise ValueError(
                     f"{str(file)!r}: {field} must be a {kind.__name__}, found {document.get(field)!r}"
                 )
+        if not all(isinstance(why, str) for why in document["absent"].values()):
+            raise ValueError(f"{str(file)!r}: absent must hold reasons, found {document['absent']!r}")
         try:
             ceilings = Ceilings.from_json(document.get("ceilings"))
             rows = [Row.from_json(fields) for fields in document["rows"]]

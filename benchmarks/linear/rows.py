@@ -7,6 +7,8 @@ Bytes are those that any implementation of a scheme has to move: codes and scale
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 from benchmarks.linear.ceilings import Ceilings
@@ -29,7 +31,7 @@ class Row:
         status: measured, recorded (earlier, on the same GPU model), wrong (no time) or failed (no time).
         microseconds, low, high: the median and the quartiles of a call; a recorded one has no quartiles.
         eager_microseconds: what a call costs the host; None off a GPU and where it was recorded.
-        error: relative, ‖y - expected‖ / ‖expected‖.
+        error: relative, ‖y - expected‖ / ‖expected‖; None where it is not finite, or nothing came out.
         terabytes_per_second, teraoperations_per_second: achieved.
         of_bandwidth, of_peak: the share of the bandwidth measured in this run, and of the chip's peak.
         message: why it failed.
@@ -69,29 +71,34 @@ class Row:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not set(fields) <= names:
             raise ValueError(f"a row must have fields of {sorted(names)}, found {fields!r}")
-        row = cls(**fields) if _required(cls) <= set(fields) else None
-        if (
-            row is None
-            or row.status not in STATUSES
-            or row.measures not in _MEASURES
-            or not all(isinstance(text, str) for text in (row.shape, row.by, row.scheme))
-            or not all(type(size) is int and size > 0 for size in row.cell)
-            or not all(_is_number(fields.get(name)) for name in names - _required(cls) - {"message"})
-            or (row.status in (MEASURED, RECORDED)) != (row.microseconds is not None)
-        ):
+        if not _REQUIRED <= set(fields) or not cls(**fields)._is_valid():
             raise ValueError(f"a row must name a cell, its status and its times, found {fields!r}")
-        return row
+        return cls(**fields)
+
+    def _is_valid(self) -> bool:
+        names: tuple[Any, ...] = (self.shape, self.by, self.scheme)
+        optional = vars(self).keys() - _REQUIRED - {"message"}
+        has_time = self.status in (MEASURED, RECORDED)
+        return (
+            all(isinstance(name, str) and _NAME.fullmatch(name) is not None for name in names)
+            and all(type(size) is int and size > 0 for size in self.cell)
+            and self.status in STATUSES
+            and self.measures in _MEASURES
+            and all(_is_number(getattr(self, name)) for name in optional)
+            and (bool(self.microseconds) if has_time else self.microseconds is None)
+        )
 
 
-def _required(row: type[Row]) -> set[str]:
-    return {field.name for field in dataclasses.fields(row) if field.default is dataclasses.MISSING}
+_REQUIRED = {field.name for field in dataclasses.fields(Row) if field.default is dataclasses.MISSING}
+#: Shapes name figures' files.
+_NAME = re.compile(r"\w[\w.\-]*")
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and value >= 0)
+    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)
 
 
-def timed(row: Row, timing: Timing, eager: float | None, itemsize: int, ceilings: Ceilings | None) -> Row:
+def timed(row: Row, timing: Timing, eager: float | None, itemsize: int, ceilings: Ceilings) -> Row:
     """A row with its time, and what follows from it.
 
     Args:
@@ -99,7 +106,7 @@ def timed(row: Row, timing: Timing, eager: float | None, itemsize: int, ceilings
         timing: of one call.
         eager: of one call.
         itemsize: bytes of a value of the input's dtype.
-        ceilings: of the machine, None where they were not measured.
+        ceilings: of the machine.
     """
     terabytes = moved_bytes(row, itemsize) / timing.median * 1e-6
     teraoperations = 2 * row.M * row.N * row.K / timing.median * 1e-6
@@ -111,8 +118,8 @@ def timed(row: Row, timing: Timing, eager: float | None, itemsize: int, ceilings
         eager_microseconds=eager,
         terabytes_per_second=terabytes,
         teraoperations_per_second=teraoperations,
-        of_bandwidth=None if ceilings is None else terabytes / ceilings.bandwidth,
-        of_peak=None if ceilings is None else teraoperations / ceilings.peak(row.scheme),
+        of_bandwidth=terabytes / ceilings.bandwidth,
+        of_peak=teraoperations / ceilings.peak(row.scheme),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -103,9 +104,11 @@ def checked(
     prepared = first.prepare(x)
     out = first.finish(first.call(prepared), prepared)
     error = relative_error(out, x, weight if first.weight is None else first.weight())
-    row = dataclasses.replace(row, error=error)
+    row = dataclasses.replace(row, error=error if math.isfinite(error) else None)
     if not error <= tolerance:
-        row = dataclasses.replace(row, status=WRONG, message=f"allowed are {tolerance:.1e}")
+        row = dataclasses.replace(
+            row, status=WRONG, message=f"error {error:.1e}, allowed are {tolerance:.1e}"
+        )
     return row, [functools.partial(layer.call, prepared) for layer in built]
 
 

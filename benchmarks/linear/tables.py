@@ -74,8 +74,7 @@ def cell(rows: Sequence[Row], m: int, value: Value, form: str) -> str:
 def problems(results: Results) -> list[str]:
     """What was wrong or failed, and who was absent: a line each."""
     lines = [
-        f"{_WORDS[row.status]}: {row.by} {row.scheme} {row.shape} M = {row.M}: "
-        + (f"error {row.error:.1e}, {row.message}" if row.status == WRONG else str(row.message))
+        f"{_WORDS[row.status]}: {row.by} {row.scheme} {row.shape} M = {row.M}: {row.message}"
         for row in results.rows
         if row.status in _WORDS
     ]
