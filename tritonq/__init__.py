@@ -61,6 +61,7 @@ from tritonq.qconfig import (
     per_channel_dynamic_qconfig,
 )
 from tritonq.quantize import quantize_, quantize_dynamic
+from tritonq.siblings import fuse_siblings_, unfuse_siblings_
 from tritonq.summary import summary
 from tritonq.tensor import QuantizedTensor
 
@@ -128,6 +129,7 @@ __all__ = [
     "enable_observer",
     "equalize",
     "fuse_activations_",
+    "fuse_siblings_",
     "get_default_qat_qconfig",
     "get_default_qconfig",
     "info",
@@ -144,4 +146,5 @@ __all__ = [
     "save",
     "smooth_",
     "summary",
+    "unfuse_siblings_",
 ]

@@ -12,6 +12,7 @@ from tritonq.chaining.edge import Edge
 from tritonq.nn.edges import edges_of
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.patterns import places
+from tritonq.siblings import siblings_of
 from tritonq.table import aligned
 
 HEADINGS = ("layer", "scheme", "in", "out", "group", "bytes", "fp16 bytes", "SQNR dB")
@@ -51,11 +52,13 @@ class Summary:
         rows: a Linear each.
         edges: hand-overs of int8 from layer to layer, of static models.
         float_outputs: static layer → why its output stays float.
+        siblings: layers that `fuse_siblings_` made one launch of, group by group.
     """
 
     rows: tuple[Row, ...]
     edges: tuple[Edge, ...] = ()
     float_outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    siblings: tuple[tuple[str, ...], ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -68,13 +71,15 @@ class Summary:
         return sum(row.float_bytes for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """{"layers": [fields of each row], "weight_bytes", "float_bytes", "edges": […], "float_outputs": {…}}."""
+        """{"layers": [fields of each row], "weight_bytes", "float_bytes", "edges": […], "float_outputs": {…},
+        "siblings": [names of each group]}."""
         return {
             "layers": [dataclasses.asdict(row) for row in self.rows],
             "weight_bytes": self.weight_bytes,
             "float_bytes": self.float_bytes,
             "edges": [dataclasses.asdict(edge) for edge in self.edges],
             "float_outputs": dict(self.float_outputs),
+            "siblings": [list(names) for names in self.siblings],
         }
 
     def __str__(self) -> str:
@@ -88,6 +93,8 @@ class Summary:
         if self.float_outputs:
             lines += ["", "float outputs of static layers:"]
             lines += [f"  {name}: {reason}" for name, reason in self.float_outputs.items()]
+        if self.siblings:
+            lines += ["", "one launch each:", *(f"  {' + '.join(names)}" for names in self.siblings)]
         return "\n".join(lines)
 
 
@@ -105,10 +112,12 @@ def summary(model: nn.Module) -> Summary:
         if isinstance(module, (nn.Linear, QuantizedLinear))
     ]
     static = {name: module for name, module in layers if isinstance(module, QuantizedLinear)}
+    everything = places(model)
     return Summary(
         tuple(_row(name, module) for name, module in layers),
-        tuple(edges_of(places(model))),
+        tuple(edges_of(everything)),
         {name: module.why_float for name, module in static.items() if module.why_float},
+        tuple(siblings_of(everything)),
     )
 
 

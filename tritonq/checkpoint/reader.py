@@ -22,6 +22,7 @@ from tritonq.checkpoint.source import open_checkpoint
 from tritonq.checkpoint.writer import unwrapped
 from tritonq.convert import move_hooks
 from tritonq.fast_path import leave_fast_path
+from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import DeQuantize
 from tritonq.patterns import places
 from tritonq.progress import track
@@ -70,6 +71,9 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     for place, new in (*layers, *stubs, *((place, DeQuantize()) for place in plan.dequant_stubs)):
         move_hooks(place.module, new, place)
+    for place, layer in layers:
+        if isinstance(place.module, QuantizedLinear) and place.module.siblings is not None:
+            place.module.siblings.enter(place.module.sibling_index, layer)
     for slot, value in values:
         _fill(slot, value)
     apply_edges(extras.edges, places(inner))

@@ -19,6 +19,7 @@ from tritonq.nn.deferred_activation import DeferredActivation
 from tritonq.nn.deferred_linear import DeferredLinear
 from tritonq.nn.int8_product import dynamic_product, int8_product
 from tritonq.nn.packed_weight import PackedWeight
+from tritonq.nn.siblings import Siblings, own_buffers
 from tritonq.tensor import QuantizedTensor
 
 _SQNR_ROWS = 256
@@ -35,7 +36,12 @@ class QuantizedLinear(PackedWeight):
         module_name: the layer's, for messages.
         edge: the hand-over of int8 to the next layers that calibration proved possible, None where there is none.
         why_float: why not, where a static layer hands over float.
+        siblings, sibling_index: the layers that are computed with it by one launch, and its place among them; None
+            where it is alone.
     """
+
+    siblings: Siblings | None = None
+    sibling_index: int = 0
 
     def __init__(
         self,
@@ -146,6 +152,8 @@ class QuantizedLinear(PackedWeight):
             words.append("activation_order=True")
         if self.output_scale is not None or self.edge is not None:
             words.append("hands_over=int8")
+        if self.siblings is not None and self.siblings.whole is not None:
+            words.append(f"launched_with={self.siblings.whole.module_name}")
         return ", ".join(words)
 
     # --- forward ---------------------------------------------------------------------------------------------------
@@ -160,25 +168,29 @@ class QuantizedLinear(PackedWeight):
         x = input  # named as nn.Linear's, for callers who say input=
         self._check_input(x)
         edge = self.edge
-        if self._activation == "static":
-            return DeferredLinear(self, x, edge.steps) if edge and edge.steps else int8_product(self, x)
-        if isinstance(x, QuantizedTensor):
-            out = int8_product(self, x)
-        else:
-            rows = x.reshape(-1, self.in_features)  # [M, K]
-            if self.input_order is not None:
-                rows = rows.index_select(1, self.input_order)
-            if self._activation is None:
-                out = ops.weight_only_linear(
-                    rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
-                )
-            else:
-                out = dynamic_product(self, rows)
-            out = out.reshape(*x.shape[:-1], self.out_features)
+        out: Any = None if self.siblings is None else self.siblings.output(self, x)
+        if out is None:
+            if self._activation == "static":
+                return DeferredLinear(self, x, edge.steps) if edge and edge.steps else int8_product(self, x)
+            out = self._product(x)
         if edge is not None and edge.lead:
-            assert isinstance(out, Tensor)
             return DeferredActivation(self, out, edge.steps)
         return out
+
+    def _product(self, x: Tensor | QuantizedTensor) -> Any:
+        """Of a layer without grids: float or per-token int8 [..., K] → float [..., N]."""
+        if isinstance(x, QuantizedTensor):
+            return int8_product(self, x)
+        rows = x.reshape(-1, self.in_features)  # [M, K]
+        if self.input_order is not None:
+            rows = rows.index_select(1, self.input_order)
+        if self._activation is None:
+            out = ops.weight_only_linear(
+                rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
+            )
+        else:
+            out = dynamic_product(self, rows)
+        return out.reshape(*x.shape[:-1], self.out_features)
 
     def _check_input(self, x: Any) -> None:
         """Raise a TypeError or ValueError unless `forward` can compute this input."""
@@ -209,6 +221,30 @@ class QuantizedLinear(PackedWeight):
         if x.device != self.packed_weight.device:
             raise ValueError(f"{where} is on {self.packed_weight.device}, found an input on {x.device}")
 
+    # --- siblings --------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        super()._apply(fn, recurse)
+        self._enter_again()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._enter_again()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's tensors are its own, until copies of all its siblings are there."""
+        return vars(self) if self.siblings is None else {**vars(self), "_buffers": own_buffers(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._enter_again()
+
+    def _enter_again(self) -> None:
+        """Say so where the tensors have become others."""
+        if self.siblings is not None and not self.siblings.holds(self):
+            self.siblings.enter(self.sibling_index, self)
+
     def hand_over(self, edge: Edge | None, output_qparams: tuple[Tensor, Tensor] | None) -> None:
         """Hand int8 to the layers that `edge` names, on the grid (scale float32 [1], zero point int8 [1]).
 
@@ -218,6 +254,8 @@ class QuantizedLinear(PackedWeight):
         scale, zero_point = output_qparams or (None, None)
         self.output_scale = None if scale is None else scale.clone()
         self.output_zero_point = None if zero_point is None else zero_point.clone()
+        if self.siblings is not None:
+            self.siblings.enter(self.sibling_index, self)
 
 
 def _sqnr(weight: Tensor, dequantized: Tensor) -> float:

@@ -16,6 +16,7 @@ from tritonq.ops.norm_quantize import (
 )
 from tritonq.ops.observe import extremes, histogram
 from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes, scale_with_history
+from tritonq.ops.versions import traced_version
 from tritonq.ops.weight_only import weight_only_input_gradient, weight_only_linear
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "rms_norm_quantize_per_token",
     "scale_of_codes",
     "scale_with_history",
+    "traced_version",
     "weight_only_input_gradient",
     "weight_only_linear",
 ]

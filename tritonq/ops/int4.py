@@ -41,8 +41,9 @@ def int4_int8_linear(
     if uses_kernels(x):
         from tritonq.kernels.int4_int8_matmul import int4_int8_matmul
 
+        dense = weight_scale.contiguous()  # a sibling's are columns of joined ones (tritonq/nn/siblings.py)
         return int4_int8_matmul(
-            x, x_scale, weight, weight_scale, bias, group_size, layout.padded_group, layout.slab_width, dtype
+            x, x_scale, weight, dense, bias, group_size, layout.padded_group, layout.slab_width, dtype
         )
     codes = layouts.unpack(weight, layout)
     return reference.int4_int8_linear(x, x_scale, codes, weight_scale.t(), bias, group_size, dtype)

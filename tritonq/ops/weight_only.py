@@ -24,6 +24,11 @@ def _layout(weight: Tensor, columns: int, group_size: int) -> layouts.SlabLayout
     return layouts.slab_layout(form, int(columns), group_size)  # while tracing, K may come as a symbol
 
 
+def _dense(scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As the kernels read them; a sibling's are columns of joined ones (tritonq/nn/siblings.py)."""
+    return scale.contiguous(), None if zero is None else zero.contiguous()
+
+
 def _fake(
     x: Tensor,
     weight: Tensor,
@@ -101,8 +106,7 @@ def weight_only_input_gradient(
         return weight_only_gradient(
             gradient,
             weight,
-            weight_scale,
-            weight_zero,
+            *_dense(weight_scale, weight_zero),
             columns,
             group_size,
             layout.padded_group,
@@ -133,8 +137,9 @@ def weight_only_linear(
         from tritonq.kernels.weight_only_matmul import weight_only_matmul
 
         layout = _layout(weight, columns, group_size)
+        grids = _dense(weight_scale, weight_zero)
         return weight_only_matmul(
-            x, weight, weight_scale, weight_zero, bias, group_size, layout.padded_group, layout.slab_width
+            x, weight, *grids, bias, group_size, layout.padded_group, layout.slab_width
         )
     zero = None if weight_zero is None else weight_zero.t()
     codes = _unpack(weight, columns, group_size)

@@ -1,0 +1,295 @@
+"""Layers that read one input, computed by one launch.
+
+Attention's q, k and v read the same tensor, as do gate and up of an MLP. Their weights, joined along N, are one layer
+with as many outputs as all of them:
+
+    packed_weight [Nq + Nk + Nv, ·]          rows are contiguous: each sibling's buffer is a view of its rows
+    scales        [G, Nq + Nk + Nv]          each sibling's is a view of its columns
+
+The model's code goes on to call q, k and v one after the other. The first call of a round computes all of them, and
+the others return the columns that are theirs. What makes a result theirs is looked at in every call, and is:
+
+    the same input object, not changed in place since (torch's version counter, which also guards autograd's saved
+    tensors), the same weights, the same stream, both inside or both outside of a graph capture
+
+In any other case a sibling computes anew. So the order of calls does not matter, and siblings called alone, or on
+different inputs, are right; only slower. To be no slower either, siblings predict: after a round that was not
+completed, because they read different inputs, each runs on its own weights, until a round would have been complete.
+
+While autograd records, each runs alone, and its gradients are its own. So do inputs made under torch.inference_mode,
+which carry no version, unless a recorded run has shown that nothing changes them in between.
+
+What torch itself does not see, this does not see either: writes through `.data`, by a kernel that declares none, or by
+replaying a CUDA graph, into x and between two siblings' calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
+
+from tritonq import ops
+from tritonq.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from tritonq.nn.linear import QuantizedLinear
+
+#: What is joined, and along which dimension N lies.
+_JOINED_ALONG = {"packed_weight": 0, "scales": 1, "zero_points": 1, "code_sums": 0}
+
+
+class Siblings:
+    """A group of layers; each has a place in it, and knows both (`layer.siblings`, `layer.sibling_index`).
+
+    Args:
+        layers: alike, as `are_alike` says. From now on their buffers are views of the joined ones.
+        proven: a run has shown that they read one value.
+
+    Attributes:
+        whole: the joined layer, in no model; None while the siblings cannot be joined: one of them has gone, or is on
+            another device. Then each runs alone.
+    """
+
+    def __init__(self, layers: Sequence[QuantizedLinear], proven: bool = False) -> None:
+        self.proven = proven
+        self.whole: QuantizedLinear | None = None
+        self._members: list[weakref.ref[QuantizedLinear] | None] = [None] * len(layers)
+        self._round: _Round | None = None
+        self._predicts_one_input = True
+        for index, layer in enumerate(layers):
+            self.enter(index, layer)
+
+    @property
+    def members(self) -> list[QuantizedLinear | None]:
+        """The layers that are here, None for those that have gone."""
+        return [None if member is None else member() for member in self._members]
+
+    def enter(self, index: int, layer: QuantizedLinear) -> None:
+        """Take a place: at first, and again whenever the layer's buffers have become other tensors."""
+        layer.siblings, layer.sibling_index = self, index
+        self._members[index] = weakref.ref(layer)
+        self._join()
+
+    def holds(self, layer: QuantizedLinear) -> bool:
+        """Whether the layer's tensors are those that were joined."""
+        if self.whole is None:
+            return False
+        held = self._held[layer.sibling_index]
+        if torch.compiler.is_compiling():
+            # One tensor of each layer: a trace guards all that it looks at, in every call.
+            return layer.packed_weight is held.buffers["packed_weight"]
+        for name, tensor in held.buffers.items():
+            if layer._buffers[name] is not tensor:
+                return False
+        bias = layer.bias
+        if bias is None or bias is not held.bias:
+            return bias is held.bias
+        return bias.untyped_storage()._cdata == held.bias_storage  # another one, if bias.data was assigned
+
+    # --- joining and parting -------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        """Make `whole`, and the members' tensors views of it, if all are here and alike."""
+        self.whole = self._round = None
+        self._held, self._weights = [], []
+        layers = [layer for layer in self.members if layer is not None]
+        if len(layers) < len(self._members) or not all(are_alike(layers[0], layer) for layer in layers[1:]):
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            whole = _joined(layers)
+            self._sizes = [layer.out_features for layer in layers]
+            for layer, end in zip(layers, itertools.accumulate(self._sizes), strict=True):
+                _make_view(layer, whole, slice(end - layer.out_features, end))
+        self._held = [_Held(layer) for layer in layers]
+        weights = (*map(whole._buffers.get, _JOINED_ALONG), *(layer.bias for layer in layers))
+        self._weights = [tensor for tensor in weights if tensor is not None]
+        self._predicts_one_input = True
+        self.whole = whole
+
+    def part(self) -> None:
+        """Give every member tensors of its own again; none of them is a sibling any more."""
+        for layer in self.members:
+            if layer is not None:
+                with torch.inference_mode(False), torch.no_grad():
+                    layer._buffers.update(own_buffers(layer))
+                    if layer.bias is not None:
+                        layer.bias.data = layer.bias.data.clone()
+                layer.siblings = None
+        self.whole = self._round = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has places for all, and is joined again when copies of all members have entered."""
+        return {"proven": self.proven, "count": len(self._members)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.proven, self.whole, self._round = state["proven"], None, None
+        self._members = [None] * state["count"]
+
+    # --- computing ------------------------------------------------------------------------------------------------
+
+    def output(self, layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Tensor | None:
+        """The layer's output for an input that it accepts; None where it has to compute that alone."""
+        whole, index = self.whole, layer.sibling_index
+        if whole is None or _autograd_records(layer, x) or not self.holds(layer):
+            return None
+        state = self._state(x)
+        if state is None:
+            return None
+        current = self._round
+        if current is not None and current.offers(index, x, state):
+            out = current.left.pop(index)
+            if not current.left:
+                self._round, self._predicts_one_input = None, True
+            return out
+        if current is not None:
+            self._predicts_one_input = False
+        self._round = None
+        outputs: dict[int, Tensor | None]
+        if self._predicts_one_input:
+            joined: Any = whole.forward(x)  # [..., Nq + Nk + Nv]
+            outputs = dict(enumerate(joined.split_with_sizes(self._sizes, -1)))
+        else:
+            outputs = dict.fromkeys(range(len(self._sizes)))
+        out = outputs.pop(index)
+        self._round = _Round(x, state, outputs)
+        return out
+
+    def _state(self, x: Tensor | QuantizedTensor) -> tuple[int, ...] | None:
+        """What must not change within a round; None where that cannot be told."""
+        tensors = _tensors_of(x)
+        if torch.compiler.is_compiling():
+            return tuple(size for tensor in tensors for size in ops.traced_version(tensor).shape)
+        if not tensors[0].is_inference():
+            state = [tensor._version for tensor in (*tensors, *self._weights)]
+        elif self.proven:
+            state = []
+        else:
+            return None
+        if tensors[0].is_cuda:
+            state.append(torch.cuda.current_stream(tensors[0].device).cuda_stream)
+            state.append(torch.cuda.is_current_stream_capturing())
+        return tuple(state)
+
+
+class _Held:
+    """A member's tensors as they were when they were joined."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        self.buffers = {name: tensor for name, tensor in layer._buffers.items() if tensor is not None}
+        self.bias = layer.bias
+        self.bias_storage = None if layer.bias is None else layer.bias.untyped_storage()._cdata
+
+
+class _Round:
+    """One input, and the outputs for it that nobody has taken yet.
+
+    Args:
+        x: the input; not kept alive by the round, but while a trace runs.
+        state: at the time of the computation.
+        left: sibling → its output, None where it shall compute that alone.
+    """
+
+    def __init__(self, x: Any, state: tuple[int, ...], left: dict[int, Tensor | None]) -> None:
+        self.state, self.left = state, left
+        self.is_traced = torch.compiler.is_compiling()
+        self._x = x if self.is_traced else (TensorWeakRef(x) if isinstance(x, Tensor) else weakref.ref(x))
+
+    def offers(self, index: int, x: Any, state: tuple[int, ...]) -> bool:
+        """Whether `left` holds what sibling `index` returns for x."""
+        if index not in self.left or self.is_traced != torch.compiler.is_compiling() or self.state != state:
+            return False
+        return (self._x if self.is_traced else self._x()) is x
+
+
+def are_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
+    """Whether two layers can be computed as one: scheme, groups, order of inputs, dtypes and device are the same."""
+    return (
+        not (_stays_alone(one) or _stays_alone(other))
+        and _kind(one) == _kind(other)
+        and (one.bias is None or one.bias is not other.bias)
+        and _same(one.input_order, other.input_order)
+        and _same(one.input_scale, other.input_scale)
+        and _same(one.input_zero_point, other.input_zero_point)
+    )
+
+
+def own_buffers(layer: QuantizedLinear) -> dict[str, Tensor | None]:
+    """A layer's buffers, as tensors that share no memory with another layer's."""
+    return {
+        name: None if tensor is None else tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in layer._buffers.items()
+    }
+
+
+def _stays_alone(layer: QuantizedLinear) -> bool:
+    """A static layer that hands over int8 computes more than a product; an inference tensor cannot become a view."""
+    hands_over = layer.config.static and (layer.edge is not None or layer.output_scale is not None)
+    return hands_over or (layer.bias is not None and layer.bias.is_inference())
+
+
+def _kind(layer: QuantizedLinear) -> tuple[Any, ...]:
+    held = (layer.packed_weight, layer.scales, layer.zero_points, layer.code_sums, layer.input_scale)
+    return (
+        layer.layout,
+        layer.dtype,
+        layer.config.weight_only,
+        layer.config.static,
+        layer.activation_symmetric,
+        layer.dtype if layer.bias is None else layer.bias.dtype,
+        [None if tensor is None else (tensor.dtype, tensor.device) for tensor in held],
+    )
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Equal or both None. Tensors on the meta device may be: who fills them enters again."""
+    if one is None or other is None:
+        return one is other
+    return one.is_meta or torch.equal(one, other)
+
+
+def _joined(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
+    """One layer that computes all of them."""
+    first, features = layers[0], sum(layer.out_features for layer in layers)
+    name = " + ".join(layer.module_name for layer in layers)
+    words: dict[str, Any] = {"bias": False, "dtype": first.dtype, "device": "meta", "name": name}
+    whole = type(first)(first.in_features, features, first.config, **words)
+    whole._buffers.update(first._buffers)
+    for name, dimension in _JOINED_ALONG.items():
+        tensors = [tensor for layer in layers if (tensor := layer._buffers[name]) is not None]
+        whole._buffers[name] = torch.cat(tensors, dimension) if tensors else None
+    if any(layer.bias is not None for layer in layers):
+        # What a layer without bias adds is -0.0: v + -0.0 is v for every v, while -0.0 + 0.0 would be 0.0.
+        zeros = first.scales.new_full((features,), -0.0, dtype=first.dtype)
+        biases = [zeros[: layer.out_features] if layer.bias is None else layer.bias.data for layer in layers]
+        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    return whole
+
+
+def _make_view(layer: QuantizedLinear, whole: QuantizedLinear, rows: slice) -> None:
+    """Make a layer's tensors views of the joined ones."""
+    for name, dimension in _JOINED_ALONG.items():
+        tensor = whole._buffers[name]
+        layer._buffers[name] = None if tensor is None else tensor[(slice(None),) * dimension + (rows,)]
+    if layer.bias is not None:
+        assert whole.bias is not None
+        layer.bias.data = whole.bias.data[rows]
+
+
+def _tensors_of(x: Tensor | QuantizedTensor) -> tuple[Tensor, ...]:
+    if isinstance(x, Tensor):
+        return (x,)
+    parts: tuple[Tensor | None, ...] = (x.data, x.scale, x.zero_point)
+    return tuple(part for part in parts if part is not None)
+
+
+def _autograd_records(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    tensors = _tensors_of(x) if layer.bias is None else (*_tensors_of(x), layer.bias)
+    return any(tensor.requires_grad for tensor in tensors)
