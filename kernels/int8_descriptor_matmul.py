@@ -16,7 +16,7 @@ from torch import Tensor
 from .descriptors import tile_descriptor
 from .epilogue import finished, subtract_w_zero
 from .launch import launch
-from .target import INTERPRETED, Target
+from .target import Target
 from .tiles import TileConfig, stages_that_fit, tile_of_program
 
 
@@ -138,7 +138,7 @@ def launch_descriptors(
 
 def has_copy_engine(target: Target) -> bool:
     """True where tiles can be moved by descriptors."""
-    return INTERPRETED or (target.backend == "cuda" and target.arch >= 90)
+    return target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
 
 
 def choose_descriptor_config(target: Target, short_epilogue: bool) -> TileConfig:

@@ -19,8 +19,6 @@ from .tiles import TileConfig, stages_that_fit
 
 #: 32-bit sums that a thread may hold, of its 255 registers.
 _MOST_SUMS = 128
-#: Where rows are not aligned: addresses take the registers.
-_MOST_SUMS_UNALIGNED = 32
 _MOST_SPLITS = 8
 _MOST_STAGES = 8
 _REGISTERS = range(24, 256)
@@ -113,11 +111,6 @@ def columns_per_step(problem: Problem) -> int | None:
     return int(slabs) * int(slab_width)
 
 
-def is_aligned(problem: Problem) -> bool:
-    """Whether rows of x start at multiples of 16 elements."""
-    return problem.columns % 16 == 0
-
-
 def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "pointers"."""
     needs = demands(problem, config)
@@ -135,15 +128,14 @@ def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | Non
         return f"{config.splits} splits of {needs.steps} steps"
     if config.num_stages > stages_that_fit(target, needs.bytes_per_stage, config.num_stages):
         return f"{config.num_stages} stages of {needs.bytes_per_stage:,} bytes do not fit in {target.shared_memory:,}"
-    most = _MOST_SUMS if is_aligned(problem) else _MOST_SUMS_UNALIGNED
-    if needs.sums > most * 32 * config.num_warps:
-        return f"{needs.sums // (32 * config.num_warps)} sums per thread, {most} allowed"
+    if needs.sums > _MOST_SUMS * 32 * config.num_warps:
+        return f"{needs.sums // (32 * config.num_warps)} sums per thread, {_MOST_SUMS} allowed"
     return _miscompiled(problem, target, config)
 
 
 def _descriptors(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "descriptors"."""
-    if target.backend != "cuda" or target.arch < 90:
+    if target.backend == "hip" or (target.backend == "cuda" and target.arch < 90):
         return "tiles are moved by descriptors from compute capability 9.0 on"
     if not problem.variant[1]:
         return "descriptors need rows that start at multiples of 16 bytes"

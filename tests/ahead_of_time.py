@@ -47,6 +47,8 @@ FAKE_QUANTIZATIONS = {
     "tensor-affine": (True, COLUMNS, True),
 }
 CASES: dict[str, Callable[[], object]] = {}
+#: Case names that begin so go on with a configuration.
+CANDIDATE = "candidate-"
 
 
 def main(target_name: str, *names: str) -> None:
@@ -64,8 +66,18 @@ def main(target_name: str, *names: str) -> None:
     _define_cases()
     fused_cases.define(CASES, ROWS, FEATURES, COLUMNS)
     for name in names or CASES:
-        for launch in _launches_of(CASES[name], target):
+        case = _candidate(name.removeprefix(CANDIDATE)) if name.startswith(CANDIDATE) else CASES[name]
+        for launch in _launches_of(case, target):
             print(json.dumps({"case": name, **dataclasses.asdict(compile_launch(launch, gpu))}), flush=True)
+
+
+def _candidate(fields: str) -> Callable[[], object]:
+    """W4A16 at M = 16 with the configuration that these fields describe, as JSON."""
+    from tritonq.kernels.tiles import TileConfig
+    from tritonq.tuning.workload import Workload, product
+
+    operands = product(Workload("w4a16", FEATURES, COLUMNS, 16), "cpu")
+    return lambda: operands.run(config=TileConfig(**json.loads(fields)))
 
 
 def _define_cases() -> None:

@@ -38,7 +38,7 @@ class Poison:
         fence = FENCE_BYTES // dtype.itemsize
         elements = torch.Size(shape).numel()
         memory = poison_of(elements + 2 * fence, dtype=dtype, device=device)
-        if not _is_being_captured(memory):
+        if not _holds_nothing(memory):
             self._fences.append((memory[:fence], memory[fence + elements :]))
         return memory[fence : fence + elements].view(shape)
 
@@ -48,7 +48,7 @@ class Poison:
 
     def zeros(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         memory = torch.zeros(*shape, dtype=dtype, device=device)
-        if not _is_being_captured(memory):
+        if not _holds_nothing(memory):
             self.zeroed.append(memory)
         return memory
 
@@ -66,9 +66,9 @@ class Poison:
             assert not counters.any(), "split-K counters are not back at zero"
 
 
-def _is_being_captured(memory: Tensor) -> bool:
-    """True for memory of a CUDA graph under capture: it holds nothing until the graph is replayed."""
-    return memory.is_cuda and torch.cuda.is_current_stream_capturing()
+def _holds_nothing(memory: Tensor) -> bool:
+    """True for "meta", and for memory of a CUDA graph under capture: it holds nothing until the graph is replayed."""
+    return memory.is_meta or (memory.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def poison_of(*shape: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -255,3 +255,26 @@ def test_shipped_rows_run_what_they_are_for(row: shipped.Row) -> None:
     groups = columns // group_size
     rule = choose_config(target, row.bucket, 4096, blocks, groups, slabs, slab_width, 2, True)
     assert row.config != rule
+
+
+#: Bytes a second that the data sheets name.
+BANDWIDTHS = {"sm_80": 1.6e12, "sm_89": 1.0e12, "sm_90": 3.35e12, "sm_100": 8e12, "sm_120": 1.8e12}
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "w8a8", "w4a8"])
+@pytest.mark.parametrize("name", BANDWIDTHS)
+def test_decoding_keeps_memory_busy(name: str, scheme: str) -> None:
+    """Why bandwidth is no input of the rules: at one microsecond of latency, enough bytes are under way already.
+
+    Per multiprocessor: the programs that the tiles and the shared memory give it, times all stages but the one in use.
+    W4A8 on sm_100 has 0.86 of it.
+    """
+    from tritonq.tuning.workload import Workload, explained
+
+    target = TARGETS[name]
+    found = explained(Workload(scheme, 28672, 4096, 1), target)
+    needs = limits.demands(found.problem, found.config)
+    tiles = found.config.tiles(28672, 1) * found.config.splits / target.multiprocessors
+    programs = min(tiles, target.shared_memory // (needs.bytes_per_stage * found.config.num_stages))
+    under_way = programs * needs.bytes_per_stage * (found.config.num_stages - 1)
+    assert under_way >= 0.85 * 1e-6 * BANDWIDTHS[name] / target.multiprocessors

@@ -71,11 +71,19 @@ def build_app() -> typer.Typer:
     from tritonq.cli.info import info
     from tritonq.cli.quantize import quantize
     from tritonq.cli.root import root
+    from tritonq.cli.tune import tune
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback(invoke_without_command=True)(root)
     commands: dict[str, Callable[..., None]]
-    commands = {"quantize": quantize, "eval": evaluate, "info": info, "convert": convert, "demo": demo}
+    commands = {
+        "quantize": quantize,
+        "eval": evaluate,
+        "info": info,
+        "convert": convert,
+        "tune": tune,
+        "demo": demo,
+    }
     for name, command in commands.items():
         app.command(name)(command)
     return app

@@ -1,0 +1,91 @@
+"""One configuration of one workload: compiled, checked, timed. What the processes of a search run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tritonq.agreement import disagreement
+from tritonq.kernels.launch import compile_only, launching
+from tritonq.kernels.target import Target, pretended
+from tritonq.kernels.tiles import TileConfig
+from tritonq.timing import copies_to_rotate, microseconds
+from tritonq.tuning.search import Tools
+from tritonq.tuning.worker import Worker, Workers
+from tritonq.tuning.workload import Product, Workload, product
+
+_COMPILE_SECONDS, _MEASURE_SECONDS = 180.0, 120.0
+_MOST_COMPILERS = 8
+
+
+@contextlib.contextmanager
+def gpu_tools(target: Target) -> Iterator[Tools]:
+    """Tools for the current GPU: processes that compile side by side, and one that measures."""
+    compilers = Workers(compile_config, _COMPILE_SECONDS, min(_MOST_COMPILERS, os.cpu_count() or 1))
+    measurer = Worker(measure_config, _MEASURE_SECONDS)
+
+    def compile_all(workload: Workload, configs: Sequence[TileConfig]) -> Iterator[str | None]:
+        for answer in compilers.ask_all([(workload, config, target) for config in configs]):
+            yield None if answer is None else str(answer)
+
+    def measure(workload: Workload, config: TileConfig) -> float:
+        return float(measurer.ask(workload, config))
+
+    try:
+        yield Tools(compile_all, measure)
+    finally:
+        compilers.close()
+        measurer.close()
+
+
+def compile_config(workload: Workload, config: TileConfig, target: Target) -> None:
+    """Compile what a configuration launches, into Triton's cache; operands have no memory."""
+    with pretended(target), launching(compile_only):
+        _without_memory(workload).run(config=config)
+
+
+def measure_config(workload: Workload, config: TileConfig) -> float:
+    """Time of one product on the current GPU in µs.
+
+    Raises:
+        ValueError: the result is wrong, or not the same twice.
+    """
+    operands, expected = _on_gpu(workload)
+    check(operands, config, expected)
+    calls = [functools.partial(operands.run, copy, config) for copy in range(len(operands.weights))]
+    return microseconds(calls, torch.device("cuda"))
+
+
+def check(operands: Product, config: TileConfig | None, expected: Tensor, repeats: int = 2) -> Tensor:
+    """The result of a configuration.
+
+    Raises:
+        ValueError: it is wrong, or not the same each time.
+    """
+    first = operands.run(config=config)
+    wrong = disagreement(first, expected, operands.exact)
+    if wrong is not None:
+        raise ValueError(f"wrong result: {wrong}")
+    for _ in range(repeats - 1):
+        again = operands.run(config=config)
+        if not torch.equal(again, first):
+            raise ValueError("another result every time")
+    return first
+
+
+@functools.lru_cache(maxsize=1)
+def _without_memory(workload: Workload) -> Product:
+    return product(workload, "meta")
+
+
+@functools.lru_cache(maxsize=1)
+def _on_gpu(workload: Workload) -> tuple[Product, Tensor]:
+    device = torch.device("cuda")
+    packed_bytes = workload.features * workload.columns * workload.config.weight.bits // 8
+    operands = product(workload, device, copies_to_rotate(packed_bytes, device))
+    return operands, operands.expected()

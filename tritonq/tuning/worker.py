@@ -1,0 +1,128 @@
+"""A process that answers questions, for work that may crash it or never end.
+
+A kernel that writes where it must not poisons the whole CUDA context, and a compiler may take the process with it. Such
+a question costs its process: the next question gets a new one.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class WorkerError(Exception):
+    """A question without an answer: what became of it, in words."""
+
+
+class Worker:
+    """One process, started at the first question.
+
+    Args:
+        function: answers questions; importable, since the process is a new interpreter. If it raises, the process ends.
+        patience: seconds that an answer may take.
+    """
+
+    def __init__(self, function: Callable[..., Any], patience: float) -> None:
+        self._function, self._patience = function, patience
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def ask(self, *arguments: Any) -> Any:
+        """function(*arguments), in the process.
+
+        Raises:
+            WorkerError: it raised, crashed, or took too long.
+        """
+        if self._connection is None:
+            self._start()
+        connection, process = self._connection, self._process
+        assert connection is not None
+        assert process is not None
+        try:
+            connection.send(arguments)
+            if not connection.poll(self._patience):
+                raise WorkerError(f"no answer in {self._patience:.0f} s")
+            is_answer, answer = connection.recv()
+        except (EOFError, ConnectionError):
+            process.join(1)
+            raise self._ended(f"it ended the process (exit code {process.exitcode})") from None
+        except WorkerError as error:
+            raise self._ended(str(error)) from None
+        if not is_answer:
+            raise self._ended(str(answer))
+        return answer
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def _ended(self, reason: str) -> WorkerError:
+        self.close()
+        return WorkerError(reason)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_answer, args=(self._function, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+
+class Workers:
+    """Several processes that share a list of questions; see `Worker`."""
+
+    def __init__(self, function: Callable[..., Any], patience: float, count: int) -> None:
+        self._workers = [Worker(function, patience) for _ in range(count)]
+
+    def ask_all(self, questions: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """The answers in the order of the questions, a WorkerError in place of one that failed."""
+        free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
+
+        def answer(question: tuple[Any, ...]) -> Any:
+            worker = free.get()
+            try:
+                return worker.ask(*question)
+            except WorkerError as error:
+                return error
+            finally:
+                free.put(worker)
+
+        threads = concurrent.futures.ThreadPoolExecutor(len(self._workers))
+        try:
+            yield from threads.map(answer, questions)
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            worker.close()
+
+
+def _answer(function: Callable[..., Any], connection: Connection) -> None:
+    """The process: answers until a question raises, or nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that asks ends this one
+    while True:
+        try:
+            arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = function(*arguments)
+        except Exception as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            connection.send((False, f"{type(error).__name__}: {first_line[:200]}"))
+            return
+        connection.send((True, answer))

@@ -1,0 +1,207 @@
+"""One product to measure: its operands, the call of its kernel with any configuration, and what is right.
+
+Operands are random; on the device "meta" they have no memory, and the call shows what a launcher would do on a GPU that
+is only described.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonq import layouts, reference
+from tritonq.config import PRESETS, QuantConfig
+from tritonq.kernels import configurations
+from tritonq.kernels.launch import launching
+from tritonq.kernels.target import Target, pretended
+from tritonq.kernels.tiles import TileConfig
+from tritonq.tuning.schemes import GATED, GRADIENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A product x [M, K] · weight [N, K]ᵀ of one of `SCHEMES`; of a gradient, dy [M, N] · weight.
+
+    Attributes:
+        scheme: one of `SCHEMES`.
+        features, columns, rows: N, K and M.
+        dtype: "bfloat16", "float16" or "float32": of float activations and of the result.
+        group_size: of int4 weights; None takes the preset's own.
+    """
+
+    scheme: str
+    features: int
+    columns: int
+    rows: int
+    dtype: str = "bfloat16"
+    group_size: int | None = None
+
+    @property
+    def config(self) -> QuantConfig:
+        """How the weight is quantized."""
+        preset = self.scheme.removesuffix(GATED).removesuffix(GRADIENT)
+        given = {} if self.group_size is None else {"group_size": self.group_size}
+        return PRESETS[preset](**given)
+
+    def __str__(self) -> str:
+        return f"{self.scheme} {self.features}x{self.columns} M={self.rows}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Operands of a workload on a device.
+
+    Attributes:
+        launcher: the kernel's.
+        before, after: its arguments before and after the weight's.
+        weights: the weight's arguments, once per copy.
+        expected: computes what the first copy must give, float32 if not `exact`.
+        exact: whether every bit of the result is prescribed.
+    """
+
+    launcher: Callable[..., Tensor]
+    before: tuple[Any, ...]
+    weights: Sequence[tuple[Any, ...]]
+    after: tuple[Any, ...]
+    expected: Callable[[], Tensor]
+    exact: bool
+
+    def run(self, copy: int = 0, config: TileConfig | None = None) -> Tensor:
+        """The product with one copy of the weight; None chooses as for any caller."""
+        return self.launcher(*self.before, *self.weights[copy], *self.after, config=config)
+
+
+def explained(workload: Workload, target: Target) -> configurations.Explanation:
+    """Which configuration a workload runs with on a target, and why; the target need not be here."""
+    operands = product(workload, "meta")
+    with pretended(target), launching(lambda *launch: None), configurations.asked() as explanations:
+        operands.run()
+    return explanations[0]
+
+
+def product(workload: Workload, device: torch.device | str, copies: int = 1) -> Product:
+    """Random operands of a workload, the weight `copies` times."""
+    generator = None if torch.device(device).type == "meta" else torch.Generator(device).manual_seed(0)
+    weight = _Weight(workload, device, generator)
+    dtype = getattr(torch, workload.dtype)
+    rows, columns, features = workload.rows, workload.columns, workload.features
+    numbers = (weight.layout.group_size, weight.layout.padded_group, weight.layout.slab_width)
+    packed, scale = weight.packed, weight.scale
+
+    def floats(count: int) -> Tensor:
+        return torch.randn(rows, count, device=device, generator=generator).to(dtype)
+
+    def rotating(*tensors: Tensor | None) -> list[tuple[Any, ...]]:
+        again = [tuple(None if one is None else one.clone() for one in tensors) for _ in range(copies - 1)]
+        return [tensors, *again]
+
+    if workload.scheme.endswith(GRADIENT):
+        from tritonq.kernels.weight_only_gradient import weight_only_gradient
+
+        dy = floats(features)
+        return Product(
+            weight_only_gradient,
+            (dy,),
+            rotating(packed, scale, None),
+            (columns, *numbers),
+            # The weight is rounded to dy's dtype first; the product is not rounded.
+            lambda: dy.float() @ weight.dequantized(dtype).float(),
+            exact=False,
+        )
+    if workload.config.weight_only:
+        from tritonq.kernels.weight_only_matmul import weight_only_matmul
+
+        x = floats(columns)
+        return Product(
+            weight_only_matmul,
+            (x,),
+            rotating(packed, scale, None),
+            (None, *numbers),
+            lambda: x.float() @ weight.dequantized(torch.float32).t(),
+            exact=False,
+        )
+    codes = _codes(rows, columns, 127, device, generator)
+    x_scale = torch.rand(rows, 1, device=device, generator=generator) / 100 + 0.01
+    if workload.config.weight.bits == 4:
+        from tritonq.kernels.int4_int8_matmul import int4_int8_matmul
+
+        exact = weight.layout.groups == 1
+        return Product(
+            int4_int8_matmul,
+            (codes, x_scale),
+            rotating(packed, scale),
+            (None, *numbers, dtype),
+            lambda: reference.int4_int8_linear(
+                codes, x_scale, weight.codes(), scale.t(), None, numbers[0], dtype if exact else torch.float32
+            ),
+            exact,
+        )
+    operands = (packed, scale, None, weight.sums())
+    if workload.scheme.endswith(GATED):
+        from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+
+        up = (packed.roll(1, 0), scale, None, weight.sums().roll(1, 0))
+
+        def gated() -> Tensor:
+            sides = (
+                (weight.codes(), scale.t(), None, None),
+                (weight.codes().roll(1, 0), scale.t(), None, None),
+            )
+            return reference.int8_gated_linear(
+                codes, x_scale, None, *sides[0], *sides[1], torch.float32, "silu"
+            )
+
+        weights = rotating(*operands, None, *up, None)
+        return Product(
+            int8_gated_matmul, (codes, x_scale, None), weights, (dtype, "silu"), gated, exact=False
+        )
+    from tritonq.kernels.int8_matmul import int8_matmul
+
+    return Product(
+        int8_matmul,
+        (codes, x_scale, None),
+        rotating(*operands),
+        (None, dtype),
+        lambda: reference.int8_linear(codes, x_scale, None, weight.codes(), scale.t(), None, None, dtype),
+        exact=True,
+    )
+
+
+class _Weight:
+    """Random codes, packed, with scales [G, N]."""
+
+    def __init__(
+        self, workload: Workload, device: torch.device | str, generator: torch.Generator | None
+    ) -> None:
+        made, columns = workload.config, workload.columns
+        group_size = made.weight.resolve_group_size(columns)
+        self.layout = layouts.slab_layout(layouts.weight_form(made), columns, group_size)
+        largest = 7 if made.weight.bits == 4 else 127
+        codes = _codes(workload.features, columns, largest, device, generator)
+        self.packed = layouts.pack(codes, self.layout)
+        shape = (self.layout.groups, workload.features)
+        self.scale = torch.rand(shape, device=device, generator=generator) / 100 + 0.005
+        self.scale = self.scale.to(getattr(torch, workload.dtype))
+
+    def codes(self) -> Tensor:
+        return layouts.unpack(self.packed, self.layout)
+
+    def sums(self) -> Tensor:
+        return self.codes().sum(dim=1, dtype=torch.int32)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        scale = self.scale.t().repeat_interleave(self.layout.group_size, dim=1)[:, : self.layout.in_features]
+        return (self.codes().float() * scale.float()).to(dtype)
+
+
+def _codes(
+    rows: int, columns: int, largest: int, device: torch.device | str, generator: torch.Generator | None
+) -> Tensor:
+    shape = (rows, columns)
+    return torch.randint(
+        -largest - 1, largest + 1, shape, dtype=torch.int8, device=device, generator=generator
+    )
