@@ -22,6 +22,8 @@ from tests.gluon_emulator import (
     emulate,
     emulated_launches,
 )
+from tests.gluon_emulator.assembly import run_assembly
+from tritonq.kernels import unpack
 from tritonq.kernels.launch import launch
 
 SEEDS = range(12)
@@ -173,3 +175,18 @@ def test_launches_are_emulated():
         launch(kernels.dependent_kernel, (1,), weight, x, y, WAIT=True, num_warps=1)
     assert launched == [kernels.dependent_kernel]
     assert y.item() == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_assembly_of_unpacking(dtype):
+    """The PTX with which plain kernels unpack codes gives what shifts and casts give, for every word and byte."""
+    name = {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
+    words = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for position in range(4):
+        text = getattr(unpack, f"_ptx_words_to_{name}").fn(position)
+        (found,) = run_assembly(text, [words], [dtype], pack=2)
+        expected = ((words.int() >> 4 * position) & 15) - 8
+        torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)
+    codes = torch.arange(-128, 128).to(torch.int8)
+    (found,) = run_assembly(getattr(unpack, f"_ptx_bytes_to_{name}").fn(), [codes], [dtype], pack=4)
+    torch.testing.assert_close(found, codes.to(dtype), rtol=0, atol=0)

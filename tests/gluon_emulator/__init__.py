@@ -6,8 +6,9 @@ Partitions of warps are tasks that pass a baton; asynchronous copies and product
 from the seed (schedule.py); vector clocks find accesses that nothing orders, in whatever schedule (clocks.py,
 shared_memory.py).
 
-Not emulated: time, registers, bank conflicts, clusters and multicast, inline assembly without a twin, layouts beyond
-Gluon's own checks. Races of programs on global memory are found only by their values, with `concurrent=True`.
+Not emulated: time, registers, bank conflicts, clusters and multicast, assembly beyond a few instructions (assembly.py),
+layouts beyond Gluon's own checks. Races of programs on global memory are found only by their values, with
+`concurrent=True`.
 """
 
 from .errors import (

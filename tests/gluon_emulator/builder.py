@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
+from .assembly import run_assembly
 from .barriers import BarrierOperations
 from .copies import CopyOperations
 from .errors import source_line
@@ -27,8 +28,8 @@ from .schedule import Schedule
 from .shapes import ShapeOperations
 from .shared_memory import SharedView
 
-#: Assembly → what it computes in plain operations: (operand tensors) -> tensor or tuple of tensors.
-AssemblyTwins = dict[str, Callable[..., Any]]
+#: Part of an assembly's text → what it computes: (operand tensors) -> list of tensors.
+AssemblyTwins = dict[str, Callable[..., list[Tensor]]]
 
 
 class Builder(
@@ -189,16 +190,20 @@ class Builder(
         position = integer(index)
         if not 0 <= position < view.data.shape[0]:
             raise IndexError(f"index {position} of {view.data.shape[0]} buffers at {source_line()}")
-        return view.view(view.data[position])
+        return view.view(view.data[position], view.layout)
 
     def create_memdesc_subslice(self, type_: Type, view: SharedView, offsets: list[int]) -> SharedView:
         ends = (start + size for start, size in zip(offsets, type_.shape, strict=True))
-        return view.view(
+        return view.sliced(
             view.data[tuple(slice(start, end) for start, end in zip(offsets, ends, strict=True))]
         )
 
     def create_memdesc_trans(self, view: SharedView, order: list[int]) -> SharedView:
-        return self._with_shared_layout("create_memdesc_trans", view, view.data.permute(*order), tuple(order))
+        turned = self._with_shared_layout(
+            "create_memdesc_trans", view, view.data.permute(*order), tuple(order)
+        )
+        turned.whole_shape = tuple(view.whole_shape[axis] for axis in order)
+        return turned
 
     def create_memdesc_reshape(self, view: SharedView, shape: list[int]) -> SharedView:
         return self._with_shared_layout("create_memdesc_reshape", view, view.data.view(shape), tuple(shape))
@@ -210,8 +215,8 @@ class Builder(
         self, operation: str, view: SharedView, data: Tensor, *arguments: Any
     ) -> SharedView:
         assert view.layout is not None
-        shape, bits = tuple(view.data.shape), 8 * view.data.element_size()
-        found = inferred_shared_layout(operation, view.layout, bits, shape, *arguments)
+        bits = 8 * view.data.element_size()
+        found = inferred_shared_layout(operation, view.layout, bits, view.whole_shape, *arguments)
         return view.view(data, found._to_ir(self), found)
 
     # Assembly
@@ -230,12 +235,11 @@ class Builder(
                 self.create_grid_dependency_wait()
             return _Results([Registers(torch.zeros((), dtype=torch.int32))])
         twin = next((twin for text, twin in self._twins.items() if text in assembly), None)
-        if twin is None:
-            raise NotImplementedError(
-                f"no twin is given for this assembly at {source_line()}: {assembly.strip()}"
-            )
-        results = twin(*(value.data for value in values))
-        results = results if isinstance(results, tuple) else (results,)
+        inputs = [value.data for value in values]
+        if twin is not None:
+            results = twin(*inputs)
+        else:
+            results = run_assembly(assembly, inputs, [type_.dtype for type_ in types_], pack)
         layout_ = values[0].layout if values else None
         return _Results([Registers(result, layout_) for result in results])
 

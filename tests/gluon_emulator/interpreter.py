@@ -126,8 +126,8 @@ class Interpreter:
             return getattr(left, name)(right, _semantic=self.semantic)
         if isinstance(right, tl.tensor):
             return getattr(right, re.sub("__(.*)__", r"__r\1__", name))(left, _semantic=self.semantic)
-        if isinstance(left, tl.tuple):
-            return self.constant(getattr(left, name)(right))
+        if isinstance(self.plain(left), (tl.tuple, builtins.tuple)):
+            return self.constant(getattr(self.constant(self.plain(left)), name)(right))
         result = getattr(self.plain(left), name)(self.plain(right))
         if result is NotImplemented:  # an int and a float
             result = getattr(self.plain(right), re.sub("__(.*)__", r"__r\1__", name))(self.plain(left))

@@ -62,7 +62,7 @@ def emulate(
         seed: draws the schedule; the same seed runs the same schedule.
         concurrent: run the programs of the grid side by side instead of one after the other.
         early: what may be read before `gdc_wait` when launched with `launch_pdl`: names of parameters, or tensors.
-        twins: part of an assembly's text → what it computes, on torch tensors.
+        twins: part of an assembly's text → what it computes, on torch tensors; others run in assembly.py.
 
     Raises:
         EmulationError: where the kernel breaks the rules of its hardware.

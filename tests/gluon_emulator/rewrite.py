@@ -94,11 +94,17 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         return _call("constant", node, at=node)
 
-    def visit_Tuple(self, node: ast.Tuple) -> ast.expr:
+    def visit_Tuple(self, node: ast.Tuple | ast.List) -> ast.expr:
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Store):
             return node
         return _call("tuple", ast.List(node.elts, ast.Load()), at=node)
+
+    visit_List = visit_Tuple
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
+        self.generic_visit(node)
+        return _call("tuple", node, at=node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         self.generic_visit(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,14 +109,25 @@ def _is_superseded(old: Access, new: Access) -> bool:
 
 
 class SharedView:
-    """A shared memory descriptor: a typed, strided view of an allocation."""
+    """A shared memory descriptor: a typed, strided view of an allocation.
+
+    Attributes:
+        whole_shape: what it would be without slicing, which its layout is made for.
+        gluon_layout: its layout as the front end knows it, where it has just been inferred.
+    """
 
     def __init__(
-        self, allocation: Allocation, data: Tensor, layout: Layout | None, gluon_layout: object = None
+        self,
+        allocation: Allocation,
+        data: Tensor,
+        layout: Layout | None,
+        whole_shape: tuple[int, ...],
+        gluon_layout: Any = None,
     ) -> None:
         self.allocation = allocation
         self.data = data
         self.layout = layout
+        self.whole_shape = whole_shape
         self.gluon_layout = gluon_layout
         self._footprint: Footprint | None = None
 
@@ -124,16 +136,20 @@ class SharedView:
         """New memory."""
         name = f"shared memory {str(dtype).removeprefix('torch.')}{list(shape)} allocated at {source_line()}"
         allocation = Allocation(math.prod(shape) * dtype.itemsize, name)
-        return SharedView(allocation, allocation.bytes.view(dtype).view(shape), layout)
+        return SharedView(allocation, allocation.bytes.view(dtype).view(shape), layout, shape)
 
     @property
     def offset(self) -> int:
         """Of its first byte in the allocation."""
         return int(self.data.storage_offset()) * self.data.element_size()
 
-    def view(self, data: Tensor, layout: Layout | None = None, gluon_layout: object = None) -> SharedView:
+    def sliced(self, data: Tensor) -> SharedView:
+        """A part of it, in the same layout."""
+        return SharedView(self.allocation, data, self.layout, self.whole_shape)
+
+    def view(self, data: Tensor, layout: Layout | None, gluon_layout: Any = None) -> SharedView:
         """Another view of the same allocation."""
-        return SharedView(self.allocation, data, layout or self.layout, gluon_layout)
+        return SharedView(self.allocation, data, layout, tuple(data.shape), gluon_layout)
 
     def reinterpreted(self, dtype: torch.dtype, shape: tuple[int, ...], layout: Layout | None) -> SharedView:
         """The bytes from the first one on, as another dtype and shape."""
