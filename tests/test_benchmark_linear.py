@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from benchmarks.linear import ceilings, command, goals, recorded, rows, schemes, shapes, tables
+from benchmarks.linear import run as measuring
 from benchmarks.linear.ceilings import Ceilings
 from benchmarks.linear.compare import geometric_mean, pairs
 from benchmarks.linear.contender import FLOAT, INT8_TO_INT8, LINEAR, MATMUL, OURS, Built, Contender
@@ -184,6 +185,19 @@ class TestRunOnACpu:
         monkeypatch.setattr(schemes, "_whole", cannot_build)
         assert run("--shapes", "32x32", "--m", 1, "--schemes", "w8a16", "--peers") == 1
 
+    def test_a_lost_gpu_ends_the_run(self, tmp_path, monkeypatch):
+        def lost(device):
+            raise RuntimeError("CUDA error: an illegal memory access\nand advice")
+
+        monkeypatch.setattr(measuring, "_settle", lost)
+        file = tmp_path / "run.json"
+        said = "the GPU does not answer after float: CUDA error: an illegal memory access$"
+        with pytest.raises(SystemExit, match=said):
+            run("--shapes", "32x32", "--m", 1, "--schemes", "w8a16", "--json", file)
+        document = json.loads(file.read_text())
+        assert document["complete"] is False
+        assert [row["by"] for row in document["rows"]] == [FLOAT]
+
     def test_an_interrupted_run_leaves_what_it_has(self, tmp_path, monkeypatch, capsys):
         def interrupted(linear):
             raise KeyboardInterrupt
@@ -196,6 +210,7 @@ class TestRunOnACpu:
         assert document["complete"] is False
         assert [row["by"] for row in document["rows"]] == [FLOAT, OURS]
         assert "**Incomplete**" in page.read_text()
+        assert "32x32   N = 32, K = 32" in capsys.readouterr().out
         assert set(tmp_path.iterdir()) == {file, page}
 
 

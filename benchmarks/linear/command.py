@@ -1,7 +1,7 @@
 """The command line of `python3 -m benchmarks.linear`.
 
-Exit codes: 0, all is right; 1, a result was wrong, or one of ours failed; 2, bad usage; 130, interrupted, and what was
-measured by then is in the JSON file.
+Exit codes: 0, all is right; 1, a result was wrong, one of ours failed, or the GPU was lost; 2, bad usage; 130,
+interrupted. What was measured before the end is in the JSON file in any case.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.linear.peers import PEERS
 from benchmarks.linear.recorded import recorded_rows
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import FAILED, WRONG, Row
-from benchmarks.linear.run import measure_shape
+from benchmarks.linear.run import DeviceLostError, measure_shape
 from benchmarks.linear.shapes import ALL, MODELS, Shape, distinct, named, of_models
 from benchmarks.machine import describe
 from benchmarks.report import parsed, parser_of
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         _say(tables.machine_lines(results))
         for name, _, _ in results.shapes():
-            _say(["", *tables.shape_table(results, [row for row in results.rows if row.shape == name])])
+            _show(results, name)
     _say(tables.summary(results, options.goals))
     if options.markdown is not None:
         write_whole(options.markdown, markdown(results, options.goals).encode())
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         options.plot.mkdir(parents=True, exist_ok=True)
         write_plots(results, options.plot)
-    if not results.complete and not options.source:
-        return _INTERRUPTED
-    return _WRONG if any(map(_is_fatal, results.rows)) else 0
+    if any(map(_is_fatal, results.rows)):
+        return _WRONG
+    return 0 if results.complete or options.source else _INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,21 +141,21 @@ def _measured(options: argparse.Namespace) -> Results:
     _save(results, options.json)  # an earlier run's file must not pass for this one's
     try:
         for number, shape in enumerate(shapes, start=1):
-            rows: list[Row] = []
+            peers = [peer for peer, _ in absent]
+            results.rows += recorded_rows(shape, batch_sizes, peers, results.machine["device"], dtype)
             measured = measure_shape(shape, batch_sizes, taking_part, device, dtype, results.ceilings)
             title = f"{shape.name}, {number} of {len(shapes)}"
-            for part in track(measured, title, total=len(taking_part)):
-                rows += part
-                results.rows += part
-                _save(results, options.json)
-            peers = [peer for peer, _ in absent]
-            part = recorded_rows(shape, batch_sizes, peers, results.machine["device"], dtype)
-            rows += part
-            results.rows += part
-            _say(["", *tables.shape_table(results, rows)])
+            try:
+                for rows in track(measured, title, total=len(taking_part)):
+                    results.rows += rows
+                    _save(results, options.json)
+            finally:
+                _show(results, shape.name)
         results.complete = True
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+    except DeviceLostError as error:
+        sys.exit(f"benchmarks.linear: {error}")
     _save(results, options.json)
     return results
 
@@ -193,6 +193,12 @@ def _contenders(
 
 def _is_fatal(row: Row) -> bool:
     return row.status == WRONG or (row.status == FAILED and row.by in (OURS, FLOAT))
+
+
+def _show(results: Results, shape: str) -> None:
+    rows = [row for row in results.rows if row.shape == shape]
+    if rows:
+        _say(["", *tables.shape_table(results, rows)])
 
 
 def _save(results: Results, file: Path | None) -> None:

@@ -19,6 +19,10 @@ from tritonq import timing
 _SEED = 0
 
 
+class DeviceLostError(RuntimeError):
+    """After an illegal access in a kernel all calls fail, and say nothing of those who make them."""
+
+
 @torch.no_grad()
 def measure_shape(
     shape: Shape,
@@ -36,12 +40,20 @@ def measure_shape(
         contenders: who takes part.
         device, dtype: of weight and inputs.
         ceilings: of the machine.
+
+    Raises:
+        DeviceLostError: a contender has left the GPU in a state that only a new process gets out of.
     """
     linear = random_linear(shape, device, dtype)
     for contender in contenders:
-        yield _measure(contender, linear, shape, batch_sizes, ceilings)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        rows = _measure(contender, linear, shape, batch_sizes, ceilings)
+        yield rows
+        try:
+            _settle(device)
+        except RuntimeError as failure:
+            raise DeviceLostError(
+                f"the GPU does not answer after {contender.by}: {_first_line(failure)}"
+            ) from None
 
 
 def random_linear(shape: Shape, device: torch.device, dtype: torch.dtype) -> nn.Linear:
@@ -121,6 +133,17 @@ def relative_error(y: Tensor, x: Tensor, weight: Tensor) -> float:
     return ((y.float() - expected).norm() / expected.norm()).item()
 
 
+def _settle(device: torch.device) -> None:
+    """Wait for what is under way, and give its memory to the next contender."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
 def _failed(row: Row, failure: Exception) -> Row:
-    first_line = str(failure).strip().partition("\n")[0]
-    return dataclasses.replace(row, status=FAILED, message=f"{type(failure).__name__}: {first_line}")
+    message = f"{type(failure).__name__}: {_first_line(failure)}"
+    return dataclasses.replace(row, status=FAILED, message=message)
+
+
+def _first_line(failure: Exception) -> str:
+    return str(failure).strip().partition("\n")[0]

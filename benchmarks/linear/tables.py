@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from benchmarks.linear.compare import geometric_mean, pairs
-from benchmarks.linear.contender import FLOAT, LINEAR
+from benchmarks.linear.contender import FLOAT, LINEAR, OURS
 from benchmarks.linear.goals import GOALS, Finding, status
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import FAILED, RECORDED, WRONG, Row
@@ -47,7 +47,10 @@ def by_contender(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
     for row in rows:
         found.setdefault((row.by, row.scheme, row.measures), []).append(row)
     order = (FLOAT, *_SCHEMES)
-    ranked = sorted(found, key=lambda named: order.index(named[1]) if named[1] in order else len(order))
+    ranked = sorted(
+        found,
+        key=lambda named: (order.index(named[1]) if named[1] in order else len(order), named[0] != OURS),
+    )
     return {named: found[named] for named in ranked}
 
 
