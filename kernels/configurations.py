@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from . import tuned_file
+from . import prepared, tuned_file
 from .limits import why_not
 from .problem import Problem
 from .shipped import shipped
@@ -89,7 +89,8 @@ def asked() -> Iterator[list[Explanation]]:
     before = _chosen, _listener
     _chosen, _listener = {}, []
     try:
-        yield _listener
+        with prepared.set_aside():
+            yield _listener
     finally:
         _chosen, _listener = before
 
@@ -97,4 +98,5 @@ def asked() -> Iterator[list[Explanation]]:
 def forget() -> None:
     """Ask again for each problem from now on, and read the tuned file again: after it was written."""
     _chosen.clear()
+    prepared.forget()
     tuned_file.forget()

@@ -13,6 +13,8 @@ import threading
 import torch
 from torch import Tensor
 
+from .target import current_stream
+
 #: Counters per GPU (4 MiB), and at least so many per stream.
 _PER_GPU = 1 << 20
 _PER_STREAM = 1 << 12
@@ -31,7 +33,7 @@ def zeroed_counters(device: torch.device, count: int) -> Tensor:
         if counters is None and not capturing:
             counters = _buffers[device.index] = _Counters(device)
         if counters is not None:
-            stream = None if capturing else torch.cuda.current_stream(device).cuda_stream
+            stream = None if capturing else current_stream(device.index)
             part = counters.take(count) if stream is None else counters.of_stream(stream, count)
             if part is not None:
                 return part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,15 @@ from typing import Any
 Launcher = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 
 _instead: Launcher | None = None
+
+
+class _Recording(threading.local):
+    """Who is told of this thread's launches (recording.py), None for nobody."""
+
+    recorder: Any = None
+
+
+recording = _Recording()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -24,7 +34,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if _instead is not None:
         _instead(kernel, grid, arguments, constants)
         return
-    kernel[grid](*arguments, **constants)
+    compiled = kernel[grid](*arguments, **constants)
+    if recording.recorder is not None:
+        recording.recorder.launched(kernel, compiled, grid, arguments, constants)
+
+
+def is_replaced() -> bool:
+    """True while something else gets every launch."""
+    return _instead is not None
 
 
 @contextlib.contextmanager

@@ -10,12 +10,15 @@ may run at once may share them (counters.py sees to both).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .counters import zeroed_counters
+from .recording import ask_again
 from .target import Target
 
 
@@ -92,7 +95,7 @@ def workspace(
     if splits == 1:
         return None, None
     partials = torch.empty(tiles * splits * tile_elements, dtype=dtype, device=device)
-    return partials, zeroed_counters(device, tiles)
+    return partials, ask_again(functools.partial(zeroed_counters, device, tiles))
 
 
 def split_count(target: Target, tiles: int, steps: int, programs_per_multiprocessor: int) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -34,6 +34,12 @@ class Target:
     shared_memory: int
     name: str = ""
 
+
+# torch.cuda's functions for these make objects, and check each time that CUDA is initialized.
+#: index of a GPU → handle of the current stream there.
+current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
+#: index of the current GPU; -1 where torch was built without any.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", lambda: -1)
 
 INTERPRETER = Target("interpreter", 0, 4, 64 * 1024)
 _pretended: Target | None = None

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonq.ops.direct import directly
+
 NAMESPACE = "tritonq"
 #: Triton compiles int8 matrix products from here on.
 OLDEST_CUDA_CAPABILITY = (8, 0)
@@ -39,7 +41,7 @@ def operator(
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
         )
-        return getattr(getattr(torch.ops, NAMESPACE), name).default
+        return directly(implementation, getattr(getattr(torch.ops, NAMESPACE), name).default)
 
     return register
 

@@ -1,0 +1,122 @@
+"""What one eager linear costs the host: microseconds per call while the GPU works on, or waits for, the calls before.
+
+    python3 -m benchmarks.host_overhead
+
+On a GPU: wall time per call over asynchronous calls, next to F.linear in bfloat16 and to one plain Triton launch.
+Without one: the same calls with a stand-in for the driver (stand_in_driver.py), the host's time up to the driver's
+door. Then F.linear has no row, because torch's own launches are not replaced, and memory is the CPU allocator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+import tritonq
+from benchmarks.report import Report, parsed, parser_of
+from benchmarks.stand_in_driver import stand_in_gpu
+from tritonq.config import PRESETS
+
+#: Few enough that the queue of launches (about a thousand) never fills, or the GPU's time would be measured.
+_CALLS, _ROUNDS = 250, 20
+SCHEMES = ("w8a16", "w4a16", "w8a8", "w4a8", "w8a8_static")
+
+
+@dataclasses.dataclass
+class Row:
+    """Median and fastest round of one kind of call, µs per call."""
+
+    what: str
+    median: float
+    fastest: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print the table, write the JSON."""
+    parser = parser_of("benchmarks.host_overhead", __doc__)
+    parser.add_argument("--features", type=int, default=4096, help="K and N of the layer")
+    parser.add_argument("--m", type=int, default=1, help="rows of the input")
+    options = parsed(parser, arguments)
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    report = Report(options.json, device, driver="real" if gpu else "stand-in", options=_plain(options))
+    print(f"{'µs per call':<24} {'median':>8} {'fastest':>8}")
+    with contextlib.nullcontext() if gpu else stand_in_gpu(), torch.inference_mode():
+        for what, call in _calls(options, device).items():
+            median, fastest = _microseconds(call, device)
+            report.add(Row(what, median, fastest), f"{what:<24} {median:>8.2f} {fastest:>8.2f}")
+    return report.finish(False)
+
+
+def _calls(options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
+    torch.manual_seed(0)
+    linear = nn.Linear(options.features, options.features, device=device, dtype=torch.bfloat16)
+    x = torch.randn(options.m, options.features, device=device, dtype=torch.bfloat16)
+    batched = x.unsqueeze(0)
+    calls: dict[str, Callable[[], object]] = {"one plain Triton launch": _plain_launch(x)}
+    if device.type == "cuda":
+        calls["F.linear"] = lambda: linear(x)
+    for scheme in SCHEMES:
+        qparams = (torch.tensor([0.05]), torch.tensor([3], dtype=torch.int8)) if "static" in scheme else None
+        layer = tritonq.QuantizedLinear.from_float(linear, PRESETS[scheme](), input_qparams=qparams)
+        calls[scheme] = lambda layer=layer: layer(x)  # type: ignore[misc]
+        calls[f"{scheme}, [1, M, K]"] = lambda layer=layer: layer(batched)  # type: ignore[misc]
+    return calls
+
+
+def _plain_launch(x: torch.Tensor) -> Callable[[], object]:
+    """kernel[grid](…) as Triton's users write it, of the kernel that quantizes tokens."""
+    from tritonq.kernels.quantize import quantize_per_token_kernel
+
+    codes = torch.empty_like(x, dtype=torch.int8)
+    scale = torch.empty(x.shape[0], 1, device=x.device)
+    zero_point = torch.empty_like(scale, dtype=torch.int8)
+    rows, columns = x.shape
+
+    def launch() -> None:
+        quantize_per_token_kernel[(rows,)](
+            x,
+            codes,
+            scale,
+            zero_point,
+            columns,
+            x.stride(0),
+            SYMMETRIC=True,
+            FAKE=False,
+            ONE_BLOCK=True,
+            BLOCK=columns,
+            num_warps=8,
+            enable_fp_fusion=False,
+        )
+
+    return launch
+
+
+def _microseconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    for _ in range(_CALLS):
+        call()
+    times = []
+    for _ in range(_ROUNDS):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(_CALLS):
+            call()
+        times.append(1e6 * (time.perf_counter() - start) / _CALLS)
+    return statistics.median(times), min(times)
+
+
+def _plain(options: argparse.Namespace) -> dict[str, int]:
+    return {"features": options.features, "m": options.m}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Calling an operator without torch's dispatcher, where nothing would come of asking it.
+
+The dispatcher is what lets autograd, torch.compile, export, vmap, profilers and modes see an operator. Where none of
+them looks, it costs several times what a small product takes on the GPU, and so does the launcher behind it. Then the
+call is repeated as it was recorded (kernels/prepared.py). Autocast is no reason to ask: it changes nothing in our
+operators.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_functorch_level = torch._C._functorch.maybe_current_level
+_tracing_state = torch._C._get_tracing_state
+_profiler_enabled = torch._C._autograd._profiler_enabled
+
+
+def directly(implementation: Callable[..., Any], operator: Any) -> Callable[..., Any]:
+    """The operator as a function that leaves the dispatcher out where that makes no difference.
+
+    Args:
+        implementation: what the operator does on a GPU, made of nothing but new memory and launches.
+        operator: the registered OpOverload, which stays reachable as `.overload`.
+    """
+    assert not operator._schema.is_mutable, "what is written to counts its versions in the dispatcher"
+    name = operator._schema.name
+    defaults = {argument.name: argument.default_value for argument in operator._schema.arguments}
+
+    @functools.wraps(implementation)
+    def call(*arguments: Any, **words: Any) -> Any:
+        if torch.compiler.is_compiling() or not on_gpu(arguments[0]) or somebody_listens(arguments):
+            return operator(*arguments, **words)
+        if words:
+            following = list(defaults.items())[len(arguments) :]
+            arguments += tuple([words.pop(word, default) for word, default in following])
+            if words:  # of a word that is unknown, or given twice, the dispatcher complains
+                return operator(*arguments, **words)
+        return _prepared()(name, arguments, implementation, operator)
+
+    call.overload = operator  # type: ignore[attr-defined]
+    return call
+
+
+@functools.cache
+def _prepared() -> Callable[..., Any]:
+    from tritonq.kernels.prepared import prepared
+
+    return prepared
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether kernels compute on an operator's first argument."""
+    return isinstance(x, Tensor) and x.is_cuda and _uses_kernels()(x)
+
+
+@functools.cache
+def _uses_kernels() -> Callable[[Tensor], bool]:
+    from tritonq.ops.library import uses_kernels
+
+    return uses_kernels
+
+
+def somebody_listens(arguments: tuple[Any, ...]) -> bool:
+    """True where the dispatcher would do more than call the implementation."""
+    return (
+        _dispatch_modes() > 0
+        or (_function_modes() > 0 and not _only_default_devices())
+        or _functorch_level() is not None
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or _profiler_enabled()
+        or (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments))
+    )
+
+
+def _only_default_devices() -> bool:
+    """torch.set_default_device is a mode too, one that has nothing to say to us."""
+    modes = (torch._C._get_function_stack_at(index) for index in range(_function_modes()))
+    return all(isinstance(mode, DeviceContext) for mode in modes)
