@@ -51,6 +51,13 @@ def why_not(problem: Problem, target: Target, config: TileConfig) -> str | None:
     return why_not_numbers(config) or check(problem, target, config)
 
 
+def missing_paths(target: Target) -> dict[str, str | None]:
+    """Every path, and why a target does not have it; None where it has."""
+    problem = Problem("int8", (True, True, False), 4096, 4096, 4096)
+    paths = dict.fromkeys(path for _, path in _CHECKS)
+    return {path: why_not(problem, target, TileConfig(128, 128, 128, 1, 8, 2, path)) for path in paths}
+
+
 def why_not_numbers(config: TileConfig) -> str | None:
     """The same for what holds of every problem: each number within its bounds."""
     blocks = (config.block_n, config.block_m, config.block_k)

@@ -35,9 +35,9 @@ def any_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Whatever the processor says of itself, the one-time test of torch's product decides, and must decide rightly."""
     if request.param != "as it is":
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
-    integers._int_mm_is_exact_and_fast.cache_clear()
+    integers.int_mm_is_exact_and_fast.cache_clear()
     yield
-    integers._int_mm_is_exact_and_fast.cache_clear()
+    integers.int_mm_is_exact_and_fast.cache_clear()
 
 
 @pytest.mark.usefixtures("any_processor")

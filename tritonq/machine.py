@@ -8,6 +8,8 @@ import subprocess
 
 import torch
 
+import tritonq
+
 
 def versions() -> dict[str, str | None]:
     """Of Python, torch, Triton and tritonq; None for what is not installed."""
@@ -15,7 +17,7 @@ def versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "tritonq": _version("tritonq"),
+        "tritonq": tritonq.__version__,
     }
 
 

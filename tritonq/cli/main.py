@@ -67,6 +67,7 @@ def build_app() -> typer.Typer:
 
     from tritonq.cli.convert import convert
     from tritonq.cli.demo import demo
+    from tritonq.cli.doctor import doctor
     from tritonq.cli.evaluate import evaluate
     from tritonq.cli.info import info
     from tritonq.cli.quantize import quantize
@@ -82,6 +83,7 @@ def build_app() -> typer.Typer:
         "info": info,
         "convert": convert,
         "tune": tune,
+        "doctor": doctor,
         "demo": demo,
     }
     for name, command in commands.items():

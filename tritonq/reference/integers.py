@@ -13,7 +13,7 @@ _EXACT_COLUMNS = 1024
 
 def int_matmul(x: Tensor, w: Tensor) -> Tensor:
     """Exact product of int8 codes: [M, K] · [N, K]ᵀ → int32 [M, N]."""
-    if x.device.type == "cpu" and x.numel() and w.numel() and _int_mm_is_exact_and_fast():
+    if x.device.type == "cpu" and x.numel() and w.numel() and int_mm_is_exact_and_fast():
         return torch._int_mm(x, w.t())
     # [M, K'] @ [K', N] for K' columns at a time
     chunks = zip(x.split(_EXACT_COLUMNS, dim=1), w.split(_EXACT_COLUMNS, dim=1), strict=True)
@@ -46,7 +46,7 @@ def int8_accumulate(x: Tensor, x_zero: Tensor | None, w: Tensor, w_zero: Tensor 
 
 
 @functools.cache
-def _int_mm_is_exact_and_fast() -> bool:
+def int_mm_is_exact_and_fast() -> bool:
     """Whether torch's int8 product may be used here: it is slow, or saturates to 16 bits, on CPUs without VNNI."""
     if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         return False

@@ -113,7 +113,9 @@ class Workers:
 
 def _answer(function: Callable[..., Any], connection: Connection) -> None:
     """The process: answers until a question raises, or nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that asks ends this one
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process; the one that asks ends this one
     while True:
         try:
             arguments = connection.recv()

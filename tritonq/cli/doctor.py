@@ -1,0 +1,15 @@
+"""`tritonq doctor`: whether everything computes right on this machine."""
+
+import typer
+
+from tritonq.cli.options import JsonFile
+from tritonq.json_file import check_target
+
+
+def doctor(json_file: JsonFile = None) -> None:
+    """Check every kernel on this machine against the reference, and say what will run; exit code 1 if any is wrong."""
+    check_target(json_file)
+    from tritonq.doctor import command
+
+    if not command.examine(json_file):
+        raise typer.Exit(1)

@@ -1,0 +1,122 @@
+"""What `tritonq doctor` does: say what is here and which kernels will run, check them, print a table."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from tritonq import machine, ops
+from tritonq.doctor.checks import REPEATS, Check, Outcome, run_check
+from tritonq.json_file import write_json
+from tritonq.progress import track
+from tritonq.table import aligned
+
+_CHECK_SECONDS = 180.0
+_MOST_PROCESSES = 8
+NO_GPU = "no GPU that torch can use: everything is computed on the CPU, by the reference"
+
+
+def examine(json_file: Path | None) -> bool:
+    """Print and write the report; False where something is wrong."""
+    facts: dict[str, object] = {**machine.versions()}
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus:
+        facts |= machine.gpu(torch.cuda.current_device())
+    for name, value in facts.items():
+        print(f"{name}: {'not installed' if value is None else value}")
+    uses_kernels = bool(gpus) and ops.backend("cuda") == "triton"
+    for line in _kernel_lines(uses_kernels):
+        print(line)
+    checks, outcomes = on_gpu() if uses_kernels else on_cpu()
+    print()
+    for line in table(checks, outcomes):
+        print(line)
+    wrong = sum(outcome.wrong is not None for outcome in outcomes)
+    print()
+    print(f"{len(checks)} checks, {f'{wrong} WRONG' if wrong else 'all right'}")
+    if json_file is not None:
+        rows = [
+            {"name": check.name, "path": check.path, "difference": outcome.difference, "wrong": outcome.wrong}
+            for check, outcome in zip(checks, outcomes, strict=True)
+        ]
+        write_json(json_file, {"machine": facts, "checks": rows})
+    return wrong == 0
+
+
+def on_cpu() -> tuple[list[Check], list[Outcome]]:
+    """The reference's checks, in this process."""
+    from tritonq.doctor.cpu import cpu_checks
+
+    checks: list[Check] = list(cpu_checks())
+    return checks, [run_check(check, "cpu", repeats=2) for check in track(checks, "checking")]
+
+
+def on_gpu() -> tuple[list[Check], list[Outcome]]:
+    """All checks: those of the current GPU in processes side by side, since most of the time is the compiler's."""
+    from tritonq.doctor.operators import operator_checks
+    from tritonq.doctor.products import product_checks
+    from tritonq.kernels.target import gpu_target
+
+    target = gpu_target(torch.cuda.current_device())
+    checks: list[Check] = [*product_checks(target), *operator_checks()]
+    answers = _in_processes(checks)
+    of_cpu, outcomes_of_cpu = on_cpu()
+    return [*of_cpu, *checks], [*outcomes_of_cpu, *track(answers, "checking", total=len(checks))]
+
+
+def table(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> list[str]:
+    """A line per check; what is wrong is said in its line."""
+    rows = [
+        (
+            check.name,
+            check.path,
+            "-" if outcome.difference is None else f"{outcome.difference:.2g}",
+            "ok" if outcome.wrong is None else f"WRONG: {outcome.wrong}",
+        )
+        for check, outcome in zip(checks, outcomes, strict=True)
+    ]
+    return aligned(("checked", "computed by", "largest difference", ""), rows, numbers=0)
+
+
+def _in_processes(checks: Sequence[Check]) -> Iterator[Outcome]:
+    """Outcomes in order; a check that ends its process is wrong."""
+    from tritonq.tuning.worker import WorkerError, Workers
+
+    workers = Workers(run_check, _CHECK_SECONDS, min(_MOST_PROCESSES, os.cpu_count() or 1))
+    with contextlib.closing(workers):
+        for answer in workers.ask_all([(check, "cuda", REPEATS) for check in checks]):
+            yield Outcome(None, str(answer)) if isinstance(answer, WorkerError) else answer
+
+
+def _kernel_lines(uses_kernels: bool) -> Iterator[str]:
+    """Which paths there are and why not, and what becomes of the tuned file."""
+    if not torch.cuda.is_available():
+        yield NO_GPU
+        from tritonq.reference.integers import int_mm_is_exact_and_fast
+
+        exact = int_mm_is_exact_and_fast()
+        yield f"int8 products: {'torch._int_mm' if exact else 'float32, in parts that are exact'}"
+        return
+    if not uses_kernels:
+        why = "Triton is not installed" if importlib.util.find_spec("triton") is None else "see the warning"
+        yield f"kernels: none, the reference computes: {why}"
+        return
+    from tritonq.kernels import tuned_file
+    from tritonq.kernels.limits import missing_paths
+    from tritonq.kernels.target import gpu_target
+
+    target = gpu_target(torch.cuda.current_device())
+    for path, why_not in missing_paths(target).items():
+        yield f"path {path}: {'yes' if why_not is None else f'no: {why_not}'}"
+    file = tuned_file.path_of(target)
+    try:
+        entries = len(tuned_file.read(file, target))
+    except ValueError as error:
+        yield f"tuned file: {file}, ignored: {error}"
+    else:
+        yield f"tuned file: {f'{file}, {entries} entries' if entries else 'none; tritonq tune writes one'}"
