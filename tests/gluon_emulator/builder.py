@@ -74,6 +74,14 @@ class Builder(
         """The warps of a partition run in step here."""
         self.schedule.switch()
 
+    def create_fence_mbarrier_init_release_cluster(self) -> None:
+        """There are no other programs in the cluster."""
+
+    def create_cluster_barrier(self, *arguments: Any) -> None:
+        self.schedule.switch()
+
+    create_cluster_arrive = create_cluster_wait = create_cluster_barrier
+
     # The kernels before and after this one
 
     def create_grid_dependency_wait(self) -> None:

@@ -137,6 +137,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "create_fmul": torch.mul,
     "create_fdiv": torch.div,
     "create_precise_divf": torch.div,
+    "create_approx_divf": torch.div,
     "create_frem": torch.fmod,
     "create_minimumf": torch.minimum,
     "create_maximumf": torch.maximum,
@@ -151,6 +152,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "create_fneg": torch.neg,
     "create_fabs": torch.abs,
     "create_iabs": torch.abs,
     "create_floor": torch.floor,
