@@ -169,6 +169,12 @@ def test_concurrent_programs(seed):
     assert y.tolist() == [4] * 4
 
 
+def test_programs_that_run_one_after_the_other_wait_in_vain():
+    counter, y = torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(DeadlockError, match=r"in vain .* gluon_kernels\.py"):
+        emulate(kernels.spinning_kernel, (2,), counter, y)
+
+
 def test_launches_are_emulated():
     weight, x, y = torch.tensor([3.0]), torch.tensor([5.0]), torch.zeros(1)
     with emulated_launches(seed=1) as launched:

@@ -20,6 +20,7 @@ from .barriers import BarrierOperations
 from .copies import CopyOperations
 from .errors import source_line
 from .global_memory import GlobalMemory
+from .global_operations import GlobalOperations
 from .layouts import Layout, inferred_shared_layout, layout
 from .partitions import EARLIER_KERNELS, Partition
 from .products import ProductOperations
@@ -35,6 +36,7 @@ AssemblyTwins = dict[str, Callable[..., list[Tensor]]]
 class Builder(
     ShapeOperations,
     ElementwiseOperations,
+    GlobalOperations,
     BarrierOperations,
     CopyOperations,
     ProductOperations,
@@ -51,6 +53,7 @@ class Builder(
         self.codegen_fns: dict[str, Any] = {}
         self.module_map: dict[str, Any] = {}
         self._twins = twins
+        self.polls = 0
 
     @property
     def partition(self) -> Partition:  # type: ignore[override]
@@ -91,67 +94,6 @@ class Builder(
 
     def create_grid_dependency_launch_dependents(self) -> None:
         """A hint: nothing runs after this one here."""
-
-    # Global memory
-
-    def get_cache_policy(self, *arguments: Any) -> None:
-        """A hint."""
-
-    get_nvidia_cache_policy = get_cache_policy
-
-    def create_load(self, pointers: Registers, *hints: Any) -> Registers:
-        return self.create_masked_load(pointers, None, None, *hints)
-
-    def create_masked_load(
-        self, pointers: Registers, mask: Registers | None, other: Registers | None, *hints: Any
-    ) -> Registers:
-        if True in hints:  # volatile: somebody may be waiting for another program's store
-            self.schedule.switch()
-        assert pointers.pointee is not None
-        self._touch(pointers, mask, is_write=False)
-        loaded = self.memory.load(pointers.data, _data(mask), _data(other), pointers.pointee)
-        return Registers(loaded, pointers.layout)
-
-    def create_store(self, pointers: Registers, value: Registers, *hints: Any) -> None:
-        self.create_masked_store(pointers, value, None)
-
-    def create_masked_store(
-        self, pointers: Registers, value: Registers, mask: Registers | None, *hints: Any
-    ) -> None:
-        self._touch(pointers, mask, is_write=True)
-        self.memory.store(pointers.data, value.data, _data(mask))
-
-    def create_atomic_rmw(
-        self, operation: Any, pointers: Registers, value: Registers, mask: Registers, *order: Any
-    ) -> Registers:
-        self.schedule.switch()
-        name = str(operation).rsplit(".", 1)[-1]
-        if name not in _ATOMICS:
-            raise NotImplementedError(f"the Gluon emulator does not know the atomic operation {name}")
-        self._touch(pointers, mask, is_write=True)
-        old = self.memory.update(pointers.data, value.data, _data(mask), _ATOMICS[name])
-        self.schedule.switch()
-        return Registers(old, pointers.layout)
-
-    def create_atomic_cas(
-        self, pointers: Registers, expected: Registers, value: Registers, *order: Any
-    ) -> Registers:
-        self.schedule.switch()
-        self._touch(pointers, None, is_write=True)
-        wanted = expected.data
-        old = self.memory.update(
-            pointers.data, value.data, None, lambda found, new: torch.where(found == wanted, new, found)
-        )
-        self.schedule.switch()
-        return Registers(old, pointers.layout)
-
-    def _touch(self, pointers: Registers, mask: Registers | None, is_write: bool) -> None:
-        """Before `gdc_wait`, only what no earlier kernel writes may be read."""
-        has_waited = self.partition.clock.covers(EARLIER_KERNELS)
-        if not has_waited:
-            chosen = pointers.data if mask is None else pointers.data[mask.data.expand(pointers.data.shape)]
-            for address in chosen.reshape(-1)[:1].tolist():
-                self.memory.may_touch(address, is_write, has_waited)
 
     # Shared memory
 
@@ -260,19 +202,3 @@ class _Results:
 
     def get_result(self, index: int) -> Registers:
         return self._results[index]
-
-
-def _data(handle: Registers | None) -> Tensor | None:
-    return None if handle is None else handle.data
-
-
-_ATOMICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ADD": torch.add,
-    "FADD": torch.add,
-    "MIN": torch.minimum,
-    "MAX": torch.maximum,
-    "AND": torch.bitwise_and,
-    "OR": torch.bitwise_or,
-    "XOR": torch.bitwise_xor,
-    "XCHG": lambda old, new: new,
-}

@@ -99,18 +99,20 @@ class GlobalMemory:
         values: Tensor,
         mask: Tensor | None,
         combine: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """Replace elements by combine(element, value), one after the other; returns what was there."""
+    ) -> tuple[Tensor, bool]:
+        """Replace elements by combine(element, value), one after the other: (what was there, whether it changed)."""
         result = torch.zeros(addresses.shape, dtype=values.dtype)
         chosen, elements, index = self._elements(addresses, mask, values.dtype)
+        is_changed = False
         if index is not None:
-            new = values.expand(addresses.shape)[chosen]
+            new = values.expand(addresses.shape)[chosen].reshape(-1)
             old = torch.empty_like(new)
             for position, element in enumerate(index.tolist()):
                 old[position] = elements[element]
                 elements[element] = combine(elements[element].clone(), new[position])
+                is_changed |= bool(elements[element] != old[position])
             result[chosen] = old
-        return result
+        return result, is_changed
 
     def _elements(
         self, addresses: Tensor, mask: Tensor | None, dtype: torch.dtype

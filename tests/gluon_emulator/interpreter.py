@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -70,10 +71,10 @@ class Interpreter:
             )
         owner = getattr(function, "__self__", None)
         if isinstance(owner, tl.base_value) or tl.is_builtin(function):
-            parameters = getattr(function, "signature", None) or inspect.signature(function)
-            if "_semantic" in parameters.parameters:
+            wanted = _parameters(getattr(function, "__func__", function))
+            if "_semantic" in wanted:
                 kwargs["_semantic"] = self.semantic
-            if "_generator" in parameters.parameters:
+            if "_generator" in wanted:
                 kwargs["_generator"] = self
             result = function(*args, **kwargs)
             return tl.tuple(result) if isinstance(result, builtins.tuple) else result
@@ -199,6 +200,12 @@ class Interpreter:
         type_ = self.semantic.integer_promote_impl(type_, step.dtype)
         for i in range(*(int(b.handle.data) for b in (start, end, step))):
             yield self.semantic.scalar_constant(i, type_)
+
+
+@functools.cache
+def _parameters(function: Any) -> frozenset[str]:
+    """Names of a builtin's parameters."""
+    return frozenset((getattr(function, "signature", None) or inspect.signature(function)).parameters)
 
 
 class _BoundKernel:

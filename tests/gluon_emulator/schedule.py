@@ -103,6 +103,10 @@ class Schedule:
                 first = next(o for o in self._operations if o is operation or _same_queue(o, operation))
                 self._happen(first)
 
+    def is_alone(self) -> bool:
+        """Whether nothing but the current task can change anything."""
+        return len(self._tasks) == 1 and not self._operations
+
     def switch(self) -> None:
         """A point at which others may go on, and operations happen."""
         self._let_things_happen()
