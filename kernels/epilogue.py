@@ -85,6 +85,45 @@ def finished(
 
 
 @triton.jit
+def gated_finished(
+    gate,
+    up,
+    x_scale_ptr,
+    x_zero_ptr,
+    gate_scale_ptr,
+    gate_zero_ptr,
+    gate_sum_ptr,
+    gate_bias_ptr,
+    up_scale_ptr,
+    up_zero_ptr,
+    up_sum_ptr,
+    up_bias_ptr,
+    out_scale_ptr,
+    out_zero_ptr,
+    n,
+    m,
+    N,
+    M,
+    K,
+    ACTIVATION: tl.constexpr,
+    X_QPARAM_STRIDE: tl.constexpr,
+    OUT_QMIN: tl.constexpr,
+):
+    """`finished` of a gated product: of two accumulators, and the arguments of `int8_gated_matmul_kernel`."""
+    gate = subtract_x_zero(gate, x_zero_ptr, gate_sum_ptr, gate_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
+    up = subtract_x_zero(up, x_zero_ptr, up_sum_ptr, up_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
+    y = activate(
+        scale_and_bias(gate, x_scale_ptr, gate_scale_ptr, gate_bias_ptr, n, m, N, M, X_QPARAM_STRIDE),
+        ACTIVATION,
+    )
+    y = y * scale_and_bias(up, x_scale_ptr, up_scale_ptr, up_bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
+    if out_scale_ptr is not None:
+        return to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN)
+    else:
+        return y
+
+
+@triton.jit
 def subtract_w_zero(acc, x_sum, w_zero_ptr, n, N):
     """int32 acc - w_zero · Σx, Σx [BLOCK_M] over the columns that acc covers."""
     if w_zero_ptr is not None:

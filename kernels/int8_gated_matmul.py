@@ -10,13 +10,18 @@ written, and x is read once:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .configurations import Problem, configured
-from .epilogue import activate, scale_and_bias, subtract_w_zero, subtract_x_zero, to_grid
+from .descriptors import is_addressable
+from .epilogue import gated_finished, subtract_w_zero
+from .hopper.shapes import choose_gated_config, is_for_hopper
+from .hopper.versions import AVAILABLE
 from .launch import launch
 from .split_k import split_count, sums_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -26,15 +31,15 @@ from .tiles import TileConfig, stages_that_fit, tile_of_program
 @triton.jit
 def int8_gated_matmul_kernel(
     x_ptr,  # int8 [M, K], row stride stride_x
+    gate_ptr,  # int8 [N, stride_gate], columns K onwards are padding
+    up_ptr,  # int8 [N, stride_up], alike
     x_scale_ptr,  # float32 [M] or [1]
     x_zero_ptr,  # int8 [M] or [1], or None for 0
-    gate_ptr,  # int8 [N, stride_gate], columns K onwards are padding
     gate_scale_ptr,  # float [N]
     gate_zero_ptr,  # int8 [N], or None for 0
     gate_sum_ptr,  # int32 [N], the sum of each row's codes
     gate_bias_ptr,  # float [N], or None
-    up_ptr,  # int8 [N, stride_up]; what follows as for gate
-    up_scale_ptr,
+    up_scale_ptr,  # what follows as for gate
     up_zero_ptr,
     up_sum_ptr,
     up_bias_ptr,
@@ -98,20 +103,33 @@ def int8_gated_matmul_kernel(
     if SPLITS > 1:
         gate, up, is_last = sums_of_splits(gate, up, partials_ptr, counters_ptr, tile, split, SPLITS)
         m_inside = m < tl.where(is_last, M, 0)
-    gate = subtract_x_zero(gate, x_zero_ptr, gate_sum_ptr, gate_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-    up = subtract_x_zero(up, x_zero_ptr, up_sum_ptr, up_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-
-    y = activate(
-        scale_and_bias(gate, x_scale_ptr, gate_scale_ptr, gate_bias_ptr, n, m, N, M, X_QPARAM_STRIDE),
+    values = gated_finished(
+        gate,
+        up,
+        x_scale_ptr,
+        x_zero_ptr,
+        gate_scale_ptr,
+        gate_zero_ptr,
+        gate_sum_ptr,
+        gate_bias_ptr,
+        up_scale_ptr,
+        up_zero_ptr,
+        up_sum_ptr,
+        up_bias_ptr,
+        out_scale_ptr,
+        out_zero_ptr,
+        n,
+        m,
+        N,
+        M,
+        K,
         ACTIVATION,
+        X_QPARAM_STRIDE,
+        OUT_QMIN,
     )
-    y = y * scale_and_bias(up, x_scale_ptr, up_scale_ptr, up_bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
     inside = (n < N)[:, None] & m_inside[None, :]
     out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    if out_scale_ptr is not None:
-        tl.store(out_ptrs, to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN), mask=inside)
-    else:
-        tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def int8_gated_matmul(
@@ -154,64 +172,79 @@ def int8_gated_matmul(
     )
     if rows == 0:
         return out
+    target = target_of(x)
     if config is None:
-        target = target_of(x)
+        addressable = is_addressable(x) and is_addressable(gate) and is_addressable(up)
         config = configured(
-            Problem("int8_gated", (), rows, features, columns),
+            Problem("int8_gated", (addressable,), rows, features, columns),
             target,
-            lambda: choose_config(target, rows, features, columns),
+            lambda: choose_config(target, rows, features, columns, addressable),
         )
-    tiles = config.tiles(features, rows)
-    tile_elements = 2 * config.block_n * config.block_m
+    operands = (x_scale, x_zero, gate_scale, gate_zero, gate_sum, gate_bias)
+    operands = (*operands, up_scale, up_zero, up_sum, up_bias, out_scale, out_zero)
+    constants = {
+        "ACTIVATION": activation,
+        "X_QPARAM_STRIDE": int(x_scale.numel() > 1),
+        "OUT_QMIN": -127.0 if out_symmetric else -128.0,
+    }
     with on_device_of(x):
-        partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-        launch(
-            int8_gated_matmul_kernel,
-            (tiles, config.splits),
-            x,
-            x_scale,
-            x_zero,
-            gate,
-            gate_scale,
-            gate_zero,
-            gate_sum,
-            gate_bias,
-            up,
-            up_scale,
-            up_zero,
-            up_sum,
-            up_bias,
-            out_scale,
-            out_zero,
-            out,
-            partials,
-            counters,
-            rows,
-            features,
-            columns,
-            x.stride(0),
-            gate.shape[1],
-            up.shape[1],
-            ACTIVATION=activation,
-            X_QPARAM_STRIDE=int(x_scale.numel() > 1),
-            OUT_QMIN=-127.0 if out_symmetric else -128.0,
-            EVEN_K=columns % (config.block_k * config.splits) == 0,
-            SPLITS=config.splits,
-            BLOCK_N=config.block_n,
-            BLOCK_M=config.block_m,
-            BLOCK_K=config.block_k,
-            GROUP=8,
-            enable_fp_fusion=False,
-            **config.launch_options,
-        )
+        if config.path == "hopper":
+            from .hopper.int8_gated_matmul import launch_hopper  # imports Gluon, which not every Triton has
+
+            launch_hopper(x, gate, up, operands, out, constants, config, target)
+        else:
+            _launch_pointers(x, gate, up, operands, out, constants, config)
     return out
 
 
-def choose_config(target: Target, rows: int, features: int, columns: int) -> TileConfig:
+def _launch_pointers(
+    x: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    operands: tuple[Tensor | None, ...],
+    out: Tensor,
+    constants: dict[str, Any],
+    config: TileConfig,
+) -> None:
+    (rows, columns), features = x.shape, gate.shape[0]
+    tiles = config.tiles(features, rows)
+    tile_elements = 2 * config.block_n * config.block_m
+    partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
+    launch(
+        int8_gated_matmul_kernel,
+        (tiles, config.splits),
+        x,
+        gate,
+        up,
+        *operands,
+        out,
+        partials,
+        counters,
+        rows,
+        features,
+        columns,
+        x.stride(0),
+        gate.shape[1],
+        up.shape[1],
+        **constants,
+        EVEN_K=columns % (config.block_k * config.splits) == 0,
+        SPLITS=config.splits,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k,
+        GROUP=8,
+        enable_fp_fusion=False,
+        **config.launch_options,
+    )
+
+
+def choose_config(target: Target, rows: int, features: int, columns: int, addressable: bool) -> TileConfig:
     """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle.
 
     Two tiles of weights take the registers and the shared memory of one with twice the rows.
     """
+    if AVAILABLE and addressable and is_for_hopper(target, rows, features):
+        return choose_gated_config(target, rows, features, columns)
     if target.backend == "hip":
         shape = (64, 16, 128, 4, 2) if rows <= 32 else (64, 64, 64, 4, 2)
     elif (

@@ -21,9 +21,9 @@ from torch import Tensor
 from .configurations import Problem, configured
 from .descriptors import is_addressable
 from .epilogue import finished, subtract_w_zero
-from .int8_descriptor_matmul import choose_descriptor_config, has_copy_engine, launch_descriptors
 from .hopper.shapes import choose_int8_config, is_for_hopper
 from .hopper.versions import AVAILABLE
+from .int8_descriptor_matmul import choose_descriptor_config, has_copy_engine, launch_descriptors
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -175,12 +175,13 @@ def int8_matmul(
     target = target_of(x)
     if config is None:
         short_epilogue = residual is None and w_zero is None and activation in ("none", "relu")
+        long_epilogue = residual is not None or w_zero is not None
         addressable = is_addressable(x) and is_addressable(w)
         config = configured(
-            Problem("int8", (short_epilogue, addressable, residual is not None), rows, features, columns),
+            Problem("int8", (short_epilogue, addressable, long_epilogue), rows, features, columns),
             target,
             lambda: choose_config(
-                target, rows, features, columns, short_epilogue, addressable, residual is not None
+                target, rows, features, columns, short_epilogue, addressable, long_epilogue
             ),
         )
     operands = (x_scale, x_zero, w_scale, w_zero, w_sum, bias, residual, residual_scale, residual_zero)
@@ -250,15 +251,15 @@ def choose_config(
     columns: int,
     short_epilogue: bool,
     addressable: bool,
-    residual: bool,
+    long_epilogue: bool,
 ) -> TileConfig:
     """Tile shapes by M; what fits in shared memory; splits where the tiles leave multiprocessors idle.
 
     A tile of [256, 128] fits in registers on Hopper alone (elsewhere Triton 3.8 spills 600 bytes of it), and with no
     residual, smooth activation or zero points of the weight beside it.
     """
-    if AVAILABLE and addressable and is_for_hopper(target, rows):
-        return choose_int8_config(target, rows, features, columns, residual)
+    if AVAILABLE and addressable and is_for_hopper(target, rows, features):
+        return choose_int8_config(target, rows, features, columns, long_epilogue)
     if rows > 512 and addressable and has_copy_engine(target):
         return choose_descriptor_config(target, short_epilogue)
     if target.backend == "hip":

@@ -153,7 +153,8 @@ def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "hopper"."""
     if not versions.AVAILABLE:
         return "this version of Triton does not have the Gluon that Hopper's kernels are written in"
-    return shapes.why_not_int8(problem, target, config)
+    check = shapes.why_not_int8 if problem.family == "int8" else shapes.why_not_gated
+    return check(problem, target, config)
 
 
 def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
@@ -180,4 +181,4 @@ Check = Callable[[Problem, Target, TileConfig], str | None]
 _CHECKS: dict[tuple[str, str], Check] = {
     (family, "pointers"): _pointers
     for family in ("int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient")
-} | {("int8", "descriptors"): _descriptors, ("int8", "hopper"): _hopper}
+} | {("int8", "descriptors"): _descriptors, ("int8", "hopper"): _hopper, ("int8_gated", "hopper"): _hopper}

@@ -38,6 +38,7 @@ KERNEL_MODULES = (
     "row_quantize",
     "elementwise",
     "hopper.int8_matmul",
+    "hopper.int8_gated_matmul",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)
 FAKE_QUANTIZATIONS = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 #: Weights, which a kernel may read while the kernel before it still runs.
-WEIGHTS = ("w_desc", "v_desc")
+WEIGHTS = ("w_desc", "gate_desc", "up_desc")
 
 
 @contextlib.contextmanager

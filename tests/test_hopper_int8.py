@@ -43,7 +43,7 @@ TILES = (
     pairwise(
         rows=(70, 1, 129),
         columns=(300, 31, 513),
-        features=(192, 130, 7),
+        features=(192, 144, 16),
         tile=TILES,
         out=(*FLOATS, "int8 symmetric", "int8 affine"),
         activation=reference.ACTIVATIONS,
@@ -114,7 +114,7 @@ def test_splits_agree_to_the_bit_in_any_order_of_events(splits: int, device: str
 
 
 def test_columns_of_padding_are_never_read(device: str) -> None:
-    x, w = random_codes(3, 31, device=device), random_weight(config.W8A8(), 7, 31, torch.float32, device)
+    x, w = random_codes(3, 31, device=device), random_weight(config.W8A8(), 16, 31, torch.float32, device)
     x = addressable(x)
     scale, sums = torch.rand(3, 1, device=device), w.codes.sum(dim=1, dtype=torch.int32)
 
@@ -132,46 +132,47 @@ def test_columns_of_padding_are_never_read(device: str) -> None:
 def test_sums_of_extreme_codes_do_not_overflow(device: str) -> None:
     columns = 33_025 // 16 * 16  # the longest K of two affine operands, aligned
     x = torch.full((1, columns), -128, dtype=torch.int8, device=device)
-    w = random_weight(config.W8A8(symmetric=False), 1, columns, torch.float32, device)
+    w = random_weight(config.W8A8(symmetric=False), 16, columns, torch.float32, device)
     w.packed.fill_(-128)
     w.scale.fill_(1)
-    zero, sums = torch.full((1, 1), 127, dtype=torch.int8, device=device), torch.tensor([-128 * columns])
+    zero, sums = torch.full((1, 16), 127, dtype=torch.int8, device=device), torch.full((16,), -128 * columns)
     one = torch.ones(1, device=device)
-    operands = (x, one, zero[0], w.packed, w.kernel_scale, zero, sums.int().to(device), None)
+    operands = (x, one, zero[0, :1], w.packed, w.kernel_scale, zero, sums.int().to(device), None)
     with hopper_launches():
         found = kernels.int8_matmul(
             *operands, torch.float32, config=TileConfig(64, 64, 128, 2, 4, 4, "hopper")
         )
-    assert found.item() == torch.tensor(columns * 255 * 255).float().item()
+    assert (found == torch.tensor(columns * 255 * 255).float()).all()
 
 
 @pytest.mark.parametrize(
-    ("rows", "features", "columns", "residual", "shape"),
+    ("rows", "features", "columns", "long", "shape"),
     [
         (4096, 28672, 4096, False, (256, 1)),  # tiles enough
-        (4096, 28672, 4096, True, (128, 1)),  # half of the registers belong to the residual
+        (4096, 28672, 4096, True, (128, 1)),  # half of the registers belong to a residual
         (1024, 4096, 4096, False, (256, 1)),  # 128 wide tiles for 132 multiprocessors
         (512, 4096, 4096, False, (128, 1)),  # 128 narrow ones
         (128, 4096, 14336, False, (128, 4)),  # 32 narrow ones, in four parts each
     ],
 )
 def test_the_rule_fills_the_gpu(
-    rows: int, features: int, columns: int, residual: bool, shape: tuple[int, int]
+    rows: int, features: int, columns: int, long: bool, shape: tuple[int, int]
 ) -> None:
-    chosen = shapes.choose_int8_config(H100, rows, features, columns, residual)
+    chosen = shapes.choose_int8_config(H100, rows, features, columns, long)
     assert (chosen.block_n, chosen.splits) == shape
-    problem = kernels.Problem("int8", (not residual, True, residual), rows, features, columns)
+    problem = kernels.Problem("int8", (not long, True, long), rows, features, columns)
     assert shapes.why_not_int8(problem, H100, chosen) is None
     assert (chosen.block_n + chosen.block_m) * chosen.block_k * chosen.num_stages < H100.shared_memory
 
 
 def test_the_rule_is_asked_for_aligned_rows_of_a_hopper() -> None:
-    def path_of(target: Any, rows: int, addressable: bool) -> str:
-        return str(kernels.choose_config(target, rows, 4096, 4096, True, addressable, False).path)
+    def path_of(target: Any, rows: int, addressable: bool, features: int = 4096) -> str:
+        return str(kernels.choose_config(target, rows, features, 4096, True, addressable, False).path)
 
     assert path_of(H100, 65, True) == "hopper"
     assert path_of(H100, 64, True) == "pointers"
     assert path_of(H100, 65, False) == "pointers"
+    assert path_of(H100, 65, True, 4099) == "pointers"  # the output's rows count, too
     assert path_of(Target("cuda", 100, 148, 227 * 1024), 1024, True) == "descriptors"
 
 
@@ -182,12 +183,20 @@ def test_the_rule_is_asked_for_aligned_rows_of_a_hopper() -> None:
         ({"block_m": 32}, "not one of Hopper's"),
         ({"num_stages": 6}, "6 slots do not fit"),
         ({"num_warps": 4}, "256 sums per thread, 128 allowed"),
+        ({"splits": 2}, "128 sums per thread leave no registers"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, int], words: str) -> None:
-    fields = {"block_n": 256, "block_m": 128, "block_k": 128, "num_warps": 8, "num_stages": 4} | change
+    fields = {
+        "block_n": 256,
+        "block_m": 128,
+        "block_k": 128,
+        "splits": 1,
+        "num_warps": 8,
+        "num_stages": 4,
+    } | change
     problem = kernels.Problem("int8", (True, True, False), 1024, 4096, 4096)
-    assert words in shapes.why_not_int8(problem, H100, TileConfig(**fields, splits=1, path="hopper"))
+    assert words in shapes.why_not_int8(problem, H100, TileConfig(**fields, path="hopper"))
 
 
 def test_registers_at_launch_are_those_of_a_multiprocessor() -> None:

@@ -27,10 +27,9 @@ def _is_available() -> bool:
 AVAILABLE = _is_available()
 
 if AVAILABLE:
-    from triton.language.extra.cuda import gdc_launch_dependents as allow_next_kernel
-    from triton.language.extra.cuda import gdc_wait as wait_for_previous_kernel
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.language.nvidia.hopper import tma
+    from triton.language.extra import cuda
 
     #: Tile in global memory → shared memory, by the copy engine. Renamed in 3.8; the old name is an error in 3.9.
     load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -38,3 +37,7 @@ if AVAILABLE:
     store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
     #: All warps of the partition that calls it. Renamed in 3.7.
     barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+    #: Programmatic dependent launch: the kernel behind this one may be put on a multiprocessor that is free …
+    allow_next_kernel = cuda.gdc_launch_dependents
+    #: … and waits here until the one before it has ended and its writes are seen.
+    wait_for_previous_kernel = cuda.gdc_wait

@@ -1,0 +1,64 @@
+"""From accumulators in registers to the output: their layout, parts of them, copies out that the next tile hides.
+
+Accumulators are [rows of x, rows of the weight]: a thread's neighbouring results are neighbours in a row of the output.
+The epilogue's functions know tiles of outᵀ; a transposed view, which moves nothing, is what they get.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
+
+from .versions import store_tile
+
+
+@gluon.constexpr_function
+def accumulator_layout(rows, columns, width, num_warps):
+    """Of int32 [rows, columns] in the registers of num_warps: warp groups below each other, then side by side.
+
+    Each warp has a part of every `width` columns, so that these can be taken out of its registers. The instruction's
+    256 columns are refused for int8; 128 are the most.
+    """
+    row_warps = min(num_warps, rows // 16)
+    column_groups = num_warps // row_warps
+    part = columns if column_groups == 1 else width // column_groups
+    return gl.NVMMADistributedLayout([3, 0], [row_warps, column_groups], [16, min(128, part), 32])
+
+
+@gluon.jit
+def halves(acc):
+    """The left and the right half of acc's columns; nothing moves."""
+    return acc.reshape((acc.shape[0], 2, acc.shape[1] // 2)).permute((0, 2, 1)).split()
+
+
+@gluon.jit
+def turn(acc, n0, m0):
+    """(accᵀ, n, m): the transposed view, and the indices of its rows and columns, of which the first are n0 and m0."""
+    turned = acc.permute((1, 0))
+    n = n0 + gl.arange(0, turned.shape[0], gl.SliceLayout(1, turned.type.layout))
+    m = m0 + gl.arange(0, turned.shape[1], gl.SliceLayout(0, turned.type.layout))
+    return turned, n, m
+
+
+@gluon.jit
+def store(values, n0, m0, out_desc, staging):
+    """Have values of outᵀ, of which the first has the indices n0 and m0, copied out as the output's dtype.
+
+    staging, where they wait, is made before the warps part, so that nothing else is put there while a copy still runs.
+    """
+    tma.store_wait(0)
+    staging.store(values.permute((1, 0)).to(out_desc.dtype))
+    fence_async_shared()
+    store_tile(out_desc, [m0, n0], staging)
+
+
+@gluon.jit
+def partial_pointers(acc, partials_ptr, tile, SPLITS: gl.constexpr):
+    """Pointers to split 0's partial of a tile, laid out as acc."""
+    ROWS: gl.constexpr = acc.shape[0]
+    COLUMNS: gl.constexpr = acc.shape[1]
+    i = gl.arange(0, ROWS, gl.SliceLayout(1, acc.type.layout))
+    j = gl.arange(0, COLUMNS, gl.SliceLayout(0, acc.type.layout))
+    offsets = i[:, None] * COLUMNS + j[None, :]
+    return partials_ptr + tile.to(gl.int64) * (SPLITS * ROWS * COLUMNS) + offsets
