@@ -21,6 +21,7 @@ from .copies import Descriptor
 from .errors import UnfinishedError
 from .global_memory import GlobalMemory
 from .interpreter import Interpreter
+from .language import original_language
 from .partitions import Partition, Program
 from .registers import Registers
 from .schedule import Schedule
@@ -43,6 +44,7 @@ _DTYPES = {
 }
 
 
+@original_language()
 def emulate(
     kernel: Any,
     grid: Any,
