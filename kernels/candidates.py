@@ -37,7 +37,7 @@ _FEW_ROWS = 128
 def first_round(problem: Problem, target: Target) -> list[TileConfig]:
     """One configuration per path and shape of a tile, without doubles."""
     configs = [_completed(problem, target, *shape) for shape in _shapes(problem, target)]
-    if problem.family == "int8" and problem.rows > _ROWS_OF_PLAIN:
+    if problem.family in ("int8", "int8_gated") and problem.rows > _ROWS_OF_PLAIN:
         configs += _with_descriptors(target)
         configs += _on_hopper(problem, target)
     return [config for config in dict.fromkeys(configs) if why_not(problem, target, config) is None]
@@ -83,8 +83,9 @@ def _with_descriptors(target: Target) -> Iterator[TileConfig]:
 def _on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
     """INT8, path "hopper": as deep a ring as fits; K split where few rows leave multiprocessors idle."""
     splits = (1, 2, 4) if problem.rows <= _ROWS_OF_SPLITS else (1,)
+    weights = 2 if problem.family == "int8_gated" else 1
     for block_n, block_m, split in itertools.product((64, 128, 256), (64, 128), splits):
-        stages = shapes.stages_that_fit(target, block_n + block_m)
+        stages = shapes.stages_that_fit(target, weights * block_n + block_m)
         for num_warps in (4, 8):
             yield TileConfig(block_n, block_m, shapes.BLOCK_K, split, num_warps, stages, "hopper")
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +89,15 @@ class TestCandidates:
         for record in records:
             problems = problems_of({**record, "case": "w4a16-g128-bfloat16-decode"}, "sm_90")
             assert not problems, (record, problems)
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="the stand-in for the driver needs a C compiler")
+    def test_what_is_compiled_ahead_is_what_is_launched(self, tmp_path: Path) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "tests.compiled_ahead", str(tmp_path)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-2000:]
+        counts = json.loads(run.stdout.splitlines()[-1])
+        assert list(counts.values()) == [[0, 1, 1], [1, 2, 2], [2, 3, 3]]
 
 
 class TestWorkloads:
