@@ -29,7 +29,7 @@ def markdown(results: Results, with_goals: bool) -> str:
         lines += ["Cells that fall short:", "", *short, ""] if short else []
     problems = tables.problems(results)
     if problems:
-        lines += ["## Wrong, failed, absent", "", *(f"- {problem}" for problem in problems), ""]
+        lines += ["## Wrong, failed, absent, unsteady", "", *(f"- {problem}" for problem in problems), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -15,6 +15,8 @@ from tritonq.table import aligned
 RECORDED_MARK = "ʳ"
 RECORDED_LEGEND = f"{RECORDED_MARK} recorded earlier on the same GPU model, not measured in this run"
 _SCHEMES = ("w8a8", "w8a8_static", "w4a16", "w8a16", "w4a8")
+#: Quartiles that lie further apart than this share of the median: clocks that change, or another program on the GPU.
+_UNSTEADY = 0.1
 _WORDS = {WRONG: "WRONG", FAILED: "failed"}
 
 Value = Callable[[Row], float | None]
@@ -75,7 +77,7 @@ def cell(rows: Sequence[Row], m: int, value: Value, form: str) -> str:
 
 
 def problems(results: Results) -> list[str]:
-    """What was wrong or failed, and who was absent: a line each."""
+    """What was wrong or failed, who was absent, which times are unsteady: a line each."""
     lines = [
         f"{_WORDS[row.status]}: {row.by} {row.scheme} {row.shape} M = {row.M}: {row.message}"
         for row in results.rows
@@ -84,7 +86,19 @@ def problems(results: Results) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for by, why in results.absent.items():
         reasons.setdefault(why, []).append(by)
-    return [*lines, *(f"absent: {', '.join(names)}: {why}" for why, names in reasons.items())]
+    lines += [f"absent: {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return lines + [
+        f"unsteady: {row.by} {row.scheme} {row.shape} M = {row.M}: half of the repeats outside "
+        f"{row.low:.1f} … {row.high:.1f} µs"
+        for row in results.rows
+        if results.on_gpu and _is_unsteady(row)
+    ]
+
+
+def _is_unsteady(row: Row) -> bool:
+    if row.microseconds is None or row.low is None or row.high is None:
+        return False
+    return (row.high - row.low) / row.microseconds > _UNSTEADY
 
 
 def mean_table(results: Results) -> list[list[str]]:
