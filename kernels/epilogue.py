@@ -137,17 +137,29 @@ def subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPA
     """int32 acc - x_zero · (Σw - K · w_zero)."""
     if x_zero_ptr is not None:
         x_zero = tl.load(x_zero_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=0).to(tl.int32)
-        w_sum = tl.load(w_sum_ptr + n, mask=n < N, other=0)
-        if w_zero_ptr is not None:
-            w_sum -= K * tl.load(w_zero_ptr + n, mask=n < N, other=0).to(tl.int32)
-        acc -= x_zero[None, :] * w_sum[:, None]
+        acc = subtract_x_zeros(acc, x_zero, w_sum_ptr, w_zero_ptr, n, N, K)
     return acc
+
+
+@triton.jit
+def subtract_x_zeros(acc, x_zero, w_sum_ptr, w_zero_ptr, n, N, K):
+    """The same with x_zero int32 [BLOCK_M] at hand."""
+    w_sum = tl.load(w_sum_ptr + n, mask=n < N, other=0)
+    if w_zero_ptr is not None:
+        w_sum -= K * tl.load(w_zero_ptr + n, mask=n < N, other=0).to(tl.int32)
+    return acc - x_zero[None, :] * w_sum[:, None]
 
 
 @triton.jit
 def scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE: tl.constexpr):
     """float32 (acc · x_scale) · w_scale + bias."""
     x_scale = tl.load(x_scale_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=1.0)
+    return with_scales_and_bias(acc, x_scale, w_scale_ptr, bias_ptr, n, N)
+
+
+@triton.jit
+def with_scales_and_bias(acc, x_scale, w_scale_ptr, bias_ptr, n, N):
+    """The same with x_scale [BLOCK_M] at hand."""
     w_scale = tl.load(w_scale_ptr + n, mask=n < N, other=1.0).to(tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)

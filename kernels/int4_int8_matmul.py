@@ -2,6 +2,8 @@
 
 Weights come in the layout `int4_bytes`. A nibble moved to the upper half of a byte is 16 times its code, so every
 product is 16 times too large, exactly; the partial sums are shifted right by 4 before anything else happens.
+
+x may be float: then it is quantized per token on the way (quantize_inside.py).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from .configurations import Problem, configured
 from .launch import launch
+from .quantize_inside import codes_of_tile, grids_of_rows
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
@@ -24,8 +27,8 @@ _SLABS = 2
 
 @triton.jit
 def int4_int8_matmul_kernel(
-    x_ptr,  # int8 [M, K], row stride stride_x
-    x_scale_ptr,  # float32 [M]
+    x_ptr,  # int8 or float [M, K], row stride stride_x
+    x_scale_ptr,  # float32 [M] of int8, None of float
     w_ptr,  # int8 bytes [N, stride_w]
     w_scale_ptr,  # float [G, N]
     bias_ptr,  # float [N], or None
@@ -46,6 +49,7 @@ def int4_int8_matmul_kernel(
     GROUPS_ARE_PADDED: tl.constexpr,
     EVEN_K: tl.constexpr,  # the blocks hold exactly K columns
     SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,  # BLOCK_M, or 1 of float where M is 1
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     GROUP: tl.constexpr,
@@ -59,7 +63,10 @@ def int4_int8_matmul_kernel(
     s = tl.arange(0, SLAB)
     n_wrapped = n % N
     w_rows = w_ptr + n_wrapped.to(tl.int64)[:, None] * stride_w  # [BLOCK_N, 1]
-    x_rows = x_ptr + (m % M).to(tl.int64)[None, :] * stride_x  # [1, BLOCK_M]
+    read = tile_m * BLOCK_M + tl.arange(0, ROWS)
+    x_rows = x_ptr + (read % M).to(tl.int64)[None, :] * stride_x  # [1, ROWS]
+    if x_scale_ptr is None:
+        finite, x_scale, zero, inverse = grids_of_rows(x_ptr, read, M, K, stride_x, True, ROWS)
 
     blocks_per_split = tl.cdiv(blocks, SPLITS)
     first = split * blocks_per_split
@@ -78,6 +85,8 @@ def int4_int8_matmul_kernel(
                 x = tl.load(x_rows + (column + s)[:, None])
             else:
                 x = tl.load(x_rows + (column + s)[:, None], mask=(column + s)[:, None] < K, other=0)
+            if x_scale_ptr is None:
+                x = codes_of_tile(x, finite, zero, inverse, True, BLOCK_M)
             if SLABS_PER_SCALE > 0:
                 if position % SLABS_PER_SCALE == 0:
                     partial = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
@@ -91,7 +100,8 @@ def int4_int8_matmul_kernel(
                     total += (partial >> 4).to(tl.float32) * scale[:, None]
 
     m_inside = m < M
-    x_scale = tl.load(x_scale_ptr + m, mask=m_inside, other=1.0)
+    if x_scale_ptr is not None:
+        x_scale = tl.load(x_scale_ptr + m, mask=m_inside, other=1.0)
     if SLABS_PER_SCALE == 0:
         accumulator = partial >> 4
         if SPLITS > 1:
@@ -112,7 +122,7 @@ def int4_int8_matmul_kernel(
 
 def int4_int8_matmul(
     x: Tensor,
-    x_scale: Tensor,
+    x_scale: Tensor | None,
     w: Tensor,
     w_scale: Tensor,
     bias: Tensor | None,
@@ -125,8 +135,8 @@ def int4_int8_matmul(
     """x [M, K] · wᵀ → [M, N] of out_dtype.
 
     Args:
-        x: int8 [M, K], symmetric codes.
-        x_scale: float32 [M, 1].
+        x: int8 [M, K], symmetric codes; or float, to be quantized here.
+        x_scale: float32 [M, 1]; None of float x.
         w: int8 bytes [N, ·] of layout `int4_bytes`.
         w_scale: float [G, N], contiguous.
         bias: float [N] or None.
@@ -180,6 +190,7 @@ def int4_int8_matmul(
             GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
             EVEN_K=columns == blocks * _SLABS * slab_width,
             SPLITS=config.splits,
+            ROWS=1 if x_scale is None and rows == 1 else config.block_m,
             BLOCK_N=config.block_n,
             BLOCK_M=config.block_m,
             GROUP=8,
@@ -189,13 +200,17 @@ def int4_int8_matmul(
     return out
 
 
-def choose_config(target: Target, rows: int, features: int, blocks: int, slab_width: int) -> TileConfig:
-    """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
+def choose_config(
+    target: Target, rows: int, features: int, blocks: int, slab_width: int, element_size: int = 1
+) -> TileConfig:
+    """Tile shapes by M; stages that fit in shared memory, x's elements being of so many bytes; splits where the tiles
+    leave multiprocessors idle.
+    """
     block_m = min(128, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
     block_n, num_warps, num_stages = (64, 4, 4) if rows <= 64 else (128, 8, 3)
     if target.backend == "hip":
         num_stages = 2
-    num_stages = stages_that_fit(target, (block_n + 2 * block_m) * slab_width, num_stages)
+    num_stages = stages_that_fit(target, (block_n + 2 * block_m * element_size) * slab_width, num_stages)
     tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
     programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
     splits = split_count(target, tiles, blocks, programs_per_multiprocessor)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from .configurations import Problem, configured
 from .descriptors import is_addressable
-from .epilogue import finished, subtract_w_zero
+from .epilogue import finished
 from .hopper.shapes import choose_int8_config, is_for_hopper
 from .hopper.versions import AVAILABLE
 from .int8_descriptor_matmul import choose_descriptor_config, has_copy_engine, launch_descriptors
+from .int8_tile import product_of_split
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
@@ -70,28 +71,13 @@ def int8_matmul_kernel(
     tile_n, tile_m = tile_of_program(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tl.arange(0, BLOCK_K)
     # Rows beyond the edge wrap around: a modulo here is cheaper than a mask in the loop.
     w_rows = w_ptr + (n % N).to(tl.int64)[:, None] * stride_w  # [BLOCK_N, 1]
     x_rows = x_ptr + (m % M).to(tl.int64)[None, :] * stride_x  # [1, BLOCK_M]
-
-    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS)
-    first = split * steps * BLOCK_K
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
-    x_sum = tl.zeros((BLOCK_M,), tl.int32)
-    for step in range(steps):
-        columns = first + step * BLOCK_K + k
-        if EVEN_K:
-            w = tl.load(w_rows + columns[None, :])
-            x = tl.load(x_rows + columns[:, None])
-        else:
-            w = tl.load(w_rows + columns[None, :], mask=columns[None, :] < K, other=0)
-            x = tl.load(x_rows + columns[:, None], mask=columns[:, None] < K, other=0)
-        acc = tl.dot(w, x, acc, out_dtype=tl.int32)
-        if w_zero_ptr is not None:
-            x_sum += tl.sum(x.to(tl.int32), axis=0)
-
-    acc = subtract_w_zero(acc, x_sum, w_zero_ptr, n, N)
+    acc = product_of_split(
+        x_rows, w_rows, w_zero_ptr, None, None, None, n, N, K, split,
+        True, EVEN_K, SPLITS, BLOCK_N, BLOCK_M, BLOCK_K,
+    )  # fmt: skip
     m_inside = m < M
     if SPLITS > 1:
         acc, is_last = sum_of_splits(acc, partials_ptr, counters_ptr, tile, split, SPLITS)

@@ -26,6 +26,10 @@ _WARPS = (1, 2, 4, 8, 16)
 #: Least columns of a loop's step, and least rows: what the matrix instructions take, on AMD more.
 _LEAST_K, _LEAST_N, _LEAST_M, _LEAST_M_HIP = 32, 16, 8, 16
 _MOST_TILE = 256
+#: Registers hold their extremes, and floats of the tile.
+_MOST_ROWS_QUANTIZED = 16
+#: Elements at whose multiples rows start.
+_ALIGNED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,7 @@ def why_not_numbers(config: TileConfig) -> str | None:
 
 
 def demands(problem: Problem, config: TileConfig) -> Demands:
-    """What a configuration of the paths "pointers" and "descriptors" takes."""
+    """What a configuration of the paths "pointers", "descriptors" and "quantizing" takes."""
     bn, bm, bk = config.block_n, config.block_m, config.block_k
     if problem.family == "int8":
         return Demands((bn + bm) * bk, bn * bm, triton.cdiv(problem.columns, bk))
@@ -94,12 +98,16 @@ def demands(problem: Problem, config: TileConfig) -> Demands:
         stage = words + bm * slabs * slab_width * _element_size(dtype)
         sums = bn * bm * (2 if group_size < problem.columns else 1)
         return Demands(stage, sums, triton.cdiv(problem.columns, slabs * slab_width))
-    if problem.family == "int4_int8":
+    if problem.family == "int8_dynamic":
+        size = _element_size(problem.variant[0])
+        return Demands((bn + bm * size) * bk, bn * bm, triton.cdiv(problem.columns, bk))
+    if problem.family in ("int4_int8", "int4_int8_dynamic"):
         group_size, slab_width = problem.variant[:2]
         assert isinstance(group_size, int)
         assert isinstance(slab_width, int)
+        size = 1 if problem.family == "int4_int8" else _element_size(problem.variant[2])
         sums = bn * bm * (2 if group_size < problem.columns else 1)
-        return Demands((bn + 2 * bm) * slab_width, sums, triton.cdiv(problem.columns, 2 * slab_width))
+        return Demands((bn + 2 * bm * size) * slab_width, sums, triton.cdiv(problem.columns, 2 * slab_width))
     slabs, slab_width, dtype = problem.variant[:3]
     assert isinstance(slabs, int)
     assert isinstance(slab_width, int)
@@ -110,9 +118,9 @@ def demands(problem: Problem, config: TileConfig) -> Demands:
 
 def columns_per_step(problem: Problem) -> int | None:
     """The only block_k that a problem's layout takes; None where it is free."""
-    if problem.family in ("int8", "int8_gated"):
+    if problem.family in ("int8", "int8_gated", "int8_dynamic"):
         return None
-    if problem.family == "int4_int8":
+    if problem.family in ("int4_int8", "int4_int8_dynamic"):
         return 2 * int(problem.variant[1])
     slabs, slab_width = problem.variant[0], problem.variant[2 if problem.family == "weight_only" else 1]
     return int(slabs) * int(slab_width)
@@ -157,6 +165,20 @@ def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
     return check(problem, target, config)
 
 
+def _quantizing(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """`why_not` of the path "quantizing"."""
+    if problem.columns % _ALIGNED != 0:
+        return "rows that are not aligned are quantized apart"
+    if config.block_m > _MOST_ROWS_QUANTIZED:
+        return f"{_MOST_ROWS_QUANTIZED} rows are quantized inside at most, found {config.block_m}"
+    return _pointers(problem, target, config)
+
+
+def _apart(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """`why_not` of the path "apart", which has no kernel of its own."""
+    return None
+
+
 def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """What Triton 3.7 is known to compile wrongly (weight_only_matmul.py tells of both)."""
     if problem.family != "weight_only" or not 100 <= target.arch < 120:
@@ -181,4 +203,12 @@ Check = Callable[[Problem, Target, TileConfig], str | None]
 _CHECKS: dict[tuple[str, str], Check] = {
     (family, "pointers"): _pointers
     for family in ("int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient")
-} | {("int8", "descriptors"): _descriptors, ("int8", "hopper"): _hopper, ("int8_gated", "hopper"): _hopper}
+} | {
+    ("int8", "descriptors"): _descriptors,
+    ("int8", "hopper"): _hopper,
+    ("int8_gated", "hopper"): _hopper,
+    ("int8_dynamic", "quantizing"): _quantizing,
+    ("int8_dynamic", "apart"): _apart,
+    ("int4_int8_dynamic", "quantizing"): _quantizing,
+    ("int4_int8_dynamic", "apart"): _apart,
+}

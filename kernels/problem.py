@@ -30,7 +30,8 @@ class Problem:
     """What decides which configurations of a kernel family are valid, and which is fast.
 
     Attributes:
-        family: the kernel family: "int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient".
+        family: the kernel family: "int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient"; of
+            float activations that are quantized per token "int8_dynamic", "int4_int8_dynamic".
         variant: all else that a configuration must suit: operand dtypes, layout, groups, alignment, epilogue.
         rows, features, columns: M, N and K.
     """

@@ -29,7 +29,8 @@ class TileConfig:
         num_warps, num_stages: Triton's launch options.
         path: which kernel of the family: "pointers" (plain Triton, every GPU), "descriptors" (plain Triton, tiles
             brought by the tensor copy engine), "hopper" (Gluon, warp-specialized, compute capability 9.0; num_warps
-            are those that multiply, num_stages the depth of the ring).
+            are those that multiply, num_stages the depth of the ring). Of the dynamic families: "quantizing" (x is
+            quantized inside of the launch), "apart" (in one before; the product has a configuration of its own).
         max_registers: per thread, None for the compiler's choice.
     """
 

@@ -14,6 +14,25 @@ ROW_CASES = [
     for mode, columns in (("token", 4096), ("token", 16_384), ("token", 20_000), ("tensor", 4096))
 ]
 
+#: Float activations quantized inside of a product's launch: (weight's scheme, rows, dtype, symmetric activations).
+DYNAMIC_CASES = {
+    f"{scheme}-dynamic-{rows}-{name}-{'symmetric' if symmetric else 'affine'}-decode": (
+        scheme,
+        rows,
+        dtype,
+        symmetric,
+    )
+    for scheme, rows, name, dtype, symmetric in (
+        ("w8a8", 1, "bf16", torch.bfloat16, True),
+        ("w8a8", 1, "fp32", torch.float32, False),
+        ("w8a8", 4, "bf16", torch.bfloat16, True),
+        ("w8a8", 4, "fp16", torch.float16, False),
+        ("w4a8-g128", 1, "bf16", torch.bfloat16, True),
+        ("w4a8-g128", 4, "bf16", torch.bfloat16, True),
+        ("w4a8-channel", 2, "fp32", torch.float32, True),
+    )
+}
+
 
 def define(
     cases: dict[str, Callable[[], object]], sizes: dict[str, int], features: int, columns: int
@@ -52,6 +71,28 @@ def define(
 
         return case
 
+    def dynamic(scheme: str, rows: int, dtype: torch.dtype, symmetric: bool) -> Callable[[], object]:
+        def case() -> object:
+            from tritonq import config, layouts
+            from tritonq.kernels import dynamic_matmul
+
+            x = torch.zeros(rows, columns, dtype=dtype)
+            if scheme == "w8a8":
+                codes, scale, zeros, sums, bias = weight()
+                zero = None if symmetric else zeros
+                return dynamic_matmul.int8_dynamic_matmul(x, symmetric, codes, scale, zero, sums, bias)
+            group_size = config.W4A8(group_size=128 if "g128" in scheme else None).weight.resolve_group_size(
+                columns
+            )
+            layout = layouts.slab_layout("int4_bytes", columns, group_size)
+            codes = torch.zeros(features, layout.words, dtype=torch.int8)
+            slabs = (layout.group_size, layout.padded_group, layout.slab_width)
+            return dynamic_matmul.int4_int8_dynamic_matmul(
+                x, codes, torch.ones(layout.groups, features), None, *slabs
+            )
+
+        return case
+
     def quantization(name: str, mode: str, columns: int, dtype: torch.dtype) -> Callable[[], object]:
         def case() -> object:
             from tritonq.kernels import elementwise, row_quantize
@@ -85,6 +126,9 @@ def define(
     for name, mode, length in ROW_CASES:
         dtype = torch.float32 if length == 16_384 else torch.bfloat16
         cases[f"quantize-{name}-{mode}-{length}"] = quantization(name, mode, length, dtype)
+
+    for name, arguments in DYNAMIC_CASES.items():
+        cases[name] = dynamic(*arguments)
 
     def add() -> object:
         from tritonq.kernels.elementwise import add_requantize

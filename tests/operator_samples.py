@@ -53,6 +53,14 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "histogram": (ops.histogram, (x, counts, power, zero[0].int())),
         "histogram strided": (ops.histogram, (x.double().t(), counts, power, zero[0].int())),
         "int8": (ops.int8_linear, (codes, token, None, *plain, None, torch.float32)),
+        "int8 dynamic": (
+            ops.int8_linear_dynamic,
+            (x.half(), True, w8.packed, w8.kernel_scale, None, sums, None),
+        ),
+        "int8 dynamic affine": (
+            ops.int8_linear_dynamic,
+            (wide[:, ::2], False, *affine, learned(bias.clone())),
+        ),
         "int8 affine": (
             ops.int8_linear,
             (codes, token, token_zero, *affine, learned(bias.clone()), torch.bfloat16),
@@ -128,6 +136,14 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "int4 int8": (
             ops.int4_int8_linear,
             (codes, token, w4.packed, w4.kernel_scale, None, 32, torch.float16),
+        ),
+        "int4 int8 dynamic": (
+            ops.int4_int8_linear_dynamic,
+            (x.bfloat16(), w4.packed, w4.kernel_scale, learned(bias.clone()), 32),
+        ),
+        "int4 int8 dynamic strided": (
+            ops.int4_int8_linear_dynamic,
+            (wide[:, ::2], w4.packed, w4.kernel_scale, None, 32),
         ),
         "int4 int8 bias": (
             ops.int4_int8_linear,

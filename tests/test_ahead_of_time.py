@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.fused_cases import ROW_CASES
+from tests.fused_cases import DYNAMIC_CASES, ROW_CASES
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILE_ALL = os.environ.get("TRITONQ_COMPILE_ALL") == "1"
@@ -60,7 +60,12 @@ GRADIENTS = [
     "gradient-w8a16-bfloat16-large",
 ]
 CASES = (
-    QUANTIZERS + OBSERVERS + [f"{family}-{size}" for size in SIZES for family in FAMILIES] + ODD + GRADIENTS
+    QUANTIZERS
+    + OBSERVERS
+    + [f"{family}-{size}" for size in SIZES for family in FAMILIES]
+    + ODD
+    + GRADIENTS
+    + list(DYNAMIC_CASES)
 )
 
 #: target → bytes of shared memory (CUDA: the most a block may ask for; AMD: the local data share).

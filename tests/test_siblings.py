@@ -21,11 +21,14 @@ from tritonq import ops
 from tritonq.nn import QuantizedLinear
 
 K = 64
-PRODUCTS = {
+OPERATORS: tuple[Any, ...] = (
     ops.weight_only_linear,
     ops.int8_linear,
+    ops.int8_linear_dynamic,
     ops.int4_int8_linear,
-}
+    ops.int4_int8_linear_dynamic,
+)
+PRODUCTS = {operator.overload for operator in OPERATORS}
 
 
 class Attention(nn.Module):

@@ -46,7 +46,8 @@ def int8_product(
     codes, scale, zero_point = _codes(layer, x)
     shape = (*x.shape[:-1], layer.out_features)
     if layer.code_sums is None:
-        return _int4_product(layer, codes, scale, dtype).reshape(shape)
+        weight = (layer.packed_weight, layer.scales, layer.bias, layer.group_size)
+        return ops.int4_int8_linear(codes, scale, *weight, dtype).reshape(shape)
     words: dict[str, Any] = {"activation": activation}
     if isinstance(residual, QuantizedTensor):
         words["residual"] = residual.data.expand(shape).reshape(-1, layer.out_features)
@@ -85,17 +86,10 @@ def gated_product(
 
 def dynamic_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """x · Wᵀ + b of a dynamic layer: float [M, K], columns in the order of its weight, → [M, N] of x's dtype."""
-    codes, scale, zero_point = ops.quantize_per_token(x, layer.activation_symmetric)
     if layer.code_sums is None:
-        return _int4_product(layer, codes, scale, x.dtype)
-    zero = None if layer.activation_symmetric else zero_point
-    return ops.int8_linear(codes, scale, zero, *_weight(layer), x.dtype)
-
-
-def _int4_product(layer: QuantizedLinear, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return ops.int4_int8_linear(
-        codes, scale, layer.packed_weight, layer.scales, layer.bias, layer.group_size, dtype
-    )
+        weight = (layer.packed_weight, layer.scales, layer.bias, layer.group_size)
+        return ops.int4_int8_linear_dynamic(x, *weight)
+    return ops.int8_linear_dynamic(x, layer.activation_symmetric, *_weight(layer))
 
 
 def activated(value: Tensor, other: Tensor | None, activation: str, symmetric: bool) -> QuantizedTensor:

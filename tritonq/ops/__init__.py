@@ -2,8 +2,8 @@
 
 from tritonq.ops.elementwise import add_requantize, gated_quantize_per_tensor, gated_quantize_per_token
 from tritonq.ops.fake_quantize import fake_quantize, fake_quantize_per_token
-from tritonq.ops.int4 import int4_int8_linear
-from tritonq.ops.int8 import int8_linear, int8_linear_requantize
+from tritonq.ops.int4 import int4_int8_linear, int4_int8_linear_dynamic
+from tritonq.ops.int8 import int8_linear, int8_linear_dynamic, int8_linear_requantize
 from tritonq.ops.int8_gated import int8_gated_linear, int8_gated_linear_requantize
 from tritonq.ops.library import backend
 from tritonq.ops.norm_quantize import (
@@ -31,9 +31,11 @@ __all__ = [
     "gated_quantize_per_token",
     "histogram",
     "int4_int8_linear",
+    "int4_int8_linear_dynamic",
     "int8_gated_linear",
     "int8_gated_linear_requantize",
     "int8_linear",
+    "int8_linear_dynamic",
     "int8_linear_requantize",
     "layer_norm_quantize_per_tensor",
     "layer_norm_quantize_per_token",

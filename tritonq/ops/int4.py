@@ -1,4 +1,7 @@
-"""The operator on int8 activations and int4 weights (W4A8). Weights come in the layout `int4_bytes`."""
+"""The operators on int8 activations and int4 weights (W4A8). Weights come in the layout `int4_bytes`.
+
+`int4_int8_linear_dynamic` takes float activations and quantizes them per token, in one launch or two.
+"""
 
 from __future__ import annotations
 
@@ -47,3 +50,23 @@ def int4_int8_linear(
         )
     codes = layouts.unpack(weight, layout)
     return reference.int4_int8_linear(x, x_scale, codes, weight_scale.t(), bias, group_size, dtype)
+
+
+@operator(
+    "int4_int8_linear_dynamic(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, int group_size) -> Tensor",
+    lambda x, weight, *rest: x.new_empty((x.shape[0], weight.shape[0])),
+    gradient_of_bias_only("int4_int8_linear_dynamic", x_scale=0, bias=3),
+)
+def int4_int8_linear_dynamic(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int
+) -> Tensor:
+    """float [M, K] → [M, N] of its dtype: `int4_int8_linear` of what `quantize_per_token` makes of x, symmetrically."""
+    layout = layouts.slab_layout("int4_bytes", x.shape[1], group_size)
+    if uses_kernels(x):
+        from tritonq.kernels.dynamic_matmul import int4_int8_dynamic_matmul
+
+        slabs = (group_size, layout.padded_group, layout.slab_width)
+        return int4_int8_dynamic_matmul(x, weight, weight_scale.contiguous(), bias, *slabs)
+    codes, scale, _ = reference.quantize_per_token(x, True)
+    unpacked = layouts.unpack(weight, layout)
+    return reference.int4_int8_linear(codes, scale, unpacked, weight_scale.t(), bias, group_size, x.dtype)

@@ -1,4 +1,7 @@
-"""Operators on int8 activations and int8 weights (W8A8), float or int8 out. Weights come in the layout `int8`."""
+"""Operators on int8 activations and int8 weights (W8A8), float or int8 out. Weights come in the layout `int8`.
+
+`int8_linear_dynamic` takes float activations and quantizes them per token, in one launch or two.
+"""
 
 from __future__ import annotations
 
@@ -101,3 +104,29 @@ def int8_linear_requantize(
         return int8_matmul(*operands, torch.int8, out_scale, out_zero, symmetric, *epilogue)
     product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
     return reference.int8_linear_requantize(*product, out_scale, out_zero, symmetric, *epilogue)
+
+
+@operator(
+    "int8_linear_dynamic(Tensor x, bool symmetric, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
+    "Tensor weight_sum, Tensor? bias) -> Tensor",
+    lambda x, symmetric, weight, *rest: x.new_empty((x.shape[0], weight.shape[0])),
+    gradient_of_bias_only("int8_linear_dynamic", x_scale=0, bias=6),
+)
+def int8_linear_dynamic(
+    x: Tensor,
+    symmetric: bool,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """float [M, K] → [M, N] of its dtype: `int8_linear` of what `quantize_per_token` makes of x."""
+    if uses_kernels(x):
+        from tritonq.kernels.dynamic_matmul import int8_dynamic_matmul
+
+        return int8_dynamic_matmul(x, symmetric, weight, weight_scale, weight_zero, weight_sum, bias)
+    codes, scale, zero_point = reference.quantize_per_token(x, symmetric)
+    zero = None if symmetric else zero_point
+    product = (codes, scale, zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
+    return reference.int8_linear(*product, x.dtype)

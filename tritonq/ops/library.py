@@ -98,7 +98,8 @@ def gradient_of_bias_only(
 
     Args:
         name: the operator's, for the error.
-        x_scale, bias, activation, residual: places of these arguments.
+        x_scale, bias, activation, residual: places of these arguments; x_scale that of x itself, where the operator
+            quantizes it.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
