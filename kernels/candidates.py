@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import triton
 
-from .hopper import shapes
+from .hopper import shapes, weight_only_shapes
 from .limits import columns_per_step, demands, why_not
 from .problem import Problem
 from .split_k import split_count
@@ -40,6 +40,8 @@ def first_round(problem: Problem, target: Target) -> list[TileConfig]:
     if problem.family in ("int8", "int8_gated") and problem.rows > _ROWS_OF_PLAIN:
         configs += _with_descriptors(target)
         configs += _on_hopper(problem, target)
+    if problem.family == "weight_only":
+        configs += weight_only_shapes.candidates(problem, target)
     return [config for config in dict.fromkeys(configs) if why_not(problem, target, config) is None]
 
 

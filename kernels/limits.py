@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import triton
 
-from .hopper import shapes, versions
+from .hopper import shapes, versions, weight_only_shapes
 from .problem import Problem
 from .target import Target
 from .tiles import TileConfig, stages_that_fit
@@ -161,7 +161,11 @@ def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "hopper"."""
     if not versions.AVAILABLE:
         return "this version of Triton does not have the Gluon that Hopper's kernels are written in"
-    check = shapes.why_not_int8 if problem.family == "int8" else shapes.why_not_gated
+    check = {
+        "int8": shapes.why_not_int8,
+        "int8_gated": shapes.why_not_gated,
+        "weight_only": weight_only_shapes.why_not_weight_only,
+    }[problem.family]
     return check(problem, target, config)
 
 
@@ -207,6 +211,7 @@ _CHECKS: dict[tuple[str, str], Check] = {
     ("int8", "descriptors"): _descriptors,
     ("int8", "hopper"): _hopper,
     ("int8_gated", "hopper"): _hopper,
+    ("weight_only", "hopper"): _hopper,
     ("int8_dynamic", "quantizing"): _quantizing,
     ("int8_dynamic", "apart"): _apart,
     ("int4_int8_dynamic", "quantizing"): _quantizing,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from .hopper import weight_only_shapes
 from .problem import Problem
 from .target import Target
 from .tiles import TileConfig
@@ -56,7 +57,9 @@ ROWS = (
 
 
 def shipped(problem: Problem, target: Target) -> Row | None:
-    """The row of a problem."""
+    """The row of a problem. All rows are of plain Triton's kernels: none where another kernel takes the problem."""
+    if problem.family == "weight_only" and weight_only_shapes.takes(problem, target):
+        return None
     return _BY_KEY.get((target.arch, kernel_of(problem), problem.shape_class(target), problem.bucket))
 
 

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import Problem, configured
+from .descriptors import is_addressable
+from .hopper import weight_only_shapes
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, operand_dtype, target_of
@@ -152,9 +154,7 @@ def weight_only_matmul(
         group_size, padded_group, slab_width: of the weight's layout.
         config: tile shape; None chooses.
     """
-    rows, columns = x.shape
-    features = w.shape[0]
-    groups = scale.shape[0]
+    rows, features, groups = x.shape[0], w.shape[0], scale.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
     out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
@@ -164,56 +164,113 @@ def weight_only_matmul(
     target = target_of(x)
     if slabs == 1:
         slab_width = int8_slab_width(padded_group, groups, x.element_size())
-    blocks = triton.cdiv(w.shape[1], slab_width)
     if config is None:
+        config = _config(x, w, scale, zero_point, target, group_size, padded_group, slab_width)
+    with on_device_of(x):
+        if config.path == "hopper":
+            from .hopper.weight_only_matmul import launch_hopper  # imports Gluon, which not every Triton has
+
+            launch_hopper(x, w, scale, zero_point, bias, out, group_size, slab_width, config, target)
+        else:
+            _launch_pointers(
+                x, w, scale, zero_point, bias, out, group_size, padded_group, slab_width, config, target
+            )
+    return out
+
+
+def _config(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Target,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+) -> TileConfig:
+    """The configuration of a product."""
+    (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
+    slabs = 4 if w.dtype == torch.int16 else 1
+    # Of x, only what its shape says: where its rows lie, a copy can mend.
+    suits_hopper = (
+        x.element_size() == 2
+        and weight_only_shapes.suits(slabs, slab_width, groups, group_size, padded_group)
+        and columns % 8 == 0
+        and is_addressable(w)
+        and (groups == 1 or is_addressable(scale))
+        and (groups == 1 or zero_point is None or is_addressable(zero_point))
+    )
+
+    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper)
+    problem = Problem("weight_only", variant, rows, features, columns)
+
+    def rule() -> TileConfig:
+        if weight_only_shapes.takes(problem, target):
+            return weight_only_shapes.choose_config(target, rows, features, columns, slabs, group_size)
+        blocks = triton.cdiv(w.shape[1], slab_width)
         aligned = columns % 16 == 0
-        config = configured(
-            Problem("weight_only", (slabs, group_size, slab_width, str(x.dtype)), rows, features, columns),
-            target,
-            lambda: choose_config(
-                target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
-            ),
+        return choose_config(
+            target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
         )
+
+    return configured(problem, target, rule)
+
+
+def _launch_pointers(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+    config: TileConfig,
+    target: Target,
+) -> None:
+    """Compute the product with this file's kernel."""
+    (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
+    slabs = 4 if w.dtype == torch.int16 else 1
+    blocks = triton.cdiv(w.shape[1], slab_width)
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
-    with on_device_of(x):
-        partials, counters = workspace(x.device, torch.float32, config.splits, tiles, tile_elements)
-        launch(
-            weight_only_matmul_kernel,
-            (tiles, config.splits),
-            x,
-            w,
-            scale,
-            zero_point,
-            bias,
-            out,
-            partials,
-            counters,
-            rows,
-            features,
-            columns,
-            x.stride(0),
-            w.shape[1],
-            blocks,
-            groups,
-            group_size,
-            padded_group,
-            SLAB=slab_width,
-            SLABS=slabs,
-            SLABS_PER_SCALE=slabs_per_scale(groups, padded_group, slab_width, slabs),
-            GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
-            EVEN_K=columns == blocks * slabs * slab_width,
-            OPERAND=operand_dtype(x),
-            PTX=target.backend == "cuda" and target.arch >= 80,
-            SETTLE=target.arch // 10 == 9,
-            SPLITS=config.splits,
-            BLOCK_N=config.block_n,
-            BLOCK_M=config.block_m,
-            GROUP=8,
-            enable_fp_fusion=True,
-            **config.launch_options,
-        )
-    return out
+    partials, counters = workspace(x.device, torch.float32, config.splits, tiles, tile_elements)
+    launch(
+        weight_only_matmul_kernel,
+        (tiles, config.splits),
+        x,
+        w,
+        scale,
+        zero_point,
+        bias,
+        out,
+        partials,
+        counters,
+        rows,
+        features,
+        columns,
+        x.stride(0),
+        w.shape[1],
+        blocks,
+        groups,
+        group_size,
+        padded_group,
+        SLAB=slab_width,
+        SLABS=slabs,
+        SLABS_PER_SCALE=slabs_per_scale(groups, padded_group, slab_width, slabs),
+        GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
+        EVEN_K=columns == blocks * slabs * slab_width,
+        OPERAND=operand_dtype(x),
+        PTX=target.backend == "cuda" and target.arch >= 80,
+        SETTLE=target.arch // 10 == 9,
+        SPLITS=config.splits,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        GROUP=8,
+        enable_fp_fusion=True,
+        **config.launch_options,
+    )
 
 
 def slabs_per_scale(groups: int, padded_group: int, slab_width: int, slabs: int) -> int:

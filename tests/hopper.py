@@ -13,7 +13,7 @@ import torch
 emulator: Any = pytest.importorskip("tests.gluon_emulator", reason="Triton has no Gluon")
 
 #: Weights, which a kernel may read while the kernel before it still runs.
-WEIGHTS = ("w_desc", "gate_desc", "up_desc")
+WEIGHTS = ("w_desc", "gate_desc", "up_desc", "scale_desc", "zero_desc", "scale_ptr", "zero_ptr")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -112,18 +113,24 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def assert_close_to_float32(found: Tensor, exact: Tensor, magnitude: Tensor) -> None:
+def assert_close_to_float32(
+    found: Tensor,
+    exact: Tensor,
+    magnitude: Tensor,
+    stored: Callable[[Tensor, torch.dtype], Tensor] = as_stored,
+) -> None:
     """A float product in its dtype against the float32 one.
 
     Args:
         found: [M, N].
         exact: float32 [M, N].
         magnitude: float32 [M, N], Σ |x| · |w| + |b|: what rounding errors of the accumulation scale with.
+        stored: how results are rounded to found's dtype.
     """
     assert found.shape == exact.shape
     if exact.numel() == 0:
         return
-    expected = as_stored(exact, found.dtype).float()
+    expected = stored(exact, found.dtype).float()
     whole = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 3e-3}[found.dtype]
     error = ((found.float() - expected).norm() / exact.norm()).item()
     assert error <= whole, f"relative error {error:.2e} of the whole, allowed {whole}"
