@@ -138,9 +138,7 @@ def weight_only_linear(
 
         layout = _layout(weight, columns, group_size)
         grids = _dense(weight_scale, weight_zero)
-        return weight_only_matmul(
-            x, weight, *grids, bias, group_size, layout.padded_group, layout.slab_width
-        )
+        return weight_only_matmul(x, weight, *grids, bias, group_size, layout.padded_group, layout.slab_width)
     zero = None if weight_zero is None else weight_zero.t()
     codes = _unpack(weight, columns, group_size)
     return reference.weight_only_linear(x, codes, weight_scale.t(), zero, bias, group_size)
