@@ -33,7 +33,9 @@ PRODUCTS = {
     torch.ops.tritonq.int8_linear.default,
     torch.ops.tritonq.int8_linear_requantize.default,
     torch.ops.tritonq.int8_gated_linear_requantize.default,
+    torch.ops.tritonq.int8_linear_dynamic.default,
     torch.ops.tritonq.int4_int8_linear.default,
+    torch.ops.tritonq.int4_int8_linear_dynamic.default,
 }
 
 
