@@ -21,7 +21,7 @@ from .limits import columns_per_step, demands, why_not
 from .problem import Problem
 from .split_k import split_count
 from .target import Target
-from .tiles import TileConfig, stages_that_fit
+from .tiles import APART, TileConfig, stages_that_fit
 
 _DEEPEST = 4
 #: Rows of x up to which only "pointers" is worth a try: its narrow tiles waste less.
@@ -37,6 +37,8 @@ _FEW_ROWS = 128
 def first_round(problem: Problem, target: Target) -> list[TileConfig]:
     """One configuration per path and shape of a tile, without doubles."""
     configs = [_completed(problem, target, *shape) for shape in _shapes(problem, target)]
+    if problem.family.endswith("_dynamic"):
+        configs = [APART, *(dataclasses.replace(config, path="quantizing") for config in configs)]
     if problem.family in ("int8", "int8_gated") and problem.rows > _ROWS_OF_PLAIN:
         configs += _with_descriptors(target)
         configs += _on_hopper(problem, target)
@@ -47,13 +49,15 @@ def first_round(problem: Problem, target: Target) -> list[TileConfig]:
 
 def next_round(problem: Problem, target: Target, best: TileConfig) -> list[TileConfig]:
     """`best` with one thing changed."""
+    if best == APART:
+        return []
     changes: list[dict[str, int | None]] = [
         {"num_stages": best.num_stages - 1},
         {"num_stages": best.num_stages + 1},
         {"splits": best.splits // 2},
         {"splits": best.splits * 2},
     ]
-    if problem.rows <= _FEW_ROWS and target.backend == "cuda" and best.path == "pointers":
+    if problem.rows <= _FEW_ROWS and target.backend == "cuda" and best.path in ("pointers", "quantizing"):
         changes += [{"max_registers": limit} for limit in (None, *_REGISTER_LIMITS)]
     near = (dataclasses.replace(best, **change) for change in changes)  # type: ignore[arg-type]
     return [config for config in near if config != best and why_not(problem, target, config) is None]

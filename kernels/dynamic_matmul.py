@@ -11,6 +11,7 @@ a problem of its own: a program quantizes it once, not once for each column of i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -20,9 +21,8 @@ from .configurations import Problem, configured
 from .int8_matmul import int8_matmul
 from .quantize import quantize_per_token
 from .target import target_of
-from .tiles import TileConfig
+from .tiles import APART, TileConfig
 
-APART, QUANTIZING = "apart", "quantizing"
 #: Most bytes and rows of x that the rule lets every program read for itself. An estimate, not yet measured: what some
 #: hundreds of programs read from L2 in the time that a launch takes.
 _MOST_BYTES, _MOST_ROWS = 1 << 15, 16
@@ -54,9 +54,9 @@ def int8_dynamic_matmul(
         config = configured(
             Problem("int8_dynamic", (str(x.dtype), symmetric, rows == 1), rows, features, columns),
             target,
-            lambda: chosen(x, int8.choose_config(target, features, columns, x.element_size())),
+            lambda: chosen(x, lambda: int8.choose_config(target, features, columns, x.element_size())),
         )
-    if config.path == QUANTIZING:
+    if config.path == "quantizing":
         return int8.quantizing_int8_matmul(x, symmetric, w, w_scale, w_zero, w_sum, bias, config)
     codes, scale, zero = quantize_per_token(x, symmetric)
     return int8_matmul(codes, scale, None if symmetric else zero, w, w_scale, w_zero, w_sum, bias, x.dtype)
@@ -95,19 +95,18 @@ def int4_int8_dynamic_matmul(
             ),
             target,
             lambda: chosen(
-                x, int4.choose_config(target, rows, features, blocks, slab_width, x.element_size())
+                x, lambda: int4.choose_config(target, rows, features, blocks, slab_width, x.element_size())
             ),
         )
     layout = (group_size, padded_group, slab_width)
-    if config.path == QUANTIZING:
+    if config.path == "quantizing":
         return int4.int4_int8_matmul(x, None, w, w_scale, bias, *layout, x.dtype, config)
     codes, scale, _ = quantize_per_token(x, True)
     return int4.int4_int8_matmul(codes, scale, w, w_scale, bias, *layout, x.dtype)
 
 
-def chosen(x: Tensor, inside: TileConfig) -> TileConfig:
-    """The rule: `inside` for rows that are few, short, and aligned; apart, its numbers mean nothing."""
+def chosen(x: Tensor, inside: Callable[[], TileConfig]) -> TileConfig:
+    """The rule: `inside` for rows that are few, short, and aligned."""
     rows, columns = x.shape
     few = rows <= _MOST_ROWS and x.numel() * x.element_size() <= _MOST_BYTES
-    path = QUANTIZING if few and columns % 16 == 0 else APART
-    return dataclasses.replace(inside, path=path)
+    return dataclasses.replace(inside(), path="quantizing") if few and columns % 16 == 0 else APART

@@ -54,6 +54,10 @@ class TileConfig:
         return triton.cdiv(rows, self.block_n) * triton.cdiv(columns, self.block_m)
 
 
+#: Of a dynamic family: two launches, and the product has a configuration of its own. These numbers mean nothing.
+APART = TileConfig(64, 16, 64, 1, 4, 2, "apart")
+
+
 def stages_that_fit(target: Target, bytes_per_stage: int, wanted: int) -> int:
     """The deepest software pipeline ≤ `wanted` whose buffers fit in shared memory; 1 where not even two do.
 

@@ -100,8 +100,8 @@ def test_products_are_right(device: str) -> None:
     made = list(product_checks(target, "float16", shapes=((40, 64, 3), (33, 48, 17), (130, 128, 70))))
     outcomes = [checks.run_check(check, device, repeats=2) for check in made]
     assert [(check, one.wrong) for check, one in zip(made, outcomes, strict=True) if one.wrong] == []
-    assert len({check.workload.scheme for check in made}) == 7
-    assert {check.config.path for check in made} >= {"pointers", "descriptors"}
+    assert len({check.workload.scheme for check in made}) == 9
+    assert {check.config.path for check in made} >= {"pointers", "descriptors", "quantizing", "apart"}
     assert any(check.config.splits > 1 for check in made)
 
 
@@ -136,7 +136,7 @@ def test_every_operator_is_checked() -> None:
     from tritonq import ops
 
     checked = {sample.operator for sample in operators.samples().values()}
-    by_products = {ops.int8_gated_linear}
+    by_products = {ops.int8_gated_linear, ops.int8_linear_dynamic, ops.int4_int8_linear_dynamic}
     no_kernels = {ops.backend, ops.scale_of_codes, ops.scale_with_history, ops.traced_version}
     others = {ops.rms_norm_quantize_per_tensor, ops.layer_norm_quantize_per_tensor}
     others |= {ops.add_rms_norm_quantize_per_token}  # the other mode of a kernel that is checked

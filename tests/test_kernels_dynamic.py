@@ -157,7 +157,7 @@ def test_the_rule() -> None:
 
     def path(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> str:
         x = torch.empty(rows, columns, dtype=dtype, device="meta")
-        return kernels.chosen(x, TileConfig(64, 16, 256, 1, 4, 4)).path
+        return kernels.chosen(x, lambda: TileConfig(64, 16, 256, 1, 4, 4)).path
 
     assert path(1, 4096) == path(1, 14336) == path(4, 4096) == path(16, 1024) == "quantizing"
     assert path(17, 16) == path(16, 4096) == path(1, 14336, torch.float32) == path(1, 1001) == "apart"

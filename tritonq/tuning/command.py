@@ -16,7 +16,7 @@ from tritonq.kernels.target import Target, gpu_target
 from tritonq.kernels.tiles import TileConfig
 from tritonq.progress import track
 from tritonq.table import aligned
-from tritonq.tuning.schemes import SCHEMES, USUAL_SCHEMES
+from tritonq.tuning.schemes import DYNAMIC, MOST_DYNAMIC_ROWS, SCHEMES, USUAL_SCHEMES
 from tritonq.tuning.search import Result, Tools, TunedFile, tune
 from tritonq.tuning.shapes import parse_shape, shapes_of_model, usual_shapes
 from tritonq.tuning.workload import Workload, explained
@@ -94,6 +94,7 @@ def workloads_of(
         for scheme in schemes or USUAL_SCHEMES
         for shape in dict.fromkeys(wanted or usual_shapes())
         for m in sorted(set(rows or _DEFAULT_ROWS))
+        if schemes or not scheme.endswith(DYNAMIC) or m <= MOST_DYNAMIC_ROWS
     ]
 
 

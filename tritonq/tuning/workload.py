@@ -19,7 +19,7 @@ from tritonq.kernels import configurations
 from tritonq.kernels.launch import launching
 from tritonq.kernels.target import Target, pretended
 from tritonq.kernels.tiles import TileConfig
-from tritonq.tuning.schemes import GATED, GRADIENT
+from tritonq.tuning.schemes import DYNAMIC, GATED, GRADIENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Workload:
     @property
     def config(self) -> QuantConfig:
         """How the weight is quantized."""
-        preset = self.scheme.removesuffix(GATED).removesuffix(GRADIENT)
+        preset = self.scheme.removesuffix(GATED).removesuffix(GRADIENT).removesuffix(DYNAMIC)
         given = {} if self.group_size is None else {"group_size": self.group_size}
         return PRESETS[preset](**given)
 
@@ -124,6 +124,8 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
             lambda: x.float() @ weight.dequantized(torch.float32).t(),
             exact=False,
         )
+    if workload.scheme.endswith(DYNAMIC):
+        return _dynamic_product(weight, floats(columns), rotating)
     codes = _codes(rows, columns, 127, device, generator)
     x_scale = torch.rand(rows, 1, device=device, generator=generator) / 100 + 0.01
     if workload.config.weight.bits == 4:
@@ -167,6 +169,42 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
         rotating(*operands),
         (None, dtype),
         lambda: reference.int8_linear(codes, x_scale, None, weight.codes(), scale.t(), None, None, dtype),
+        exact=True,
+    )
+
+
+def _dynamic_product(
+    weight: _Weight, x: Tensor, rotating: Callable[..., Sequence[tuple[Any, ...]]]
+) -> Product:
+    """x quantized per token, inside of the product or in a launch before it."""
+    from tritonq.kernels import dynamic_matmul
+
+    scale, layout = weight.scale, weight.layout
+
+    def quantized() -> tuple[Tensor, Tensor]:
+        codes, x_scale, _ = reference.quantize_per_token(x, True)
+        return codes, x_scale
+
+    if layout.form == "int4_bytes":
+        exact = layout.groups == 1
+        dtype = x.dtype if exact else torch.float32
+        numbers = (layout.group_size, layout.padded_group, layout.slab_width)
+        return Product(
+            dynamic_matmul.int4_int8_dynamic_matmul,
+            (x,),
+            rotating(weight.packed, scale),
+            (None, *numbers),
+            lambda: reference.int4_int8_linear(
+                *quantized(), weight.codes(), scale.t(), None, layout.group_size, dtype
+            ),
+            exact,
+        )
+    return Product(
+        dynamic_matmul.int8_dynamic_matmul,
+        (x, True),
+        rotating(weight.packed, scale, None, weight.sums()),
+        (None,),
+        lambda: reference.int8_linear(*quantized(), None, weight.codes(), scale.t(), None, None, x.dtype),
         exact=True,
     )
 
