@@ -100,9 +100,14 @@ def prepared(
     if call is None:
         _remember(kind, _ONCE)
         return otherwise(*arguments)
-    inputs = [argument for argument in arguments if type(argument) in _PLAIN_TENSORS]
-    result, recording = record(lambda: implementation(*arguments), inputs)
-    _remember(kind, _NEVER if recording is None else PreparedCall(recording, inputs[0].device))
+    # A tensor that is given twice (x, and what is added to x) is two arguments, which another call gives two tensors.
+    own = [a.detach() if type(a) in _PLAIN_TENSORS else a for a in arguments]
+    inputs = [a for a in own if isinstance(a, Tensor)]
+    result, recording = record(lambda: implementation(*own), inputs)
+    if recording is not None:
+        _remember(kind, PreparedCall(recording, inputs[0].device))
+    elif len(set(addresses)) == len(addresses):
+        _remember(kind, _NEVER)
     return result
 
 

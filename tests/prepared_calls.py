@@ -140,6 +140,7 @@ def main() -> None:
                     "states": list(states),
                 }
         found["hooks"] = _with_hooks(log)
+        found["twice"] = _with_one_tensor_twice(log)
     print(json.dumps(found))
 
 
@@ -170,6 +171,26 @@ def _with_hooks(log: Log) -> dict[str, int]:
     ops.quantize_per_token(x, True)
     counts["plain"] = len(log.take({})) - 3
     return counts
+
+
+def _with_one_tensor_twice(log: Log) -> dict[str, list[str]]:
+    """Which tensors a launch is given, in calls with one tensor as both operands and with two; the second is recorded."""
+    from tritonq import ops
+
+    tensors = {name: torch.zeros(2, 64, dtype=torch.bfloat16) for name in "ab"}
+    found = {}
+    for recorded in ("aa", "ab"):
+        scale = torch.ones(1)
+        for call in ("ab", recorded, "ab", "ba", "bb"):
+            x, residual = (tensors[name] for name in call)
+            eps = 1e-6 if recorded == "aa" else 1e-5  # so that these are calls of another kind
+            ops.add_rms_norm_quantize_per_tensor(
+                x, residual, None, eps, scale, torch.zeros(1, dtype=torch.int8), True
+            )
+            (launch,) = log.take(tensors)
+            (arguments,) = [part for part in launch if isinstance(part, list) and "rms_norm" in part]
+            found[f"{call} after {recorded}"] = [part for part in arguments if part in tensors]
+    return found
 
 
 if __name__ == "__main__":

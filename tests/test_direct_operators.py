@@ -122,7 +122,9 @@ def test_words_come_in_their_places(asked: list[Any]) -> None:
         assert asked[0][1] is False
         with pytest.raises(RuntimeError, match="expected at most 2"):
             ops.quantize_per_token(x, True, symetric=False)
+        codes = ops.quantize_per_token(x=x, symmetric=False)[0]
     assert len(asked) == 1
+    assert torch.equal(codes, ops.quantize_per_token(x, False)[0])
 
 
 def test_compiled_and_exported_programs_hold_the_operator(asked: list[Any]) -> None:

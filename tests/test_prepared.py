@@ -46,6 +46,11 @@ def test_hooks_run_as_without_a_record() -> None:
     assert _calls()["hooks"] == {"enter": 1, "pre_run": 1, "plain": 1}
 
 
+def test_one_tensor_given_twice_is_two_tensors_to_the_next_call() -> None:
+    for case, given in _calls()["twice"].items():
+        assert given == list(case.partition(" ")[0]), case
+
+
 @strategies.composite
 def tensors(draw: strategies.DrawFn) -> Tensor:
     """Matrices of few kinds, so that two of them often are of one kind, at any address modulo 16."""

@@ -37,7 +37,11 @@ def directly(implementation: Callable[..., Any], operator: Any) -> Callable[...,
 
     @functools.wraps(implementation)
     def call(*arguments: Any, **words: Any) -> Any:
-        if torch.compiler.is_compiling() or not on_gpu(arguments[0]) or somebody_listens(arguments):
+        if (
+            torch.compiler.is_compiling()
+            or not (arguments and on_gpu(arguments[0]))
+            or somebody_listens(arguments)
+        ):
             return operator(*arguments, **words)
         if words:
             following = list(defaults.items())[len(arguments) :]
