@@ -19,7 +19,7 @@ from typing import Any
 
 from triton import knobs
 
-#: Tensor maps of a launch are remembered for so many combinations of addresses: all layers of one shape share the launch.
+#: Tensor maps of a launch are remembered for so many combinations of addresses: layers of one shape share the launch.
 #: Making them anew costs several times what the launch does.
 _REMEMBERED = 1 << 12
 

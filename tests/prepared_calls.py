@@ -174,7 +174,7 @@ def _with_hooks(log: Log) -> dict[str, int]:
 
 
 def _with_one_tensor_twice(log: Log) -> dict[str, list[str]]:
-    """Which tensors a launch is given, in calls with one tensor as both operands and with two; the second is recorded."""
+    """Which tensors a launch is given, by calls with two operands and with one twice; the second is recorded."""
     from tritonq import ops
 
     tensors = {name: torch.zeros(2, 64, dtype=torch.bfloat16) for name in "ab"}
