@@ -72,6 +72,7 @@ def fuse_siblings_(model: _Module, inputs: Iterable[Any] | None = None) -> _Modu
     if not layers:
         raise ValueError("model must hold quantized layers, found none: call quantize_ first")
     if inputs is None:
+        _part_incomplete(layers)
         families = _families_by_name(layers)
     else:
         families = _families_by_runs(model, layers, inputs)
@@ -118,6 +119,17 @@ def _quantized_places(model: object) -> list[Place]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     return [place for place in places(model) if isinstance(place.module, QuantizedLinear)]
+
+
+def _part_incomplete(layers: list[Place]) -> None:
+    """End groups of which a layer has gone from the model, or has tensors of its own again."""
+    here = {_layer(place) for place in layers}
+    for layer in here:
+        siblings = layer.siblings
+        if siblings is not None and not all(
+            member in here and siblings.holds(member) for member in siblings.members
+        ):
+            siblings.part()
 
 
 def _layer(place: Place) -> QuantizedLinear:
