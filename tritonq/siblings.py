@@ -24,10 +24,11 @@ from tritonq.nn.siblings import Siblings, are_alike
 from tritonq.patterns import Place, places
 from tritonq.tensor import QuantizedTensor
 
-#: What siblings are called: Llama and most since; BERT and ViT; diffusers; T5; Meta's own code; DistilBERT; DeepSeek.
+#: What siblings are called: Llama and most since; BERT and ViT; DeBERTa; diffusers; T5; Meta's own code; DistilBERT; DeepSeek.
 FAMILIES = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
+    ("query_proj", "key_proj", "value_proj"),
     ("to_q", "to_k", "to_v"),
     ("q", "k", "v"),
     ("wq", "wk", "wv"),
