@@ -73,13 +73,14 @@ def explain(problem: Problem, target: Target, rule: Callable[[], TileConfig]) ->
         if reason is None:
             return Explanation(problem, target, tuned, "tuned", str(tuned_file.path_of(target)))
         passed_over.append(f"tuned: {reason}")
-    row = shipped(problem, target)
+    ruled = rule()
+    row = shipped(problem, target, ruled.path)
     if row is not None:
         reason = why_not(problem, target, row.config)
         if reason is None:
             return Explanation(problem, target, row.config, "table", row.source, tuple(passed_over))
         passed_over.append(f"table: {reason}")
-    return Explanation(problem, target, rule(), "rule", passed_over=tuple(passed_over))
+    return Explanation(problem, target, ruled, "rule", passed_over=tuple(passed_over))
 
 
 @contextlib.contextmanager

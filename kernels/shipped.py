@@ -1,8 +1,9 @@
 """The configurations that come with the package: what was measured to be better than the rule.
 
 The rule of a family (its `choose_config`) covers every GPU and every problem; a row stands here only where something
-measured says otherwise, and says where it comes from. Rows are found by compute capability, kernel, class of the
-weight's shape and bucket of M (problem.py); GPUs without rows go by the rule.
+measured says otherwise, and says where it comes from. Rows are found by compute capability, path, kernel, class of the
+weight's shape and bucket of M (problem.py); the path is the one that the rule takes, which knows what this Triton and
+the operands allow. GPUs without rows go by the rule.
 
 All rows so far are starting points: they were measured on an H100 80GB HBM3 (132 multiprocessors, torch 2.11, Triton
 3.6.0, CUDA graphs over rotating weights) with prototypes of these kernels, not with these kernels. What `tritonq tune`
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from .hopper import weight_only_shapes
 from .problem import Problem
 from .target import Target
 from .tiles import TileConfig
@@ -56,11 +56,9 @@ ROWS = (
 )
 
 
-def shipped(problem: Problem, target: Target) -> Row | None:
-    """The row of a problem. All rows are of plain Triton's kernels: none where another kernel takes the problem."""
-    if problem.family == "weight_only" and weight_only_shapes.takes(problem, target):
-        return None
-    return _BY_KEY.get((target.arch, kernel_of(problem), problem.shape_class(target), problem.bucket))
+def shipped(problem: Problem, target: Target, path: str) -> Row | None:
+    """The row of a problem among those of a path."""
+    return _BY_KEY.get((target.arch, path, kernel_of(problem), problem.shape_class(target), problem.bucket))
 
 
 def kernel_of(problem: Problem) -> str:
@@ -74,4 +72,4 @@ def kernel_of(problem: Problem) -> str:
     return f"{weight} {scales}, {'32' if dtype == 'torch.float32' else '16'} bit"
 
 
-_BY_KEY = {(row.arch, row.kernel, row.shape_class, row.bucket): row for row in ROWS}
+_BY_KEY = {(row.arch, row.config.path, row.kernel, row.shape_class, row.bucket): row for row in ROWS}

@@ -102,7 +102,11 @@ def test_an_interrupt_keeps_what_is_measured(gpu: FakeGPU, capsys: pytest.Captur
     assert len(json.loads(tuned_file.path_of(H100).read_text())["entries"]) == 1
 
 
-def test_lists_for_a_gpu_that_is_not_here(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_for_a_gpu_that_is_not_here(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a Triton that has no Gluon: the table's rows are of plain kernels."""
+    monkeypatch.setattr("tritonq.kernels.hopper.weight_only_shapes.AVAILABLE", False)
     shown = ("--shapes", "4096x4096", "--m", "32", "--schemes", "w4a16", "--schemes", "w8a8_gated")
     out = run(capsys, "--list", "--target", "sm_90", *shown, "--json", str(directory / "list.json"))
     lines = out.splitlines()

@@ -247,7 +247,8 @@ def test_shipped_rows_run_what_they_are_for(row: shipped.Row) -> None:
     group_size = group_size if slabs == 4 else columns
     variant = (slabs, group_size, slab_width, "torch.bfloat16", False)
     problem = Problem("weight_only", variant, row.bucket, 4096, columns)
-    assert shipped.shipped(problem, target) is row
+    assert shipped.shipped(problem, target, "pointers") is row
+    assert shipped.shipped(problem, target, "hopper") is None
     assert limits.why_not(problem, target, row.config) is None
     from tritonq.kernels.weight_only_matmul import choose_config
 

@@ -99,6 +99,12 @@ def samples() -> dict[str, Sample]:
         "int8 × int4": Sample(
             ops.int4_int8_linear, (x8, token, a8, a8_scale, bias, _GROUP, float16), exact=False
         ),
+        "float, quantized per token × int8": Sample(
+            ops.int8_linear_dynamic, (x[:5].half(), False, *affine, bias)
+        ),
+        "float, quantized per token × int4": Sample(
+            ops.int4_int8_linear_dynamic, (x[:5].half(), a8, a8_scale, bias, _GROUP), exact=False
+        ),
         "float × int4, affine": Sample(
             ops.weight_only_linear, (x.half(), w4, w4_scale, w4_zero, bias, _GROUP), exact=False
         ),

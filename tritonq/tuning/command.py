@@ -13,7 +13,7 @@ from tritonq import machine
 from tritonq.json_file import write_json
 from tritonq.kernels.configurations import Explanation
 from tritonq.kernels.target import Target, gpu_target
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.tiles import APART, TileConfig
 from tritonq.progress import track
 from tritonq.table import aligned
 from tritonq.tuning.schemes import DYNAMIC, MOST_DYNAMIC_ROWS, SCHEMES, USUAL_SCHEMES
@@ -168,6 +168,8 @@ def _cells(workload: Workload) -> tuple[str, ...]:
 
 def describe(config: TileConfig) -> str:
     """A configuration in a line: "pointers 64×16×256, 4 splits, 4 warps, 3 stages"."""
+    if config == APART:
+        return "apart: quantized in a launch of its own"
     registers = "" if config.max_registers is None else f", {config.max_registers} registers"
     splits = "" if config.splits == 1 else f", {config.splits} splits"
     return (

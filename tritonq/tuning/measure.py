@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tritonq.agreement import disagreement
+from tritonq.kernels import configurations
 from tritonq.kernels.launch import compile_only, launching
 from tritonq.kernels.target import Target, pretended
 from tritonq.kernels.tiles import TileConfig
@@ -85,6 +86,7 @@ def _without_memory(workload: Workload) -> Product:
 
 @functools.lru_cache(maxsize=1)
 def _on_gpu(workload: Workload) -> tuple[Product, Tensor]:
+    configurations.forget()  # the tuned file has grown, and a product may be a part of this one
     device = torch.device("cuda")
     packed_bytes = workload.features * workload.columns * workload.config.weight.bits // 8
     operands = product(workload, device, copies_to_rotate(packed_bytes, device))
