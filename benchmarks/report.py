@@ -54,7 +54,11 @@ class Report:
 
     def finish(self, is_wrong: bool) -> int:
         """Write the JSON; returns the exit code."""
+        self.write()
+        return int(is_wrong)
+
+    def write(self) -> None:
+        """Write the JSON with the rows so far."""
         if self.file is not None:
             rows = [dataclasses.asdict(row) for row in self.rows]
             write_json(self.file, {"machine": self.machine, **self.fields, "rows": rows})
-        return int(is_wrong)

@@ -12,7 +12,7 @@ ROW_CASES = [
     (name, mode, columns)
     for name in ("rms", "add-rms", "layer", "gated")
     for mode, columns in (("token", 4096), ("token", 16_384), ("token", 20_000), ("tensor", 4096))
-]
+] + [("activation", "token", 4096)]
 
 #: Float activations quantized inside of a product's launch: (weight's scheme, rows, dtype, symmetric activations).
 DYNAMIC_CASES = {
@@ -105,6 +105,8 @@ def define(
                 return row_quantize.add_rms_norm_quantize(x, x, w, 1e-6, False, given)
             if name == "layer":
                 return row_quantize.layer_norm_quantize(x, w, w, 1e-6, False, given)
+            if name == "activation":
+                return row_quantize.gated_quantize_per_token(x, None, "gelu", True)
             if mode == "token":
                 return row_quantize.gated_quantize_per_token(x, x, "silu", False)
             return elementwise.gated_quantize_per_tensor(x, x, "silu", *grid)

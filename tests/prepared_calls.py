@@ -104,6 +104,9 @@ def operands(rows: int) -> dict[str, dict[str, Any]]:
             "bias": bias,
             "group_size": 128,
         },
+        # One launch, or for many rows two that hand memory on.
+        "int8_linear_dynamic": {"x": x, "symmetric": True, "weight": w8, "weight_scale": scale}
+        | {"weight_zero": None, "weight_sum": sums, "bias": bias},
         "int8_linear": int8 | {"dtype": torch.bfloat16},
         "int8_linear_requantize": int8 | {"out_scale": one, "out_zero": zero, "symmetric": False},
     }

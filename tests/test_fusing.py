@@ -155,6 +155,27 @@ def test_fusing_twice_changes_nothing():
     assert all(map(torch.equal, results(model, x), expected))
 
 
+@pytest.mark.parametrize("order", ["activations first", "siblings first"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_siblings_are_fused_before_or_after(scheme, order, tmp_path):
+    """norm → codes → one launch for a, b and c; what it leaves for the gate is a view."""
+    x = torch.randn(4, 5, K)
+    model: Any = tritonq.quantize_(Model(block).eval().requires_grad_(False), SCHEMES[scheme])
+    expected = results(tritonq.fuse_activations_(copy.deepcopy(model), [x]), x)
+    if order == "siblings first":
+        tritonq.fuse_siblings_(model, [x])
+    tritonq.fuse_activations_(model, [x])
+    if order == "activations first":
+        tritonq.fuse_siblings_(model, [x])
+    assert edges_of(model) == MODELS["all"][1]
+    assert "launched_with" in repr(model.a)
+    assert all(map(torch.equal, results(model, x), expected))
+    tritonq.save(model, tmp_path)
+    loaded = tritonq.load(tmp_path, Model(block).eval())
+    assert edges_of(loaded) == MODELS["all"][1]
+    assert all(map(torch.equal, results(loaded, x), expected))
+
+
 def test_rows_are_quantized_once(monkeypatch):
     x = torch.randn(4, 5, K)
     model = tritonq.fuse_activations_(tritonq.quantize_(Model(block).eval(), "w8a8"), [x])

@@ -24,10 +24,11 @@ from tritonq.nn.siblings import Siblings, are_alike
 from tritonq.patterns import Place, places
 from tritonq.tensor import QuantizedTensor
 
-#: What siblings are called: Llama and most since; BERT and ViT; diffusers; T5; Meta's own code; DistilBERT; DeepSeek.
+#: What siblings are called: Llama and most since; BERT and ViT; DeBERTa; diffusers; T5; Meta's own code; DistilBERT; DeepSeek.
 FAMILIES = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
+    ("query_proj", "key_proj", "value_proj"),
     ("to_q", "to_k", "to_v"),
     ("q", "k", "v"),
     ("wq", "wk", "wv"),
@@ -72,6 +73,7 @@ def fuse_siblings_(model: _Module, inputs: Iterable[Any] | None = None) -> _Modu
     if not layers:
         raise ValueError("model must hold quantized layers, found none: call quantize_ first")
     if inputs is None:
+        _part_incomplete(layers)
         families = _families_by_name(layers)
     else:
         families = _families_by_runs(model, layers, inputs)
@@ -118,6 +120,17 @@ def _quantized_places(model: object) -> list[Place]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     return [place for place in places(model) if isinstance(place.module, QuantizedLinear)]
+
+
+def _part_incomplete(layers: list[Place]) -> None:
+    """End groups of which a layer has gone from the model, or has tensors of its own again."""
+    here = {_layer(place) for place in layers}
+    for layer in here:
+        siblings = layer.siblings
+        if siblings is not None and not all(
+            member in here and siblings.holds(member) for member in siblings.members
+        ):
+            siblings.part()
 
 
 def _layer(place: Place) -> QuantizedLinear:

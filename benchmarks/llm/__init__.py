@@ -13,6 +13,7 @@ docs/benchmarks.md says what is measured and how. Files, in the order of an impo
     build.py               models, block by block, so that no whole float model is ever held
     reference.py           what a quantized model should compute, from its own codes in float32
     ways.py                one step eager, in a CUDA graph, compiled
+    split.py               what a step's Linears take alone
     rows.py, run.py        one measurement; all of them
     goals.py, plots.py     what is to be reached; figures        command.py    the command line
 """

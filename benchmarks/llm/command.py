@@ -1,12 +1,15 @@
 """The command line of `python3 -m benchmarks.llm`.
 
-Exit codes: 0, all is right; 1, a result was wrong, or one of ours failed; 2, bad usage.
+Exit codes: 0, all is right; 1, a result was wrong, or one of ours failed; 2, bad usage; 130, interrupted. What was
+measured by then is in the JSON file, which is written anew behind each model.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from benchmarks.llm.ways import EAGER, ways_on
 from benchmarks.report import Report, parsed, parser_of
 
 _BATCHES, _CONTEXT, _PROMPT, _STEPS = (1, 8, 32), 512, 2048, 64
+_INTERRUPTED = 130
 _CPU_BATCHES, _CPU_CONTEXT, _CPU_PROMPT, _CPU_STEPS = (1,), 8, 32, 4
 
 
@@ -47,17 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for peer, why in absent.items():
         print(f"{peer}: {why}")
     print(HEADINGS)
-    for decoder in options.decoders:
-        for contender in contenders:
+    interrupted = False
+    try:
+        for decoder, contender in itertools.product(options.decoders, contenders):
             for row in measure(decoder, contender, plan, device, dtype):
                 report.add(row, line(row))
+            report.write()
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted", file=sys.stderr)
     if options.goals:
         print("\n".join(verdicts(report.rows)))
     if options.plot is not None:
         from benchmarks.llm.plots import write_plots
 
         write_plots(report.rows, options.plot)
-    return report.finish(any(map(_is_fatal, report.rows)))
+    is_wrong = report.finish(any(map(_is_fatal, report.rows)))
+    return _INTERRUPTED if interrupted else is_wrong
 
 
 def _parser(gpu: bool, ways: Sequence[str]) -> argparse.ArgumentParser:

@@ -40,6 +40,7 @@ class Row:
         cell: what was run.
         status: MEASURED; WRONG, and no time; FAILED, and why.
         milliseconds: of a decoding step, or to the first token; the median.
+        linear_milliseconds: of a decoding step, what all Linears take alone, in a CUDA graph where there are any.
         tokens_per_second: of all sequences together; prompt tokens for a prefill.
         peak_gib: of GPU memory while the row was measured, weights, cache and prompt included, building not.
         weight_gib: parameters and buffers.
@@ -51,6 +52,7 @@ class Row:
     cell: Cell
     status: str
     milliseconds: float | None = None
+    linear_milliseconds: float | None = None
     tokens_per_second: float | None = None
     peak_gib: float | None = None
     weight_gib: float | None = None
@@ -59,8 +61,8 @@ class Row:
 
 
 HEADINGS = (
-    f"{'decoder':<13}{'scheme':<13}{'way':<9}{'phase':<9}{'batch':>5} {'tokens':>6} {'ms':>9} {'tokens/s':>10} "
-    f"{'peak GiB':>9} {'error':>8}"
+    f"{'decoder':<13}{'scheme':<13}{'way':<9}{'phase':<9}{'batch':>5} {'tokens':>6} "
+    f"{'ms':>9} {'Linears':>9} {'tokens/s':>10} {'peak GiB':>9} {'error':>8}"
 )
 
 
@@ -71,6 +73,9 @@ def line(row: Row) -> str:
     place = f"{cell.decoder:<13}{name:<13}{cell.way:<9}{cell.phase:<9}{cell.batch:>5} {cell.tokens:>6} "
     if row.milliseconds is None:
         return f"{place}{row.status}: {row.reason}"
+    linears = "" if row.linear_milliseconds is None else f"{row.linear_milliseconds:.3f}"
     peak = "" if row.peak_gib is None else f"{row.peak_gib:.2f}"
     error = "" if row.error is None else f"{row.error:.1e}"
-    return f"{place}{row.milliseconds:>9.3f} {row.tokens_per_second:>10,.1f} {peak:>9} {error:>8}"
+    return (
+        f"{place}{row.milliseconds:>9.3f} {linears:>9} {row.tokens_per_second:>10,.1f} {peak:>9} {error:>8}"
+    )

@@ -25,6 +25,7 @@ from benchmarks.llm.reference import reference_path
 from benchmarks.llm.rows import DECODE, FAILED, MEASURED, PREFILL, WRONG, Cell, Row
 from benchmarks.llm.sessions import SESSIONS, Session
 from benchmarks.llm.shapes import MODELS
+from benchmarks.llm.split import linear_milliseconds
 from benchmarks.llm.ways import EAGER, GRAPH, Call
 
 #: Largest relative error of logits: against the float32 reference, and of one way against another. In 16 bits every
@@ -105,6 +106,7 @@ def _rows(model: nn.Module, first: Cell, error: float, plan: Plan, batch: int, p
     length = tokens + plan.steps if phase == DECODE else tokens
     ids = torch.randint(vocabulary, (batch, tokens), device=device)
     eager: list[tuple[Tensor, Tensor]] = []
+    linears: float | None = None
     for way in plan.ways:
         cell = dataclasses.replace(cell, way=way)
         with _memory(device) as memory:
@@ -127,6 +129,9 @@ def _rows(model: nn.Module, first: Cell, error: float, plan: Plan, batch: int, p
                     eager = found
                 else:
                     row_error = max(_relative_error(a[0], b[0]) for a, b in zip(found, eager, strict=True))
+                linears = (
+                    linear_milliseconds(model, batch) if phase == DECODE and linears is None else linears
+                )
                 seconds = _seconds(call, session, filled, plan.steps if phase == DECODE else 1, device)
             except Exception as raised:  # out of memory, a graph break, a library's own limits
                 yield Row(cell, FAILED, reason=_said(raised))
@@ -134,7 +139,7 @@ def _rows(model: nn.Module, first: Cell, error: float, plan: Plan, batch: int, p
             finally:
                 call = session = None  # type: ignore[assignment]
         rate = batch * (1 if phase == DECODE else tokens) / seconds
-        yield Row(cell, MEASURED, 1e3 * seconds, rate, memory.get("peak"), weights, row_error)
+        yield Row(cell, MEASURED, 1e3 * seconds, linears, rate, memory.get("peak"), weights, row_error)
 
 
 def _trajectory(

@@ -240,10 +240,23 @@ class QuantizedLinear(PackedWeight):
         super().__setstate__(state)
         self._enter_again()
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.siblings is None or keep_vars:
+            return
+        for name, tensor in destination.items():
+            if name.startswith(prefix) and tensor.untyped_storage().nbytes() != tensor.nbytes:
+                destination[name] = tensor.clone()  # writers of files refuse a part of a storage
+
     def _enter_again(self) -> None:
         """Say so where the tensors have become others."""
-        if self.siblings is not None and not self.siblings.holds(self):
-            self.siblings.enter(self.sibling_index, self)
+        siblings, place = self.siblings, self.sibling_index
+        if siblings is None or siblings.holds(self):
+            return
+        if siblings.members[place] not in (None, self):  # copy.copy made this one, in a place that is taken
+            self.siblings = None
+        else:
+            siblings.enter(place, self)
 
     def hand_over(self, edge: Edge | None, output_qparams: tuple[Tensor, Tensor] | None) -> None:
         """Hand int8 to the layers that `edge` names, on the grid (scale float32 [1], zero point int8 [1]).

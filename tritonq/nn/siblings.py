@@ -9,15 +9,15 @@ with as many outputs as all of them:
 The model's code goes on to call q, k and v one after the other. The first call of a round computes all of them, and
 the others return the columns that are theirs. What makes a result theirs is looked at in every call, and is:
 
-    the same input object, not changed in place since (torch's version counter, which also guards autograd's saved
-    tensors), the same weights, the same stream, both inside or both outside of a graph capture
+    the same input object, not changed in place since, the same weights, and the same surroundings
+    (tritonq/nn/rounds.py)
 
 In any other case a sibling computes anew. So the order of calls does not matter, and siblings called alone, or on
 different inputs, are right; only slower. To be no slower either, siblings predict: after a round that was not
 completed, because they read different inputs, each runs on its own weights, until a round would have been complete.
 
-While autograd records, each runs alone, and its gradients are its own. So do inputs made under torch.inference_mode,
-which carry no version, unless a recorded run has shown that nothing changes them in between.
+What they return are tensors of their own to autograd that lie in one memory: no views, of which it would refuse some
+changes in place, and with version counters of their own.
 
 What torch itself does not see, this does not see either: writes through `.data`, by a kernel that declares none, or by
 replaying a CUDA graph, into x and between two siblings' calls.
@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import TensorWeakRef
 
-from tritonq import ops
+from tritonq.nn.rounds import Progress, ProgressInThread, Round, autograd_records, state_of
 from tritonq.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -60,8 +59,6 @@ class Siblings:
         self.proven = proven
         self.whole: QuantizedLinear | None = None
         self._members: list[weakref.ref[QuantizedLinear] | None] = [None] * len(layers)
-        self._round: _Round | None = None
-        self._predicts_one_input = True
         for index, layer in enumerate(layers):
             self.enter(index, layer)
 
@@ -96,7 +93,8 @@ class Siblings:
 
     def _join(self) -> None:
         """Make `whole`, and the members' tensors views of it, if all are here and alike."""
-        self.whole = self._round = None
+        self.whole = None
+        self._in_thread, self._in_trace = ProgressInThread(), Progress()
         self._held, self._weights = [], []
         layers = [layer for layer in self.members if layer is not None]
         if len(layers) < len(self._members) or not all(are_alike(layers[0], layer) for layer in layers[1:]):
@@ -109,7 +107,6 @@ class Siblings:
         self._held = [_Held(layer) for layer in layers]
         weights = (*map(whole._buffers.get, _JOINED_ALONG), *(layer.bias for layer in layers))
         self._weights = [tensor for tensor in weights if tensor is not None]
-        self._predicts_one_input = True
         self.whole = whole
 
     def part(self) -> None:
@@ -121,14 +118,14 @@ class Siblings:
                     if layer.bias is not None:
                         layer.bias.data = layer.bias.data.clone()
                 layer.siblings = None
-        self.whole = self._round = None
+        self.whole = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has places for all, and is joined again when copies of all members have entered."""
         return {"proven": self.proven, "count": len(self._members)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.proven, self.whole, self._round = state["proven"], None, None
+        self.proven, self.whole = state["proven"], None
         self._members = [None] * state["count"]
 
     # --- computing ------------------------------------------------------------------------------------------------
@@ -136,45 +133,30 @@ class Siblings:
     def output(self, layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Tensor | None:
         """The layer's output for an input that it accepts; None where it has to compute that alone."""
         whole, index = self.whole, layer.sibling_index
-        if whole is None or _autograd_records(layer, x) or not self.holds(layer):
+        if whole is None or autograd_records(x, layer.bias) or not self.holds(layer):
             return None
-        state = self._state(x)
+        state = state_of(x, self._weights, self.proven)
         if state is None:
             return None
-        current = self._round
+        progress = self._in_trace if torch.compiler.is_compiling() else self._in_thread
+        current = progress.round
         if current is not None and current.offers(index, x, state):
             out = current.left.pop(index)
             if not current.left:
-                self._round, self._predicts_one_input = None, True
+                progress.round, progress.predicts_one_input = None, True
             return out
         if current is not None:
-            self._predicts_one_input = False
-        self._round = None
+            progress.predicts_one_input = False
+        progress.round = None
         outputs: dict[int, Tensor | None]
-        if self._predicts_one_input:
+        if progress.predicts_one_input:
             joined: Any = whole.forward(x)  # [..., Nq + Nk + Nv]
-            outputs = dict(enumerate(joined.split_with_sizes(self._sizes, -1)))
+            outputs = {at: part.data for at, part in enumerate(joined.split_with_sizes(self._sizes, -1))}
         else:
             outputs = dict.fromkeys(range(len(self._sizes)))
         out = outputs.pop(index)
-        self._round = _Round(x, state, outputs)
+        progress.round = Round(x, state, outputs)
         return out
-
-    def _state(self, x: Tensor | QuantizedTensor) -> tuple[int, ...] | None:
-        """What must not change within a round; None where that cannot be told."""
-        tensors = _tensors_of(x)
-        if torch.compiler.is_compiling():
-            return tuple(size for tensor in tensors for size in ops.traced_version(tensor).shape)
-        if not tensors[0].is_inference():
-            state = [tensor._version for tensor in (*tensors, *self._weights)]
-        elif self.proven:
-            state = []
-        else:
-            return None
-        if tensors[0].is_cuda:
-            state.append(torch.cuda.current_stream(tensors[0].device).cuda_stream)
-            state.append(torch.cuda.is_current_stream_capturing())
-        return tuple(state)
 
 
 class _Held:
@@ -184,27 +166,6 @@ class _Held:
         self.buffers = {name: tensor for name, tensor in layer._buffers.items() if tensor is not None}
         self.bias = layer.bias
         self.bias_storage = None if layer.bias is None else layer.bias.untyped_storage()._cdata
-
-
-class _Round:
-    """One input, and the outputs for it that nobody has taken yet.
-
-    Args:
-        x: the input; not kept alive by the round, but while a trace runs.
-        state: at the time of the computation.
-        left: sibling → its output, None where it shall compute that alone.
-    """
-
-    def __init__(self, x: Any, state: tuple[int, ...], left: dict[int, Tensor | None]) -> None:
-        self.state, self.left = state, left
-        self.is_traced = torch.compiler.is_compiling()
-        self._x = x if self.is_traced else (TensorWeakRef(x) if isinstance(x, Tensor) else weakref.ref(x))
-
-    def offers(self, index: int, x: Any, state: tuple[int, ...]) -> bool:
-        """Whether `left` holds what sibling `index` returns for x."""
-        if index not in self.left or self.is_traced != torch.compiler.is_compiling() or self.state != state:
-            return False
-        return (self._x if self.is_traced else self._x()) is x
 
 
 def are_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
@@ -279,17 +240,3 @@ def _make_view(layer: QuantizedLinear, whole: QuantizedLinear, rows: slice) -> N
     if layer.bias is not None:
         assert whole.bias is not None
         layer.bias.data = whole.bias.data[rows]
-
-
-def _tensors_of(x: Tensor | QuantizedTensor) -> tuple[Tensor, ...]:
-    if isinstance(x, Tensor):
-        return (x,)
-    parts: tuple[Tensor | None, ...] = (x.data, x.scale, x.zero_point)
-    return tuple(part for part in parts if part is not None)
-
-
-def _autograd_records(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    tensors = _tensors_of(x) if layer.bias is None else (*_tensors_of(x), layer.bias)
-    return any(tensor.requires_grad for tensor in tensors)
