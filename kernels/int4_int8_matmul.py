@@ -14,6 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import Problem, configured
+from .descriptors import is_addressable
+from .hopper.shapes import choose_int4_int8_config, is_hopper
+from .hopper.versions import AVAILABLE
 from .launch import launch
 from .quantize_inside import codes_of_tile, grids_of_rows
 from .split_k import split_count, sum_of_splits, workspace
@@ -153,13 +156,24 @@ def int4_int8_matmul(
     if rows == 0:
         return out
     blocks = w.shape[1] // slab_width
+    per_scale = slabs_per_scale(groups, padded_group, slab_width, _SLABS)
+    is_padded = groups > 1 and padded_group != group_size
+    target = target_of(x)
     if config is None:
-        target = target_of(x)
+        copied = x_scale is not None and not is_padded and is_addressable(x) and is_addressable(w)
         config = configured(
-            Problem("int4_int8", (group_size, slab_width), rows, features, columns),
+            Problem("int4_int8", (group_size, slab_width, copied), rows, features, columns),
             target,
-            lambda: choose_config(target, rows, features, blocks, slab_width),
+            lambda: choose_config(target, rows, features, blocks, slab_width, 1, groups == 1, copied),
         )
+    if config.path == "hopper":
+        from .hopper.int4_int8_matmul import launch_hopper  # imports Gluon, which not every Triton has
+
+        assert x_scale is not None
+        with on_device_of(x):
+            operands = (x, x_scale, w, w_scale, bias, out)
+            launch_hopper(*operands, slab_width, padded_group // slab_width, per_scale, config, target)
+        return out
     tiles = config.tiles(features, rows)
     dtype = torch.int32 if groups == 1 else torch.float32
     tile_elements = config.block_n * config.block_m
@@ -186,8 +200,8 @@ def int4_int8_matmul(
             group_size,
             padded_group,
             SLAB=slab_width,
-            SLABS_PER_SCALE=slabs_per_scale(groups, padded_group, slab_width, _SLABS),
-            GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
+            SLABS_PER_SCALE=per_scale,
+            GROUPS_ARE_PADDED=is_padded,
             EVEN_K=columns == blocks * _SLABS * slab_width,
             SPLITS=config.splits,
             ROWS=1 if x_scale is None and rows == 1 else config.block_m,
@@ -201,11 +215,22 @@ def int4_int8_matmul(
 
 
 def choose_config(
-    target: Target, rows: int, features: int, blocks: int, slab_width: int, element_size: int = 1
+    target: Target,
+    rows: int,
+    features: int,
+    blocks: int,
+    slab_width: int,
+    element_size: int = 1,
+    one_group: bool = False,
+    copied: bool = False,
 ) -> TileConfig:
     """Tile shapes by M; stages that fit in shared memory, x's elements being of so many bytes; splits where the tiles
     leave multiprocessors idle.
+
+    one_group: a row has one scale; copied: the copy engine can bring both operands.
     """
+    if AVAILABLE and copied and is_hopper(target) and features % 16 == 0:
+        return choose_int4_int8_config(target, rows, features, blocks, slab_width, one_group)
     block_m = min(128, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
     block_n, num_warps, num_stages = (64, 4, 4) if rows <= 64 else (128, 8, 3)
     if target.backend == "hip":

@@ -164,6 +164,7 @@ def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
     check = {
         "int8": shapes.why_not_int8,
         "int8_gated": shapes.why_not_gated,
+        "int4_int8": shapes.why_not_int4_int8,
         "weight_only": weight_only_shapes.why_not_weight_only,
     }[problem.family]
     return check(problem, target, config)
@@ -211,6 +212,7 @@ _CHECKS: dict[tuple[str, str], Check] = {
     ("int8", "descriptors"): _descriptors,
     ("int8", "hopper"): _hopper,
     ("int8_gated", "hopper"): _hopper,
+    ("int4_int8", "hopper"): _hopper,
     ("weight_only", "hopper"): _hopper,
     ("int8_dynamic", "quantizing"): _quantizing,
     ("int8_dynamic", "apart"): _apart,

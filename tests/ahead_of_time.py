@@ -41,6 +41,7 @@ KERNEL_MODULES = (
     "elementwise",
     "hopper.int8_matmul",
     "hopper.int8_gated_matmul",
+    "hopper.int4_int8_matmul",
     "hopper.weight_only_matmul",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)

@@ -123,19 +123,22 @@ def _is_unsettled(loop: list[str]) -> bool:
 
 def _is_serialized(ptx: str) -> bool:
     """True if the assembler says that it makes each asynchronous product wait for the one before."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory) / "kernel.ptx", Path(directory) / "kernel.cubin"
         source.write_text(ptx)
-        command = [_tool("ptxas"), "-v", "--fmad=false", "--gpu-name=sm_90a", str(source), "-o", str(target)]
+        command = [
+            get_ptxas(90).path,
+            "-v",
+            "--fmad=false",
+            "--gpu-name=sm_90a",
+            str(source),
+            "-o",
+            str(target),
+        ]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
     return "wgmma.mma_async instructions are serialized" in said.stdout + said.stderr
-
-
-def _tool(name: str) -> str:
-    """A program of NVIDIA's that comes with Triton."""
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
 def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int | None, int | None]:
@@ -144,11 +147,14 @@ def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int |
         registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
         stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
         return (int(registers.group(1)) if registers else None, int(stack.group(1)) if stack else None)
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(assembly["cubin"])
         file.flush()
         report = subprocess.run(
-            [_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     return (int(found.group(1)), int(found.group(2))) if found else (None, None)

@@ -25,7 +25,7 @@ from ..split_k import arrive, store_partial, sum_of_partials, workspace
 from ..target import Target
 from ..tiles import TileConfig
 from .descriptors import tile_descriptor
-from .output import accumulator_layout, halves, partial_pointers, store, turn
+from .output import accumulator_layout, copy_out, halves, partial_pointers, turn
 from .producer import produce
 from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work, registers_at_launch
 from .versions import wait_for_previous_kernel
@@ -224,7 +224,7 @@ def finish(
             gate = subtract_w_zero(gate, x_sum, vectors[3], n, N)
             up = subtract_w_zero(up, x_sum, vectors[7], n, N)
         values = gated_finished(gate, up, *vectors, n, m, N, M, K, ACTIVATION, X_QPARAM_STRIDE, OUT_QMIN)
-        store(values, n0, m0, out_desc, staging)
+        copy_out(values.permute((1, 0)), n0, m0, out_desc, staging)
 
 
 def launch_hopper(

@@ -37,9 +37,9 @@ from ..tiles import TileConfig
 from .descriptors import tile_descriptor
 from .output import (
     accumulator_layout,
+    copy_out,
     halves,
     partial_pointers,
-    store,
     turn,
 )
 from .producer import produce
@@ -217,7 +217,7 @@ def finish(
         values = finished(
             turned, *vectors, n, m, N, M, K, stride_residual, ACTIVATION, X_QPARAM_STRIDE, OUT_QMIN
         )
-        store(values, n0, m0, out_desc, staging)
+        copy_out(values.permute((1, 0)), n0, m0, out_desc, staging)
 
 
 def launch_hopper(

@@ -42,13 +42,13 @@ def turn(acc, n0, m0):
 
 
 @gluon.jit
-def store(values, n0, m0, out_desc, staging):
-    """Have values of outᵀ, of which the first has the indices n0 and m0, copied out as the output's dtype.
+def copy_out(values, n0, m0, out_desc, staging):
+    """Have values of out, of which the first has the indices m0 and n0, copied out as the output's dtype.
 
     staging, where they wait, is made before the warps part, so that nothing else is put there while a copy still runs.
     """
     tma.store_wait(0)
-    staging.store(values.permute((1, 0)).to(out_desc.dtype))
+    staging.store(values.to(out_desc.dtype))
     fence_async_shared()
     store_tile(out_desc, [m0, n0], staging)
 

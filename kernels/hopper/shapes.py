@@ -63,6 +63,51 @@ def choose_gated_config(target: Target, rows: int, features: int, columns: int) 
     return TileConfig(both // 2, 128, BLOCK_K, splits, _CONSUMER_WARPS, stages, "hopper")
 
 
+def choose_int4_int8_config(
+    target: Target, rows: int, features: int, blocks: int, slab_width: int, one_group: bool
+) -> TileConfig:
+    """As wide as M; the widest has no room for the float32 sums that groups need. Steps are blocks of the layout."""
+    block_n, block_k = 128, 2 * slab_width
+    most = 256 if one_group else 128
+    block_m = min(most, max(16, triton.next_power_of_2(rows)))
+
+    def cost(splits: int) -> float:
+        pieces = triton.cdiv(rows, block_m) * triton.cdiv(features, block_n) * splits
+        waves = triton.cdiv(pieces, target.multiprocessors)
+        exchange = _EXCHANGE if splits > 1 else 0.0
+        return waves * (triton.cdiv(blocks, splits) + 1.0 + exchange)
+
+    may_split = (1, 2, 4, 8) if block_m <= 128 else (1,)
+    splits = min((count for count in may_split if count <= blocks), key=cost)
+    stages = int4_int8_stages_that_fit(target, block_n, block_m, slab_width)
+    return TileConfig(block_n, block_m, block_k, splits, _CONSUMER_WARPS, stages, "hopper")
+
+
+def int4_int8_stages_that_fit(target: Target, block_n: int, block_m: int, slab_width: int) -> int:
+    """Slots of a ring of bytes of the weight and twice as many columns of x."""
+    slot = (block_n + 2 * block_m) * slab_width
+    return min(8, (target.shared_memory - _STAGING_BYTES - _BARRIER_BYTES) // slot)
+
+
+def why_not_int4_int8(problem: Problem, target: Target, config: TileConfig) -> str | None:
+    """The same of a problem of W4A8."""
+    group_size, slab_width, copied = problem.variant
+    if not is_hopper(target):
+        return "Hopper's kernels need compute capability 9.0"
+    if not copied or problem.features % 16:
+        return (
+            "the copy engine needs int8 rows that start at multiples of 16 bytes, and groups without padding"
+        )
+    if (config.block_n, config.num_warps, config.block_k) != (128, 8, 2 * int(slab_width)):
+        return f"8 warps take 128 rows of the weight and {2 * int(slab_width)} columns, found {config}"
+    most = 256 if int(group_size) >= problem.columns and config.splits == 1 else 128
+    if not 16 <= config.block_m <= most:
+        return f"block_m must be 16 to {most}, found {config.block_m}"
+    if config.num_stages > int4_int8_stages_that_fit(target, 128, config.block_m, int(slab_width)):
+        return f"{config.num_stages} slots do not fit in {target.shared_memory:,} bytes"
+    return None
+
+
 def _cheapest(
     shapes: list[tuple[int, int]], target: Target, rows: int, features: int, columns: int
 ) -> tuple[int, int]:
