@@ -12,8 +12,8 @@ import torch
 # When tests are collected, before Triton's interpreter has run anything: it changes the language.
 emulator: Any = pytest.importorskip("tests.gluon_emulator", reason="Triton has no Gluon")
 
-#: Weights, which a kernel may read while the kernel before it still runs.
-WEIGHTS = ("w_desc", "gate_desc", "up_desc", "scale_desc", "zero_desc", "scale_ptr", "zero_ptr")
+#: Codes of weights, which a kernel may read while the kernel before it still runs; nothing else (hopper/producer.py).
+WEIGHTS = ("w_desc", "gate_desc", "up_desc")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,20 @@
 """The producer: one warp that has the copy engine bring x and weights, slot after slot, for all pieces of work.
 
 It starts while the kernel before may still run (programmatic dependent launch): weights are constant, so the first
-slots' weights are asked for at once; x, which that kernel writes, only when it has ended.
+slots' weights are asked for at once; all else, which that kernel may write, only when it has ended.
+
+What may be read early, and why that is safe:
+
+    codes of the weight alone        the kernel right before never writes them. Where weights are made (packed, loaded,
+                                     joined, moved), scales are written behind the codes; and scales may be copies made
+                                     for this very call
+    not what kernels before wrote    the next kernel is allowed in only once the one before this has ended, so that at
+                                     most one kernel is ever unfinished when codes are read
+    nothing is written early         output, partial sums and counters belong to the warps that multiply, and each of
+                                     them waits first; so a kernel that has ended says that all before it have
+
+A graph keeps the order of the kernels that it was captured from, and starts when all before it has ended. Who writes
+codes by himself, in a kernel right before the product, puts another kernel between the two.
 """
 
 from __future__ import annotations
@@ -35,7 +48,6 @@ def produce(
     BLOCK_N: gl.constexpr = w_desc.block_type.shape[0]
     STAGES: gl.constexpr = x_slots.shape[0]
     BYTES: gl.constexpr = x_desc.block_type.nbytes + w_desc.block_type.nbytes * (1 if v_desc is None else 2)
-    allow_next_kernel()
     pieces = gl.cdiv(N, BLOCK_N) * gl.cdiv(M, BLOCK_M) * SPLITS
     piece = gl.program_id(0)
     _, _, n, m, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
@@ -44,6 +56,7 @@ def produce(
         mbarrier.expect(full.index(slot), BYTES)
         load_weights(w_desc, v_desc, n, first + slot, full.index(slot), w_slots.index(slot), v_slots, slot)
     wait_for_previous_kernel()
+    allow_next_kernel()
     for slot in range(ahead):
         load_step(x_desc, m, first + slot, full.index(slot), x_slots.index(slot))
 

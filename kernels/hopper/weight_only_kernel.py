@@ -1,7 +1,7 @@
 """Float activations × INT4 or INT8 weights on Hopper: outᵀ [N, M] = W [N, K] · xᵀ, the weight unpacked into registers.
 
-    1 warp         fills a ring with the weight's codes, and with the scales and zero points of their groups;
-                   it never waits for the kernel before this one, which does not write weights
+    1 warp         fills a ring with the weight's codes, and with the scales and zero points of their groups; the first
+                   codes while the kernel before this one still runs (producer.py says why codes, and codes alone)
     1 warp         fills another ring with x, from when the kernel before has ended
     2 × 4 warps    64 or more rows of the weight each: codes → left operand in registers (weight_operand.py), times the
                    slice of x that belongs to them, asynchronously, while the next operand is unpacked
@@ -107,22 +107,47 @@ def produce_weights(descriptors, w_ring, x_slots, sizes, SPLITS: gl.constexpr, G
         + (0 if scale_desc is None else scale_desc.block_type.nbytes)
         + (0 if zero_desc is None else zero_desc.block_type.nbytes)
     )
-    slot = 0
-    phase = 0
     pieces = gl.cdiv(N, BLOCK_N) * gl.cdiv(M, BLOCK_M) * SPLITS
-    for piece in range(gl.program_id(0), pieces, gl.num_programs(0)):
-        _, _, n, _, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
+    piece = gl.program_id(0)
+    _, _, n, _, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
+    ahead = gl.minimum(last - first, STAGES)
+    for slot in range(ahead):
+        mbarrier.expect(full.index(slot), BYTES)
+        load_codes(w_desc, w_ring, n, first + slot, slot)
+    wait_for_previous_kernel()
+    for slot in range(ahead):
+        load_grids(descriptors, w_ring, n, (first + slot) * STEP // group_size, slot)
+
+    slot = ahead % STAGES
+    phase = ahead // STAGES
+    first += ahead
+    while piece < pieces:
         for step in range(first, last):
-            ready = full.index(slot)
             mbarrier.wait(empty.index(slot), phase ^ 1)
-            mbarrier.expect(ready, BYTES)
-            load_tile(w_desc, [n, step * w_slots.shape[2]], ready, w_slots.index(slot))
-            if scale_desc is not None:
-                group = step * STEP // group_size
-                load_tile(scale_desc, [group, n], ready, scale_slots.index(slot))
-                if zero_desc is not None:
-                    load_tile(zero_desc, [group, n], ready, zero_slots.index(slot))
+            mbarrier.expect(full.index(slot), BYTES)
+            load_codes(w_desc, w_ring, n, step, slot)
+            load_grids(descriptors, w_ring, n, step * STEP // group_size, slot)
             slot, phase = next_slot(slot, phase, STAGES)
+        piece += gl.num_programs(0)
+        _, _, n, _, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
+
+
+@gluon.jit
+def load_codes(w_desc, w_ring, n, step, slot):
+    """The codes of one step, of rows n and following of the weight."""
+    w_slots, _, _, full, _ = w_ring
+    load_tile(w_desc, [n, step * w_slots.shape[2]], full.index(slot), w_slots.index(slot))
+
+
+@gluon.jit
+def load_grids(descriptors, w_ring, n, group, slot):
+    """The scales and zero points of a step whose first group is `group`, where there is more than one."""
+    _, scale_desc, zero_desc = descriptors
+    _, scale_slots, zero_slots, full, _ = w_ring
+    if scale_desc is not None:
+        load_tile(scale_desc, [group, n], full.index(slot), scale_slots.index(slot))
+        if zero_desc is not None:
+            load_tile(zero_desc, [group, n], full.index(slot), zero_slots.index(slot))
 
 
 @gluon.jit
@@ -136,7 +161,7 @@ def produce_x(x_desc, x_ring, w_slots, sizes, SPLITS: gl.constexpr, GROUP: gl.co
     BLOCK_N: gl.constexpr = w_slots.shape[1]
     SLOTS: gl.constexpr = _columns_of_step(w_slots) // WIDTH
     wait_for_previous_kernel()
-    # Not earlier: the kernel after this one may then read what the one before this one has written, weights included.
+    # Not earlier: producer.py says why.
     allow_next_kernel()
     slot = 0
     phase = 0
