@@ -26,7 +26,7 @@ from benchmarks.stand_in_driver import stand_in_gpu
 from tritonq.config import PRESETS
 
 #: Few enough that the queue of launches (about a thousand) never fills, or the GPU's time would be measured.
-_CALLS, _ROUNDS = 250, 20
+_CALLS, _ROUNDS = 50, 400
 SCHEMES = ("w8a16", "w4a16", "w8a8", "w4a8", "w8a8_static")
 
 

@@ -58,7 +58,10 @@ class PreparedCall:
         """False where the call must run as it is written: on another device, or with somebody listening to launches."""
         if _set_aside or is_replaced() or current_device() != self._index or triton_listens():
             return False
-        return all(not launch.pre_run_hooks for launch in self._launches)
+        for launch in self._launches:
+            if launch.pre_run_hooks:
+                return False
+        return True
 
     def __call__(self, addresses: list[int]) -> Any:
         """Repeat the call on inputs at these addresses."""

@@ -44,23 +44,22 @@ def int8_product(
     """
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     codes, scale, zero_point = _codes(layer, x)
-    shape = (*x.shape[:-1], layer.out_features)
-    if layer.code_sums is None:
-        weight = (layer.packed_weight, layer.scales, layer.bias, layer.group_size)
-        return ops.int4_int8_linear(codes, scale, *weight, dtype).reshape(shape)
-    words: dict[str, Any] = {"activation": activation}
-    if isinstance(residual, QuantizedTensor):
-        words["residual"] = residual.data.expand(shape).reshape(-1, layer.out_features)
-        words.update(residual_scale=residual.scale, residual_zero=residual.zero_point)
-    elif residual is not None:
-        words["residual"] = residual.expand(shape).reshape(-1, layer.out_features)
+    code_sums, *grid = layer.held("code_sums", "output_scale", "output_zero_point")
+    if code_sums is None:
+        return shaped_like(x, ops.int4_int8_linear(codes, scale, *_int4_weight(layer), dtype))
+    epilogue: tuple[Any, ...] = (activation, None, None, None)
+    if residual is not None:
+        values: Any = residual
+        own_grid: Any = (None, None)
+        if isinstance(residual, QuantizedTensor):
+            values, own_grid = residual.data, (residual.scale, residual.zero_point)
+        values = values.expand(*x.shape[:-1], layer.out_features).reshape(-1, layer.out_features)
+        epilogue = (activation, values, *own_grid)
     inputs = (codes, scale, zero_point, *_weight(layer))
-    if in_float or layer.output_scale is None:
-        return ops.int8_linear(*inputs, dtype, **words).reshape(shape)
-    assert layer.output_zero_point is not None
-    grid = (layer.output_scale, layer.output_zero_point, layer.activation_symmetric)
-    out = ops.int8_linear_requantize(*inputs, *grid, **words)
-    return _handed_over(layer, out.reshape(shape), scale, dtype)
+    if in_float or grid[0] is None:
+        return shaped_like(x, ops.int8_linear(*inputs, dtype, *epilogue))
+    out = ops.int8_linear_requantize(*inputs, *grid, layer.activation_symmetric, *epilogue)
+    return _handed_over(layer, shaped_like(x, out), scale, dtype)
 
 
 def gated_product(
@@ -86,9 +85,9 @@ def gated_product(
 
 def dynamic_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """x · Wᵀ + b of a dynamic layer: float [M, K], columns in the order of its weight, → [M, N] of x's dtype."""
-    if layer.code_sums is None:
-        weight = (layer.packed_weight, layer.scales, layer.bias, layer.group_size)
-        return ops.int4_int8_linear_dynamic(x, *weight)
+    (code_sums,) = layer.held("code_sums")
+    if code_sums is None:
+        return ops.int4_int8_linear_dynamic(x, *_int4_weight(layer))
     return ops.int8_linear_dynamic(x, layer.activation_symmetric, *_weight(layer))
 
 
@@ -115,22 +114,23 @@ def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Quan
     """An input [..., K] on the grid that it came with; else on the layer's, or per token where that is dynamic."""
     if isinstance(x, QuantizedTensor):
         return x
-    rows, symmetric = x.reshape(-1, layer.in_features), layer.activation_symmetric
+    symmetric = layer.activation_symmetric
     if layer.config.dynamic:
+        rows = as_rows(x, layer.in_features)
         return per_token(ops.quantize_per_token(rows, symmetric), x.shape, symmetric, x.dtype)
-    assert layer.input_scale is not None
-    assert layer.input_zero_point is not None
-    codes = ops.quantize_per_tensor(rows, layer.input_scale, layer.input_zero_point, symmetric)
-    scale = ops.scale_with_history(layer.input_scale, x)
-    return QuantizedTensor(codes.reshape(x.shape), scale, layer.input_zero_point, x.dtype)
+    input_scale, input_zero_point = layer.held("input_scale", "input_zero_point")
+    codes = ops.quantize_per_tensor(x, input_scale, input_zero_point, symmetric)
+    scale = ops.scale_with_history(input_scale, x)
+    return QuantizedTensor(codes, scale, input_zero_point, x.dtype)
 
 
 def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """(codes [M, K], scale float32 [M, 1] or [1], zero point int8 alike or None) of an input."""
     quantized = quantized_input(layer, x)
-    codes = quantized.data.reshape(-1, layer.in_features)
-    if layer.input_order is not None:
-        codes = codes.index_select(1, layer.input_order)
+    codes = as_rows(quantized.data, layer.in_features)
+    (order,) = layer.held("input_order")
+    if order is not None:
+        codes = codes.index_select(1, order)
     scale, zero = quantized.scale, quantized.zero_point
     if quantized.per_token:
         scale = scale.reshape(-1, 1).contiguous()
@@ -140,9 +140,22 @@ def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor,
     return codes, scale, zero
 
 
+def as_rows(x: Tensor, features: int) -> Tensor:
+    """[..., K] as [M, K]."""
+    return x if x.dim() == 2 else x.reshape(-1, features)
+
+
+def shaped_like(x: Tensor | QuantizedTensor, rows: Tensor) -> Tensor:
+    """[M, N] as [..., N] where x is [..., K]."""
+    return rows if x.dim() == 2 else rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
 def _weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    assert layer.code_sums is not None
-    return layer.packed_weight, layer.scales, layer.zero_points, layer.code_sums, layer.bias
+    return (*layer.held("packed_weight", "scales", "zero_points", "code_sums"), layer.held_bias())
+
+
+def _int4_weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    return (*layer.held("packed_weight", "scales"), layer.held_bias(), layer.group_size)
 
 
 def _handed_over(

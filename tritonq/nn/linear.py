@@ -17,7 +17,7 @@ from tritonq.nn.check import check_linear
 from tritonq.nn.deferred import Deferred
 from tritonq.nn.deferred_activation import DeferredActivation
 from tritonq.nn.deferred_linear import DeferredLinear
-from tritonq.nn.int8_product import dynamic_product, int8_product
+from tritonq.nn.int8_product import as_rows, dynamic_product, int8_product, shaped_like
 from tritonq.nn.packed_weight import PackedWeight
 from tritonq.nn.siblings import Siblings, own_buffers
 from tritonq.tensor import QuantizedTensor
@@ -181,19 +181,27 @@ class QuantizedLinear(PackedWeight):
         """Of a layer without grids: float or per-token int8 [..., K] → float [..., N]."""
         if isinstance(x, QuantizedTensor):
             return int8_product(self, x)
-        rows = x.reshape(-1, self.in_features)  # [M, K]
-        if self.input_order is not None:
-            rows = rows.index_select(1, self.input_order)
+        rows = as_rows(x, self.in_features)
+        order, *weight = self.held("input_order", "packed_weight", "scales", "zero_points")
+        if order is not None:
+            rows = rows.index_select(1, order)
         if self._activation is None:
-            out = ops.weight_only_linear(
-                rows, self.packed_weight, self.scales, self.zero_points, self.bias, self.group_size
-            )
+            out = ops.weight_only_linear(rows, *weight, self.held_bias(), self.group_size)
         else:
             out = dynamic_product(self, rows)
-        return out.reshape(*x.shape[:-1], self.out_features)
+        return shaped_like(x, out)
 
     def _check_input(self, x: Any) -> None:
         """Raise a TypeError or ValueError unless `forward` can compute this input."""
+        if (
+            type(x) is Tensor
+            and self._activation != "static"
+            and x.dtype in qparams.FLOAT_DTYPES
+            and x.dim() > 0
+            and x.shape[-1] == self.in_features
+            and x.device == self._buffers["packed_weight"].device  # type: ignore[union-attr]
+        ):
+            return
         where = f"QuantizedLinear {self.module_name!r}"
         if isinstance(x, QuantizedTensor):
             if self._activation is None:
