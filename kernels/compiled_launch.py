@@ -126,7 +126,10 @@ class CompiledLaunch:
             launcher.launch = wrap(listen, dict(self._compiled.src.signature), meta)
         stream = Place(-1)
         metadata = self._compiled.packed_metadata
-        launcher(*self._grid, stream, self._compiled.function, metadata, None, None, None, *values)
+        try:
+            launcher(*self._grid, stream, self._compiled.function, metadata, None, None, None, *values)
+        except (AttributeError, TypeError) as error:
+            raise NotReplayable("a launcher that wants something else") from error
         if len(passed) != 1:
             raise NotReplayable("not one call of the driver for a launch")
         outer, inner = list(passed[0]), None

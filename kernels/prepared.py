@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ _PLAIN_VALUES = frozenset((type(None), bool, int, float, str, torch.dtype))
 _ONCE, _NEVER = "once", "never"
 _kinds: dict[tuple[Any, ...], PreparedCall | str] = {}
 _set_aside = 0
+_hooks = operator.attrgetter("pre_run_hooks")
 
 
 class PreparedCall:
@@ -45,7 +47,8 @@ class PreparedCall:
 
     def __init__(self, recording: Recording, device: torch.device) -> None:
         self._device, self._index = device, device.index if device.type == "cuda" else -1
-        self._results = [(tuple(result.shape), result.dtype) for result in recording.results]
+        # torch.empty takes sizes one by one faster than as a tuple, but for no sizes at all.
+        self._results = [(tuple(result.shape) or ((),), result.dtype) for result in recording.results]
         self._is_tuple = recording.is_tuple
         ends = [0]
         for size in recording.scratch:
@@ -58,10 +61,7 @@ class PreparedCall:
         """False where the call must run as it is written: on another device, or with somebody listening to launches."""
         if _set_aside or is_replaced() or current_device() != self._index or triton_listens():
             return False
-        for launch in self._launches:
-            if launch.pre_run_hooks:
-                return False
-        return True
+        return not any(map(_hooks, self._launches))
 
     def __call__(self, addresses: list[int]) -> Any:
         """Repeat the call on inputs at these addresses."""

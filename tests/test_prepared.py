@@ -116,11 +116,30 @@ def _specialized(arguments: tuple[Any, ...]) -> list[Any]:
 
 def test_a_call_that_asks_torch_for_more_than_memory_has_no_record() -> None:
     x = torch.ones(4)
-    for call in (lambda: x + 1, lambda: torch.empty(4).zero_(), lambda: x, lambda: x.t().reshape(2, 2)):
-        result, recording = record(call, [x])
+    for call in (
+        lambda: x + 1,
+        lambda: torch.empty(4).zero_(),
+        lambda: x,
+        lambda: x.view(2, 2),
+        lambda: None,
+    ):
+        _, recording = record(call, [x])
         assert recording is None
-        assert isinstance(result, Tensor)
     assert record(lambda: torch.empty(4), [x])[1] is not None
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_several_results_of_any_shape_are_replayed(shape: tuple[int, ...]) -> None:
+    def implementation(x: Tensor) -> tuple[Tensor, Tensor]:
+        torch.empty(100)  # memory that is not returned
+        return torch.empty(shape, dtype=torch.int8), torch.empty(1, *shape)
+
+    prepared.forget()
+    for _ in range(3):
+        one, other = prepared.prepared("test", (torch.ones(3),), implementation, implementation)
+        assert (one.shape, one.dtype, other.shape) == (shape, torch.int8, (1, *shape))
+    assert {type(call).__name__ for call in prepared._kinds.values()} == {"PreparedCall"}
+    prepared.forget()
 
 
 def test_the_second_call_is_recorded_and_the_third_replayed() -> None:
