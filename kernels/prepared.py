@@ -47,8 +47,7 @@ class PreparedCall:
 
     def __init__(self, recording: Recording, device: torch.device) -> None:
         self._device, self._index = device, device.index if device.type == "cuda" else -1
-        # torch.empty takes sizes one by one faster than as a tuple, but for no sizes at all.
-        self._results = [(tuple(result.shape) or ((),), result.dtype) for result in recording.results]
+        self._results = [(tuple(result.shape), result.dtype) for result in recording.results]
         self._is_tuple = recording.is_tuple
         ends = [0]
         for size in recording.scratch:
@@ -66,6 +65,7 @@ class PreparedCall:
     def __call__(self, addresses: list[int]) -> Any:
         """Repeat the call on inputs at these addresses."""
         device = self._device
+        # torch.empty takes sizes one by one faster than as a tuple.
         results = [torch.empty(*shape, dtype=dtype, device=device) for shape, dtype in self._results]
         pool = [current_stream(self._index), *addresses]
         for result in results:

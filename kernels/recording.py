@@ -111,8 +111,8 @@ def _recording(seen: _Recorder, result: Any) -> Recording:
     if seen.obstacle is not None:
         raise NotReplayable(seen.obstacle)
     results = list(result) if isinstance(result, tuple) else [result]
-    if not all(isinstance(tensor, Tensor) for tensor in results):
-        raise NotReplayable("something else than tensors is returned")
+    if not all(isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in results):
+        raise NotReplayable("something else than tensors with a shape is returned")
     returned = [_taken_for(tensor, seen.taken) for tensor in results]
     scratch = [tensor for index, tensor in enumerate(seen.taken) if index not in returned]
     again = [tensor for tensor, _ in seen.asked_again]

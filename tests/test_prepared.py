@@ -128,8 +128,8 @@ def test_a_call_that_asks_torch_for_more_than_memory_has_no_record() -> None:
     assert record(lambda: torch.empty(4), [x])[1] is not None
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_several_results_of_any_shape_are_replayed(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_several_results_are_replayed(shape: tuple[int, ...]) -> None:
     def implementation(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.empty(100)  # memory that is not returned
         return torch.empty(shape, dtype=torch.int8), torch.empty(1, *shape)
