@@ -32,11 +32,15 @@ class Address:
 
 
 def is_addressable(matrix: Tensor) -> bool:
-    """True where the copy engine can reach a matrix: address and rows aligned to 16 bytes, columns dense, not empty."""
+    """True where the copy engine can reach a matrix: address and rows aligned to 16 bytes, columns dense, not empty.
+
+    Rows lie behind each other: those that share memory, of an expanded tensor or a sliding window, it need not take.
+    """
     size = matrix.element_size()
     return (
         matrix.numel() > 0
         and matrix.stride(1) == 1
+        and matrix.stride(0) >= matrix.shape[1]
         and matrix.data_ptr() % 16 == 0
         and matrix.stride(0) * size % 16 == 0
     )

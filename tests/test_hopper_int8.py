@@ -176,6 +176,23 @@ def test_the_rule_is_asked_for_aligned_rows_of_a_hopper() -> None:
     assert path_of(Target("cuda", 100, 148, 227 * 1024), 1024, True) == "descriptors"
 
 
+def test_the_copy_engine_is_given_rows_behind_each_other(device: str) -> None:
+    """Which strides it takes besides is not written down; the plain kernel takes any."""
+    from tritonq.kernels.descriptors import is_addressable
+
+    memory = random_codes(4, 64, device=device)
+    for rows in (memory, memory[:, :31], memory[:, 16:], memory[1:], memory[::2]):
+        assert is_addressable(rows)
+    for rows in (
+        memory[:1].expand(4, 64),
+        memory.as_strided((4, 64), (16, 1)),
+        memory.as_strided((1, 64), (0, 1)),
+    ):
+        assert not is_addressable(rows)
+    for rows in (memory[:, 1:], memory.t(), memory[:0], memory.flatten()[:210].view(3, 70)):
+        assert not is_addressable(rows)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

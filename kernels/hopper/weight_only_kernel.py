@@ -96,7 +96,7 @@ def _columns_of_step(w_slots):
 def produce_weights(descriptors, w_ring, x_slots, sizes, SPLITS: gl.constexpr, GROUP: gl.constexpr):
     """Fill the weight's ring with the steps of all pieces of this program."""
     w_desc, scale_desc, zero_desc = descriptors
-    w_slots, scale_slots, zero_slots, full, empty = w_ring
+    w_slots, _, _, full, empty = w_ring
     M, N, steps, group_size = sizes
     STAGES: gl.constexpr = w_slots.shape[0]
     BLOCK_N: gl.constexpr = w_slots.shape[1]
