@@ -38,8 +38,8 @@ from .versions import wait_for_previous_kernel
 
 #: Rows of the weight that a group of four warps multiplies: those of the matrix instruction.
 GROUP_ROWS = gl.constexpr(64)
-#: Rows of x that are finished together.
-WIDTH = 64
+#: Of results that each group of warps finishes together: 64 rows of x in 16 bits, 32 in float32.
+_STAGING_BYTES = 8192
 _CONSUMER_REGISTERS = gl.constexpr(240)
 
 
@@ -50,7 +50,7 @@ def int4_int8_matmul_kernel(
     x_scale_ptr,  # float32 [M]
     w_scale_ptr,  # float [groups, N]
     bias_ptr,  # float [N], or None
-    out_desc,  # float [M, N] in tiles of [≤ WIDTH, 64]
+    out_desc,  # float [M, N] in tiles of [rows of x that are finished together, 64]
     partials_ptr,  # int32 (one group) or float32 [tiles, 2, SPLITS, 64, BLOCK_M], or None
     counters_ptr,  # int32 [tiles, 2], or None
     M,
@@ -239,6 +239,7 @@ def launch_hopper(
     partials, counters = workspace(
         x.device, dtype, config.splits, parts * tiles, GROUP_ROWS.value * config.block_m
     )
+    width = _STAGING_BYTES // (GROUP_ROWS.value * out.element_size())
     launch(
         int4_int8_matmul_kernel,
         (min(tiles * config.splits, target.multiprocessors),),
@@ -247,7 +248,7 @@ def launch_hopper(
         x_scale,
         w_scale,
         bias,
-        tile_descriptor(out, min(config.block_m, WIDTH), GROUP_ROWS.value),
+        tile_descriptor(out, min(config.block_m, width), GROUP_ROWS.value),
         partials,
         counters,
         rows,

@@ -86,7 +86,7 @@ def choose_int4_int8_config(
 def int4_int8_stages_that_fit(target: Target, block_n: int, block_m: int, slab_width: int) -> int:
     """Slots of a ring of bytes of the weight and twice as many columns of x."""
     slot = (block_n + 2 * block_m) * slab_width
-    return min(8, (target.shared_memory - _STAGING_BYTES - _BARRIER_BYTES) // slot)
+    return min(8, (target.shared_memory - _STAGING_BYTES // 2 - _BARRIER_BYTES) // slot)
 
 
 def why_not_int4_int8(problem: Problem, target: Target, config: TileConfig) -> str | None:
