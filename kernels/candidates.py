@@ -42,6 +42,8 @@ def first_round(problem: Problem, target: Target) -> list[TileConfig]:
     if problem.family in ("int8", "int8_gated") and problem.rows > _ROWS_OF_PLAIN:
         configs += _with_descriptors(target)
         configs += _on_hopper(problem, target)
+    if problem.family == "int4_int8":
+        configs += _int4_int8_on_hopper(problem, target)
     if problem.family == "weight_only":
         configs += weight_only_shapes.candidates(problem, target)
     return [config for config in dict.fromkeys(configs) if why_not(problem, target, config) is None]
@@ -94,6 +96,16 @@ def _on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
         stages = shapes.stages_that_fit(target, weights * block_n + block_m)
         for num_warps in (4, 8):
             yield TileConfig(block_n, block_m, shapes.BLOCK_K, split, num_warps, stages, "hopper")
+
+
+def _int4_int8_on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
+    """W4A8, path "hopper": tiles as wide as M, or half as wide; K split where few rows leave multiprocessors idle."""
+    slab_width = int(problem.variant[1])
+    covering = min(256, max(16, triton.next_power_of_2(problem.rows)))
+    splits = (1, 2, 4, 8) if problem.rows <= _ROWS_OF_SPLITS else (1,)
+    for block_m, split in itertools.product((covering, covering // 2), splits):
+        stages = shapes.int4_int8_stages_that_fit(target, 128, block_m, slab_width)
+        yield TileConfig(128, block_m, 2 * slab_width, split, 8, stages, "hopper")
 
 
 def _completed(

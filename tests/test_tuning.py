@@ -187,7 +187,7 @@ class TestSearch:
         gpu = FakeGPU(TileConfig(64, 16, 128, 4, 4, 3, max_registers=128))
         before = explained(self.WORKLOAD, H100)
         gpu.bad[TileConfig(128, 16, 128, 8, 4, 4)] = "wrong result: off by 1"
-        more = Workload("w4a8", 4096, 4096, 1)
+        more = Workload("w8a8", 4096, 14336, 1)
         file = TunedFile(H100, {"driver": "1"})
         results = tune([self.WORKLOAD, more], H100, gpu.tools, file)
         result = next(results)
