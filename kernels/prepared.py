@@ -33,7 +33,7 @@ _ALIGNMENT = 16
 #: Scratch begins at multiples of this many bytes, as torch's own allocations do.
 _SCRATCH_ALIGNMENT = 256
 _PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
-_PLAIN_VALUES = frozenset((type(None), bool, int, float, str, torch.dtype))
+_PLAIN_VALUES = frozenset((type(None), bool, int, str, torch.dtype))
 
 #: A kind's state: it was seen once; it cannot be replayed; or its record.
 _ONCE, _NEVER = "once", "never"
@@ -121,10 +121,14 @@ def kind_of(name: str, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...] | No
     for argument in arguments:
         cls = type(argument)
         if cls in _PLAIN_TENSORS:
+            if argument.is_neg():  # what lies there has the other sign: the imaginary part of a conjugate
+                return None, addresses
             address = argument.data_ptr()
             addresses.append(address)
             shape, strides = argument.shape, argument.stride()
             kind += (argument.dtype, shape, strides, argument.get_device(), address % _ALIGNMENT)
+        elif cls is float:  # of which -0.0 equals 0.0, and NaN not itself
+            kind += (cls, argument.hex())
         elif cls in _PLAIN_VALUES:
             kind += (cls, argument)
         else:

@@ -103,6 +103,21 @@ def test_what_triton_tells_apart_is_of_two_kinds(argument: Any) -> None:
             assert prepared.kind_of("name", (argument,))[0] != prepared.kind_of("name", (other,))[0]
 
 
+def test_floats_are_of_one_kind_if_their_bits_are() -> None:
+    kinds = [prepared.kind_of("name", (value,))[0] for value in (0.0, -0.0, 1.0, float("nan"), float("inf"))]
+    assert len(set(kinds)) == len(kinds)
+    assert kinds == [
+        prepared.kind_of("name", (value,))[0] for value in (0.0, -0.0, 1.0, float("nan"), float("inf"))
+    ]
+
+
+def test_a_tensor_that_stands_for_its_negative_goes_through_the_dispatcher() -> None:
+    x = torch.ones(4, 4, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    assert prepared.kind_of("name", (x,))[0] is None
+    assert prepared.kind_of("name", (x.resolve_neg(),))[0] is not None
+
+
 def _specialized(arguments: tuple[Any, ...]) -> list[Any]:
     """What Triton's own key has of arguments: type, and alignment or value where it decides. Strings are constexprs."""
     from triton._C.libtriton import native_specialize_impl
