@@ -24,7 +24,7 @@ from tritonq.nn.siblings import Siblings, are_alike
 from tritonq.patterns import Place, places
 from tritonq.tensor import QuantizedTensor
 
-#: What siblings are called: Llama and most since; BERT and ViT; DeBERTa; diffusers; T5; Meta's own code; DistilBERT; DeepSeek.
+#: What siblings are called: Llama and most since; BERT, ViT; DeBERTa; diffusers; T5; Meta's code; DistilBERT; DeepSeek.
 FAMILIES = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),

@@ -191,6 +191,11 @@ class QuantizedLinear(PackedWeight):
             out = dynamic_product(self, rows)
         return shaped_like(x, out)
 
+    @property
+    def _where(self) -> str:
+        """How messages begin. Nothing else looks at the name: one compiled forward then serves all layers alike."""
+        return f"QuantizedLinear {self.module_name!r}"
+
     def _check_input(self, x: Any) -> None:
         """Raise a TypeError or ValueError unless `forward` can compute this input."""
         if (
@@ -202,32 +207,31 @@ class QuantizedLinear(PackedWeight):
             and x.device == self._buffers["packed_weight"].device  # type: ignore[union-attr]
         ):
             return
-        where = f"QuantizedLinear {self.module_name!r}"
         if isinstance(x, QuantizedTensor):
             if self._activation is None:
                 raise TypeError(
-                    f"{where} ({self.config.scheme}) takes float inputs, found a QuantizedTensor: put a DeQuantStub "
-                    "before it, or give it the scheme w8a8_static"
+                    f"{self._where} ({self.config.scheme}) takes float inputs, found a QuantizedTensor: put a "
+                    "DeQuantStub before it, or give it the scheme w8a8_static"
                 )
             if self.code_sums is None and x.zero_point is not None:
                 raise TypeError(
-                    f"{where} ({self.config.scheme}) takes symmetric int8 activations, found a QuantizedTensor with a "
-                    "zero point: put a DeQuantStub before it"
+                    f"{self._where} ({self.config.scheme}) takes symmetric int8 activations, found a QuantizedTensor "
+                    "with a zero point: put a DeQuantStub before it"
                 )
         elif not isinstance(x, Tensor) or x.dtype not in qparams.FLOAT_DTYPES:
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{where}: input must be float32, float16 or bfloat16, found {found}")
+            raise TypeError(f"{self._where}: input must be float32, float16 or bfloat16, found {found}")
         elif self._activation == "static" and self.input_scale is None:
             raise TypeError(
-                f"{where} has no grid for its input and takes a QuantizedTensor, found a float tensor: put a QuantStub "
-                "before it, or leave it out with ignore"
+                f"{self._where} has no grid for its input and takes a QuantizedTensor, found a float tensor: put a "
+                "QuantStub before it, or leave it out with ignore"
             )
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"{where}: input must have {self.in_features} features last, found shape {list(x.shape)}"
+                f"{self._where}: input must have {self.in_features} features last, found shape {list(x.shape)}"
             )
         if x.device != self.packed_weight.device:
-            raise ValueError(f"{where} is on {self.packed_weight.device}, found an input on {x.device}")
+            raise ValueError(f"{self._where} is on {self.packed_weight.device}, found an input on {x.device}")
 
     # --- siblings --------------------------------------------------------------------------------------------------
 

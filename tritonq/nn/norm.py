@@ -169,19 +169,23 @@ class QuantizedNorm(FixedDtypeModule):
             f"{self.norm.features}, kind={self.norm.kind}, eps={self.norm.eps:g}, hands_over=int8, per={grid}"
         )
 
+    @property
+    def _where(self) -> str:
+        """How messages begin. Nothing else looks at the name: one compiled forward then serves all layers alike."""
+        return f"QuantizedNorm {self.module_name!r}"
+
     def _check_input(self, x: Any, residual: Any) -> None:
-        where = f"QuantizedNorm {self.module_name!r}"
         for what, found in (("input", x), ("residual", residual)):
             if found is None and what == "residual":
                 continue
             if not isinstance(found, Tensor) or found.dtype not in FLOAT_DTYPES:
                 kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
-                raise TypeError(f"{where}: {what} must be float32, float16 or bfloat16, found {kind}")
+                raise TypeError(f"{self._where}: {what} must be float32, float16 or bfloat16, found {kind}")
         if x.dim() < 1 or x.shape[-1] != self.norm.features:
             raise ValueError(
-                f"{where}: input must have {self.norm.features} features last, found shape {list(x.shape)}"
+                f"{self._where}: input must have {self.norm.features} features last, found shape {list(x.shape)}"
             )
         if residual is not None and residual.shape != x.shape:
             raise ValueError(
-                f"{where}: residual must have the input's shape {list(x.shape)}, found {list(residual.shape)}"
+                f"{self._where}: residual must have the input's shape {list(x.shape)}, found {list(residual.shape)}"
             )

@@ -106,14 +106,18 @@ class QATLinear(nn.Linear):
         fakes = "" if self.fakes is None else f", fakes={self.fakes}"
         return f"{super().extra_repr()}, scheme={self.config.scheme}{fakes}"
 
+    @property
+    def _where(self) -> str:
+        """How messages begin. Nothing else looks at the name: one compiled forward then serves all layers alike."""
+        return f"QATLinear {self.module_name!r}"
+
     def _check_input(self, x: Any) -> None:
-        where = f"QATLinear {self.module_name!r}"
         if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{where}: input must be a float tensor, found {found}")
+            raise TypeError(f"{self._where}: input must be a float tensor, found {found}")
         if x.dim() < 1 or x.shape[-1] != self.weight.shape[1]:
             raise ValueError(
-                f"{where}: input must have {self.weight.shape[1]} features last, found shape {list(x.shape)}"
+                f"{self._where}: input must have {self.weight.shape[1]} features last, found shape {list(x.shape)}"
             )
 
 
