@@ -149,6 +149,13 @@ def _define_cases() -> None:
             def _(scales: Any = scales, dtype: torch.dtype = dtype) -> object:
                 return _fake_quantize_both_ways(dtype, *scales)
 
+    @case("w8a8-batch")  # K is split, on Hopper too
+    def _() -> object:
+        packed, scale, _, _ = operands(config.W8A8())
+        codes, x_scale, _ = tokens(128)
+        sums = torch.zeros(FEATURES, dtype=torch.int32)
+        return int8_matmul.int8_matmul(codes, x_scale, None, packed, scale, None, sums, None, torch.float16)
+
     @case("w8a8-affine-odd")
     def _() -> object:
         rows, columns, features = 1000, 1000, 130

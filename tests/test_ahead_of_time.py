@@ -51,6 +51,7 @@ QUANTIZERS = [
     "add_requantize",
 ]
 OBSERVERS = ["extremes-1", "extremes-4096", "histogram-16", "histogram-2048", "histogram-8192"]
+BATCH = ["w8a8-batch"]
 ODD = ["w8a8-affine-odd", "w8a8-gated-odd", "w4a16-g100-odd", "w4a16-channel-odd", "w8a16-affine-odd"]
 GRADIENTS = [
     "gradient-w4a16-g128-bfloat16-small",
@@ -66,6 +67,7 @@ CASES = (
     + ODD
     + GRADIENTS
     + list(DYNAMIC_CASES)
+    + BATCH
 )
 
 #: target → bytes of shared memory (CUDA: the most a block may ask for; AMD: the local data share).
