@@ -1,11 +1,14 @@
 """Float activations × INT4 or INT8 weights: the weight is read packed, turned into x's dtype in registers, multiplied,
-and the scale of its group applied to the float32 partial product.
+and the scale of its group applied to the float32 partial product; an activation and int8 output follow where they are
+wanted.
 
 INT4 weights come in the layout `int4_words`, INT8 in `int8`. float16 and bfloat16 hold code - zero point exactly;
 float32 activations are multiplied in IEEE float32, never in tf32.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from .configurations import Problem, configured
 from .descriptors import is_addressable
+from .epilogue import handed_on
 from .hopper import weight_only_shapes
 from .launch import launch
 from .split_k import split_count, sum_of_splits, workspace
@@ -29,7 +33,9 @@ def weight_only_matmul_kernel(
     scale_ptr,  # float [G, N]
     zero_ptr,  # int8 [G, N], or None for 0
     bias_ptr,  # float [N], or None
-    out_ptr,  # x's dtype [M, N]
+    out_scale_ptr,  # float32 [1], or None for a float output
+    out_zero_ptr,  # int8 [1], or None
+    out_ptr,  # x's dtype, or int8, [M, N]
     partials_ptr,  # float32 [tiles, SPLITS, BLOCK_N, BLOCK_M], or None
     counters_ptr,  # int32 [tiles], or None
     M,
@@ -49,6 +55,8 @@ def weight_only_matmul_kernel(
     OPERAND: tl.constexpr,
     PTX: tl.constexpr,
     SETTLE: tl.constexpr,  # on Hopper
+    ACTIVATION: tl.constexpr,
+    OUT_QMIN: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -128,8 +136,9 @@ def weight_only_matmul_kernel(
         m_inside = m < tl.where(is_last, M, 0)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n_wrapped).to(tl.float32)[:, None]
+    values = handed_on(acc, out_scale_ptr, out_zero_ptr, ACTIVATION, OUT_QMIN)
     out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
+    tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
 
 
 def weight_only_matmul(
@@ -141,9 +150,13 @@ def weight_only_matmul(
     group_size: int,
     padded_group: int,
     slab_width: int,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero: Tensor | None = None,
+    out_symmetric: bool = False,
     config: TileConfig | None = None,
 ) -> Tensor:
-    """x [M, K] · dequantized wᵀ → [M, N] of x's dtype.
+    """activation(x [M, K] · dequantized wᵀ + bias) → [M, N] of x's dtype, or int8 on a grid.
 
     Args:
         x: float [M, K].
@@ -152,12 +165,16 @@ def weight_only_matmul(
         zero_point: int8 [G, N], contiguous, or None for 0.
         bias: float [N] or None.
         group_size, padded_group, slab_width: of the weight's layout.
+        activation: none, relu, gelu, gelu_tanh or silu.
+        out_scale: float32 [1] for int8 output, else None.
+        out_zero: int8 [1] for int8 output, else None.
+        out_symmetric: int8 output in [-127, 127], else [-128, 127].
         config: tile shape; None chooses.
     """
     rows, features, groups = x.shape[0], w.shape[0], scale.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
-    out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, features, dtype=x.dtype if out_scale is None else torch.int8, device=x.device)
     if rows == 0:
         return out
     slabs = 4 if w.dtype == torch.int16 else 1
@@ -165,15 +182,20 @@ def weight_only_matmul(
     if slabs == 1:
         slab_width = int8_slab_width(padded_group, groups, x.element_size())
     if config is None:
-        config = _config(x, w, scale, zero_point, target, group_size, padded_group, slab_width)
+        short_epilogue = activation in ("none", "relu")
+        config = _config(
+            x, w, scale, zero_point, target, group_size, padded_group, slab_width, short_epilogue
+        )
+    operands = (w, scale, zero_point, bias, out_scale, out_zero)
+    epilogue = {"ACTIVATION": activation, "OUT_QMIN": -127.0 if out_symmetric else -128.0}
     with on_device_of(x):
         if config.path == "hopper":
             from .hopper.weight_only_matmul import launch_hopper  # imports Gluon, which not every Triton has
 
-            launch_hopper(x, w, scale, zero_point, bias, out, group_size, slab_width, config, target)
+            launch_hopper(x, *operands, out, epilogue, group_size, slab_width, config, target)
         else:
             _launch_pointers(
-                x, w, scale, zero_point, bias, out, group_size, padded_group, slab_width, config, target
+                x, *operands, out, epilogue, group_size, padded_group, slab_width, config, target
             )
     return out
 
@@ -187,6 +209,7 @@ def _config(
     group_size: int,
     padded_group: int,
     slab_width: int,
+    short_epilogue: bool,
 ) -> TileConfig:
     """The configuration of a product."""
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
@@ -201,12 +224,14 @@ def _config(
         and (groups == 1 or zero_point is None or is_addressable(zero_point))
     )
 
-    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper)
+    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper, short_epilogue)
     problem = Problem("weight_only", variant, rows, features, columns)
 
     def rule() -> TileConfig:
         if weight_only_shapes.takes(problem, target):
-            return weight_only_shapes.choose_config(target, rows, features, columns, slabs, group_size)
+            return weight_only_shapes.choose_config(
+                target, rows, features, columns, slabs, group_size, short_epilogue
+            )
         blocks = triton.cdiv(w.shape[1], slab_width)
         aligned = columns % 16 == 0
         return choose_config(
@@ -222,7 +247,10 @@ def _launch_pointers(
     scale: Tensor,
     zero_point: Tensor | None,
     bias: Tensor | None,
+    out_scale: Tensor | None,
+    out_zero: Tensor | None,
     out: Tensor,
+    epilogue: dict[str, Any],
     group_size: int,
     padded_group: int,
     slab_width: int,
@@ -244,6 +272,8 @@ def _launch_pointers(
         scale,
         zero_point,
         bias,
+        out_scale,
+        out_zero,
         out,
         partials,
         counters,
@@ -269,6 +299,7 @@ def _launch_pointers(
         BLOCK_M=config.block_m,
         GROUP=8,
         enable_fp_fusion=True,
+        **epilogue,
         **config.launch_options,
     )
 

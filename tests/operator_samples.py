@@ -154,6 +154,17 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
             ops.weight_only_linear,
             (learned(x.clone()), g4.packed, g4.kernel_scale, g4.kernel_zero, learned(bias.clone()), 32),
         ),
+        **{
+            f"weight only {activation}": (
+                ops.weight_only_linear,
+                (learned(x.clone()), g4.packed, g4.kernel_scale, None, learned(bias.clone()), 32, activation),
+            )
+            for activation in ("relu", "gelu", "gelu_tanh", "silu")
+        },
+        "weight only requantize": (
+            ops.weight_only_linear_requantize,
+            (x, g8.packed, g8.kernel_scale, None, bias, 32, *grid, "silu"),
+        ),
         "weight only int8": (ops.weight_only_linear, (x.half(), g8.packed, g8.kernel_scale, None, None, 32)),
         "weight only input gradient": (
             ops.weight_only_input_gradient,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kernel_inputs import FLOATS, assert_same
+from tests.kernel_inputs import FLOATS, assert_same, random_weight
 from tests.operator_samples import COLUMNS, FEATURES, ROWS, samples
-from tritonq import config, ops
+from tritonq import config, ops, reference
 from tritonq.nn.linear import QuantizedLinear
 
 SCHEMES = {
@@ -154,6 +154,24 @@ def test_weight_only_gradients(scheme: str, dtype: torch.dtype, device: str) -> 
     tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     torch.testing.assert_close(x.grad, twin.grad, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(layer.bias.grad, bias.grad, rtol=tolerance, atol=15 * tolerance)
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_gradients_through_a_fused_activation(activation: str, device: str) -> None:
+    w = random_weight(config.W4A16(group_size=32), FEATURES, COLUMNS, torch.float32, device)
+    x = torch.randn(ROWS, COLUMNS, device=device, requires_grad=True)
+    bias = torch.randn(FEATURES, device=device, requires_grad=True)
+    twins = [tensor.detach().clone().requires_grad_() for tensor in (x, bias)]
+    found = ops.weight_only_linear(
+        x, w.packed, w.kernel_scale, w.kernel_zero, bias, w.layout.group_size, activation
+    )
+    expected = reference.activate(nn.functional.linear(twins[0], w.dequantized(), twins[1]), activation)
+    arriving = torch.randn_like(found)
+    found.backward(arriving)
+    expected.backward(arriving)
+    for tensor, twin in zip((x, bias), twins, strict=True):
+        assert tensor.grad is not None
+        torch.testing.assert_close(tensor.grad, twin.grad, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", WEIGHT_ONLY)

@@ -20,15 +20,16 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
+from ..epilogue import handed_on
 from ..split_k import arrive, store_partial, sum_of_partials
-from .output import partial_pointers
+from .output import halves, partial_pointers
 from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work
 from .versions import allow_next_kernel, load_tile, wait_for_previous_kernel
-from .weight_only_shapes import TURNED_FROM
+from .weight_only_shapes import TURNED
 from .weight_operand import negative_offsets, operand_of
 
-#: Rows of x of a tile from which results are exchanged between threads before they are stored: it takes shared memory.
-_TURNED_FROM = gl.constexpr(TURNED_FROM)
+#: Rows of x whose results are stored at a time, exchanged between threads first; fewer are stored as they lie.
+_TURNED = gl.constexpr(TURNED)
 
 
 @gluon.jit
@@ -40,7 +41,9 @@ def weight_only_matmul_kernel(
     scale_ptr,  # float [N] where there is one group
     zero_ptr,  # int8 [N] where there is one group, or None
     bias_ptr,  # float [N], or None
-    out_ptr,  # x's dtype [M, N]
+    out_scale_ptr,  # float32 [1], or None for a float output
+    out_zero_ptr,  # int8 [1], or None
+    out_ptr,  # x's dtype, or int8, [M, N]
     partials_ptr,  # float32 [2 · tiles, SPLITS, BLOCK_N / 2, BLOCK_M], or None
     counters_ptr,  # int32 [2 · tiles], or None
     M,
@@ -53,20 +56,34 @@ def weight_only_matmul_kernel(
     X_STAGES: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     GROUP: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    OUT_QMIN: gl.constexpr,
 ):
     """All tiles of outᵀ, or splits of them, that fall to one program."""
     w_slots = slots_of(w_desc, W_STAGES)
     x_slots = slots_of(x_desc, X_STAGES)
     w_full, w_empty = open_ring(W_STAGES, 2)
     x_full, x_empty = open_ring(X_STAGES, 2)
-    w_ring = (w_slots, slots_of(scale_desc, W_STAGES), slots_of(zero_desc, W_STAGES), w_full, w_empty)
+    if scale_desc is None:
+        w_ring = (w_slots, None, None, w_full, w_empty)
+    elif zero_desc is None:
+        w_ring = (w_slots, slots_of(scale_desc, W_STAGES), None, w_full, w_empty)
+    else:
+        w_ring = (w_slots, slots_of(scale_desc, W_STAGES), slots_of(zero_desc, W_STAGES), w_full, w_empty)
     x_ring = (x_slots, x_full, x_empty)
     sizes = (M, N, steps, group_size)
-    pointers = (scale_ptr, zero_ptr, bias_ptr, out_ptr, partials_ptr, counters_ptr)
+    pointers = (scale_ptr, zero_ptr, partials_ptr, counters_ptr)
+    output = (bias_ptr, out_scale_ptr, out_zero_ptr, out_ptr)
     gl.warp_specialize(
         [
-            (consume, (w_ring, x_ring, pointers, sizes, 0, SLAB, SPLITS, GROUP)),
-            (consume, (w_ring, x_ring, pointers, sizes, 1, SLAB, SPLITS, GROUP)),
+            (
+                consume,
+                (w_ring, x_ring, pointers, output, sizes, 0, SLAB, SPLITS, GROUP, ACTIVATION, OUT_QMIN),
+            ),
+            (
+                consume,
+                (w_ring, x_ring, pointers, output, sizes, 1, SLAB, SPLITS, GROUP, ACTIVATION, OUT_QMIN),
+            ),
             (produce_weights, ((w_desc, scale_desc, zero_desc), w_ring, x_slots, sizes, SPLITS, GROUP)),
             (produce_x, (x_desc, x_ring, w_slots, sizes, SPLITS, GROUP)),
         ],
@@ -77,13 +94,10 @@ def weight_only_matmul_kernel(
 
 @gluon.jit
 def slots_of(desc, STAGES: gl.constexpr):
-    """Shared memory [STAGES, tile] for what a descriptor brings; None for none."""
-    if desc is None:
-        return None
-    else:
-        ROWS: gl.constexpr = desc.block_type.shape[0]
-        COLUMNS: gl.constexpr = desc.block_type.shape[1]
-        return gl.allocate_shared_memory(desc.dtype, [STAGES, ROWS, COLUMNS], desc.layout)
+    """Shared memory [STAGES, tile] for what a descriptor brings."""
+    ROWS: gl.constexpr = desc.block_type.shape[0]
+    COLUMNS: gl.constexpr = desc.block_type.shape[1]
+    return gl.allocate_shared_memory(desc.dtype, [STAGES, ROWS, COLUMNS], desc.layout)
 
 
 @gluon.constexpr_function
@@ -180,16 +194,19 @@ def consume(
     w_ring,
     x_ring,
     pointers,
+    output,
     sizes,
     HALF: gl.constexpr,  # of the tile's rows of the weight: 0 or 1
     SLAB: gl.constexpr,
     SPLITS: gl.constexpr,
     GROUP: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    OUT_QMIN: gl.constexpr,
 ):
     """One of the two groups of warps that multiply."""
     w_slots, scale_slots, zero_slots, w_full, w_empty = w_ring
     x_slots, x_full, x_empty = x_ring
-    scale_ptr, zero_ptr, bias_ptr, out_ptr, partials_ptr, counters_ptr = pointers
+    scale_ptr, zero_ptr, partials_ptr, counters_ptr = pointers
     M, N, steps, _ = sizes
     BLOCK_N: gl.constexpr = w_slots.shape[1]
     BLOCK_M: gl.constexpr = x_slots.shape[1]
@@ -267,7 +284,7 @@ def consume(
             if is_finished:
                 acc = sum_of_partials(acc, partials, SPLITS)
         if is_finished:
-            finish(acc, n, m0, bias_ptr, out_ptr, M, N)
+            finish(acc, n, m0, output, M, N, ACTIVATION, OUT_QMIN)
 
 
 @gluon.jit
@@ -279,17 +296,27 @@ def row_of_step(slots, ROW: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.constex
 
 
 @gluon.jit
-def finish(acc, n, m0, bias_ptr, out_ptr, M, N):
-    """Store float32 acc [rows of the weight n, rows of x from m0 on], plus the bias."""
+def finish(acc, n, m0, output, M, N, ACTIVATION: gl.constexpr, OUT_QMIN: gl.constexpr):
+    """Store what becomes of float32 acc [rows of the weight n, rows of x from m0 on]: bias, activation, grid."""
     COLUMNS: gl.constexpr = acc.shape[1]
-    if bias_ptr is not None:
-        acc += gl.load(bias_ptr + n, mask=n < N, other=0.0).to(gl.float32)[:, None]
-    values = acc.to(out_ptr.dtype.element_ty)
-    if COLUMNS >= _TURNED_FROM:
-        # Eight neighbours of a row of out for each thread.
-        TURNED: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
-        values = gl.convert_layout(values, TURNED)
-        n = gl.convert_layout(n, gl.SliceLayout(1, TURNED))
-    m = m0 + gl.arange(0, COLUMNS, gl.SliceLayout(0, values.type.layout))
-    out_ptrs = out_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
-    gl.store(out_ptrs, values, mask=(n < N)[:, None] & (m < M)[None, :])
+    if COLUMNS > _TURNED:
+        # A part after the other: beside the sums that wait, few registers are left.
+        left, right = halves(acc)
+        finish(left, n, m0, output, M, N, ACTIVATION, OUT_QMIN)
+        finish(right, n, m0 + COLUMNS // 2, output, M, N, ACTIVATION, OUT_QMIN)
+    else:
+        bias_ptr, out_scale_ptr, out_zero_ptr, out_ptr = output
+        n = gl.convert_layout(n, gl.SliceLayout(1, acc.type.layout), assert_trivial=True)
+        if bias_ptr is not None:
+            acc += gl.load(bias_ptr + n, mask=n < N, other=0.0).to(gl.float32)[:, None]
+        values = handed_on(acc, out_scale_ptr, out_zero_ptr, ACTIVATION, OUT_QMIN).to(
+            out_ptr.dtype.element_ty
+        )
+        if COLUMNS == _TURNED:
+            # Eight neighbours of a row of out for each thread.
+            NEIGHBOURS: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
+            values = gl.convert_layout(values, NEIGHBOURS)
+            n = gl.convert_layout(n, gl.SliceLayout(1, NEIGHBOURS))
+        m = m0 + gl.arange(0, COLUMNS, gl.SliceLayout(0, values.type.layout))
+        out_ptrs = out_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
+        gl.store(out_ptrs, values, mask=(n < N)[:, None] & (m < M)[None, :])

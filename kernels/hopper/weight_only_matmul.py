@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,10 @@ def launch_hopper(
     scale: Tensor,
     zero_point: Tensor | None,
     bias: Tensor | None,
+    out_scale: Tensor | None,
+    out_zero: Tensor | None,
     out: Tensor,
+    epilogue: dict[str, Any],
     group_size: int,
     slab_width: int,
     config: TileConfig,
@@ -58,6 +63,8 @@ def launch_hopper(
         scale if one_scale else None,
         zero_point if one_scale else None,
         bias,
+        out_scale,
+        out_zero,
         out,
         partials,
         counters,
@@ -74,6 +81,7 @@ def launch_hopper(
         num_warps=4,
         maxnreg=config.max_registers,
         launch_pdl=True,
+        **epilogue,
     )
 
 

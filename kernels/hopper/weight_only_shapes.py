@@ -32,14 +32,14 @@ _MOST_ROWS_OF_WHOLE_STEPS = 64
 _MOST_ROWS_OF_TWO_PROGRAMS = 16
 #: A tile for so large a part of the multiprocessors is as good as one for each.
 _FULL = 0.9
-#: Rows of x of a tile from which its results pass through shared memory on their way out.
-TURNED_FROM = 64
+#: Rows of x of a tile whose results pass through shared memory together on their way out.
+TURNED = 32
 #: Registers of each thread at launch, all warps alike, for one and for two programs a multiprocessor: see ring.py.
 _REGISTERS = {1: 168, 2: 80}
 _PRODUCER_REGISTERS = 24
 #: Shared memory that the hardware keeps of each program, and what barriers take.
 _RESERVED_BYTES, _BARRIER_BYTES = 1024, 512
-#: Where results pass through it a part at a time.
+#: What those take.
 _TURNING_BYTES = 8 * 1024
 _MOST_STAGES, _MOST_SPLITS = 8, 8
 
@@ -99,7 +99,7 @@ def shared_bytes(config: TileConfig, group_size: int, one_scale: bool) -> int:
     scales = 0 if one_scale else max(1, config.block_k // group_size) * BLOCK_N * (4 + 1)
     weights = rings.w_stages * (BLOCK_N * 128 + scales)
     x = rings.x_stages * config.block_m * rings.x_columns * 2
-    turned = _TURNING_BYTES if config.block_m >= TURNED_FROM else 0
+    turned = _TURNING_BYTES if config.block_m >= TURNED else 0
     return weights + x + turned + _BARRIER_BYTES
 
 
@@ -114,10 +114,17 @@ def consumer_registers(config: TileConfig) -> int:
     return (12 * at_launch - 4 * _PRODUCER_REGISTERS) // _CONSUMER_WARPS // 8 * 8
 
 
+def most_rows(one_scale: bool, short_epilogue: bool) -> int:
+    """Rows of x that a tile can have: groups take two sets of sums, and smooth activations registers too."""
+    most = 256 if one_scale else 128
+    return most if short_epilogue else most // 2
+
+
 def choose_config(
-    target: Target, rows: int, features: int, columns: int, slabs: int, group_size: int
+    target: Target, rows: int, features: int, columns: int, slabs: int, group_size: int, short_epilogue: bool
 ) -> TileConfig:
     """The shape for a problem; group_size ≥ columns is one scale a row."""
+    most = most_rows(group_size >= columns, short_epilogue)
     tiles_n = triton.cdiv(features, BLOCK_N)
 
     def fills(block_m: int) -> bool:
@@ -125,10 +132,10 @@ def choose_config(
 
     if rows <= _MOST_ROWS_OF_WHOLE_STEPS:
         block_m = max(8, triton.next_power_of_2(rows))
-    elif group_size >= columns and rows > 256 and fills(256):
+    elif most == 256 and rows > 256 and fills(256):
         block_m = 256
     else:
-        block_m = 128 if fills(128) else 64
+        block_m = 128 if most >= 128 and fills(128) else 64
     programs = 2 if block_m <= _MOST_ROWS_OF_TWO_PROGRAMS else 1
     tiles = tiles_n * triton.cdiv(rows, block_m)
     steps = triton.cdiv(columns, columns_per_step(slabs))
@@ -186,7 +193,7 @@ def fit(target: Target, config: TileConfig, group_size: int, one_scale: bool) ->
 
 def why_not_weight_only(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """Why a configuration of the path "hopper" cannot run a weight-only problem, in words; None where it can."""
-    slabs, group_size, _, _, suited = problem.variant
+    slabs, group_size, _, _, suited, short_epilogue = problem.variant
     assert isinstance(slabs, int)
     assert isinstance(group_size, int)
     if not is_hopper(target):
@@ -200,9 +207,9 @@ def why_not_weight_only(problem: Problem, target: Target, config: TileConfig) ->
     if config.max_registers not in _REGISTERS.values():
         return f"max_registers must be one of {sorted(_REGISTERS.values())}, found {config.max_registers}"
     one_scale = group_size >= problem.columns
-    most_m = (
-        _MOST_ROWS_OF_TWO_PROGRAMS if config.max_registers == _REGISTERS[2] else 256 if one_scale else 128
-    )
+    most_m = most_rows(one_scale, bool(short_epilogue))
+    if config.max_registers == _REGISTERS[2]:
+        most_m = _MOST_ROWS_OF_TWO_PROGRAMS
     if config.block_m > most_m:
         return f"{config.block_m} rows of x, {most_m} allowed"
     if config.splits > triton.cdiv(problem.columns, config.block_k):

@@ -17,7 +17,11 @@ from tritonq.ops.norm_quantize import (
 from tritonq.ops.observe import extremes, histogram
 from tritonq.ops.quantize import quantize_per_tensor, quantize_per_token, scale_of_codes, scale_with_history
 from tritonq.ops.versions import traced_version
-from tritonq.ops.weight_only import weight_only_input_gradient, weight_only_linear
+from tritonq.ops.weight_only import (
+    weight_only_input_gradient,
+    weight_only_linear,
+    weight_only_linear_requantize,
+)
 
 __all__ = [
     "add_requantize",
@@ -48,4 +52,5 @@ __all__ = [
     "traced_version",
     "weight_only_input_gradient",
     "weight_only_linear",
+    "weight_only_linear_requantize",
 ]

@@ -10,7 +10,8 @@ M rows of activations, N output features, K input features, G groups of K; codes
     int8_gated_linear_requantize  the same → int8
     add_requantize         the sum of two int8 tensors → int8
     rms_norm, layer_norm, residual_sum, gated  what the operators `…_quantize_per_…` compute before they quantize
-    weight_only_linear     float · dequantized weightᵀ
+    weight_only_linear     float · dequantized weightᵀ, an activation on the way
+    weight_only_linear_requantize  the same → int8 on the consumer's grid
     weight_only_input_gradient  float · dequantized weight, for training through a frozen weight
     int4_int8_linear       int8 · int4ᵀ with scales per group → float
 """
@@ -27,7 +28,11 @@ from tritonq.reference.int8 import (
 from tritonq.reference.integers import int8_accumulate, int_matmul
 from tritonq.reference.normalize import gated, layer_norm, residual_sum, rms_norm
 from tritonq.reference.quantize import quantize_per_tensor, quantize_per_token
-from tritonq.reference.weight_only import weight_only_input_gradient, weight_only_linear
+from tritonq.reference.weight_only import (
+    weight_only_input_gradient,
+    weight_only_linear,
+    weight_only_linear_requantize,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -48,4 +53,5 @@ __all__ = [
     "rms_norm",
     "weight_only_input_gradient",
     "weight_only_linear",
+    "weight_only_linear_requantize",
 ]
