@@ -7,6 +7,7 @@ multiplies by the transposed weight, the other by the weight, and neither needs 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from tritonq.ops.library import no_gradient, operator, uses_kernels
 _OPERANDS = "Tensor x, Tensor weight, Tensor weight_scale, Tensor? weight_zero, Tensor? bias, int group_size"
 _ACTIVATION = 'str activation="none"'
 #: (gradient, what the activation was given) → gradient of the latter.
-_ACTIVATION_GRADIENTS = {
+_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda gradient, y: gradient * (y > 0),
     "gelu": torch.ops.aten.gelu_backward,
     "gelu_tanh": functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
