@@ -204,6 +204,7 @@ def test_missing_paths() -> None:
 
     for name, target in TARGETS.items():
         missing = missing_paths(target)
+        assert list(missing) == ["pointers", "descriptors", "hopper"]
         assert missing["pointers"] is None
         assert (missing["descriptors"] is None) == (name in ("sm_90", "sm_100", "sm_120"))
         assert (
