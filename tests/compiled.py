@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tests.protocol import unguarded
+
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
 
 
@@ -26,10 +28,11 @@ class Launch:
 
 @dataclasses.dataclass
 class Compiled:
-    """What the compiler made of a launch; shared memory and stack in bytes."""
+    """What the compiler made of a launch; shared memory and stack in bytes, threads per program."""
 
     kernel: str
     options: dict[str, Any]
+    threads: int
     shared: int
     registers: int | None
     stack: int | None
@@ -37,6 +40,7 @@ class Compiled:
     asynchronous_copies: bool
     unsettled_loops: int
     serialized: bool
+    unguarded: list[str]
 
 
 def compile_launch(launch: Launch, gpu: Any) -> Compiled:
@@ -75,9 +79,11 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
     compiled = triton.compile(source, target=gpu, options=launch.options)
     text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
     registers, stack = _resources(compiled.asm, text, gpu.backend)
+    threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", text)
     return Compiled(
         kernel=compiled.metadata.name,
         options=launch.options,
+        threads=int(threads.group(1)) if threads else gpu.warp_size * launch.options["num_warps"],
         shared=compiled.metadata.shared,
         registers=registers,
         stack=stack,
@@ -85,6 +91,7 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         asynchronous_copies="cp.async.cg.shared.global" in text or "cp.async.bulk.tensor" in text,
         unsettled_loops=sum(map(_is_unsettled, _loops(text))),
         serialized=is_gluon and _is_serialized(text),
+        unguarded=unguarded(text) if is_gluon else [],
     )
 
 

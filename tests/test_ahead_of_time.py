@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.fused_cases import DYNAMIC_CASES, ROW_CASES
+from tests.protocol import unguarded
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILE_ALL = os.environ.get("TRITONQ_COMPILE_ALL") == "1"
@@ -114,8 +115,9 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
         problems.append(f"{record['stack']} bytes of stack")
     if record["registers"] is None or not 0 < record["registers"] <= MOST_REGISTERS:
         problems.append(f"{record['registers']} registers")
-    elif nvidia and record["registers"] * record["options"]["num_warps"] * 32 > REGISTER_FILE:
-        problems.append(f"{record['registers']} registers in {record['options']['num_warps']} warps")
+    elif nvidia and record["registers"] * record["threads"] > REGISTER_FILE:
+        problems.append(f"{record['registers']} registers in {record['threads']} threads")
+    problems += record["unguarded"]
     if record["serialized"]:
         problems.append("asynchronous products that the assembler serialized")
     if record["unsettled_loops"]:
@@ -173,7 +175,8 @@ def test_every_case_is_compiled_for_some_target() -> None:
     [
         ({"stack": 8}, "stack"),
         ({"registers": 256}, "registers"),
-        ({"registers": 200, "options": {"num_warps": 16}}, "16 warps"),
+        ({"registers": 200, "threads": 512}, "512 threads"),
+        ({"unguarded": ["arrive behind wait"]}, "arrive behind wait"),
         ({"shared": 300_000}, "shared"),
         ({"instructions": []}, "no matrix instruction"),
         ({"instructions": ["mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"]}, "wgmma"),
@@ -189,11 +192,37 @@ def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
         "registers": 64,
         "stack": 0,
         "shared": 81_920,
-        "options": {"num_warps": 4},
+        "threads": 128,
         "instructions": ["wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8"],
         "asynchronous_copies": True,
         "unsettled_loops": 0,
         "serialized": False,
+        "unguarded": [],
     }
     assert problems_of(good, "sm_90") == []
     assert problem in " ".join(problems_of(good | change, "sm_90"))
+
+
+GUARDED = """
+    @%p1 mbarrier.init.shared::cta.b64 [%r1], 1;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
+    fence.proxy.async.shared::cta;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 32768;
+    wgmma.wait_group.sync.aligned 1;
+    bar.sync 0, 256;
+    mbarrier.arrive.shared::cta.b64 _, [%r2];
+    cp.async.bulk.wait_group.read 0;
+    bar.sync 0, 256;
+    st.shared.v2.b32 [%r3], {%r4, %r5};
+    fence.proxy.async.shared::cta;
+    bar.sync 0, 256;
+    cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r6, %r7}], [%r3];
+    cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r8, %r7}], [%r9];
+"""
+
+
+@pytest.mark.parametrize("line", [3, 6, 9, 11, 12])
+def test_a_barrier_or_fence_that_is_missing_is_seen(line: int) -> None:
+    lines = GUARDED.splitlines()
+    assert unguarded(GUARDED) == []
+    assert unguarded("\n".join(lines[:line] + lines[line + 1 :])) != []
