@@ -7,6 +7,7 @@ thread says so, and have written, and fenced, what one thread has copied out. Th
 
 from __future__ import annotations
 
+import itertools
 import re
 
 _EVENTS = {
@@ -42,4 +43,8 @@ def unguarded(ptx: str) -> list[str]:
             behind = next((name for name in events[place + 1 :] if name not in passed), None)
             if behind != wanted:
                 found.append(f"{event} before {behind}, not {wanted}")
+    between_kernels = re.findall(r"\bgriddepcontrol\.(wait|launch_dependents)", ptx)
+    for before, then in itertools.pairwise(["", *between_kernels]):
+        if then == "launch_dependents" and before != "wait":  # kernels/hopper/producer.py says why
+            found.append("the next kernel is allowed in before the one before has ended")
     return found

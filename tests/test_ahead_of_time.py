@@ -207,6 +207,8 @@ GUARDED = """
     @%p1 mbarrier.init.shared::cta.b64 [%r1], 1;
     @%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
     fence.proxy.async.shared::cta;
+    griddepcontrol.wait;
+    griddepcontrol.launch_dependents;
     mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 32768;
     wgmma.wait_group.sync.aligned 1;
     bar.sync 0, 256;
@@ -221,7 +223,7 @@ GUARDED = """
 """
 
 
-@pytest.mark.parametrize("line", [3, 6, 9, 11, 12])
+@pytest.mark.parametrize("line", [3, 4, 8, 11, 13, 14])
 def test_a_barrier_or_fence_that_is_missing_is_seen(line: int) -> None:
     lines = GUARDED.splitlines()
     assert unguarded(GUARDED) == []
