@@ -127,6 +127,52 @@ def overwritten_residual(m: Model, x: Tensor) -> Tensor:
     return m.b(functional.gelu(y))
 
 
+def overwritten_by_index(x: Tensor) -> None:
+    x[..., 0] = 5
+
+
+def overwritten_between_factors(m: Model, x: Tensor) -> Tensor:
+    """gate and up may read different values, of which the one kernel for both would know one."""
+    x = x.clone()
+    gate = functional.silu(m.a(x))
+    m.change(x)  # type: ignore[operator]
+    return m.c(gate * m.b(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "chains"),
+    [
+        (overwritten_by_index, False),
+        (lambda x: x.view(-1).mul_(2), False),
+        (lambda x: x.clone().zero_(), True),
+    ],
+    ids=["index", "view", "not at all"],
+)
+def test_factors_whose_input_changes_in_between(change, chains):
+    model = Model(overwritten_between_factors)
+    model.change = change
+    model.d = nn.Identity()  # type: ignore[assignment]
+    model = tritonq.prepare(model.eval(), "w8a8_static")
+    x = torch.randn(4, 5, K)
+    results(model, x)
+    assert ("a" in agrees(model, x)) == chains
+
+
+def test_factors_whose_input_changes_later_on():
+    """Not in the runs that were recorded: an error, and no wrong number."""
+    model = Model(overwritten_between_factors)
+    model.change = lambda x: None  # type: ignore[assignment]
+    model.d = nn.Identity()  # type: ignore[assignment]
+    model = tritonq.prepare(model.eval(), "w8a8_static")
+    x = torch.randn(4, 5, K)
+    results(model, x)
+    chained: Any = convert(model)
+    assert "a" in edges_of(chained)
+    chained.change = overwritten_by_index
+    with pytest.raises(TypeError, match=r"'a' was converted to hand over int8 through mul, found mul"):
+        chained(x)
+
+
 @pytest.mark.parametrize(
     ("forward", "expected"),
     [

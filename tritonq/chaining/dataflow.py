@@ -154,7 +154,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self._per_token = per_token
         self._calls: list[Call] = []
-        self._values = WeakIdKeyDictionary()  # tensor → its value's number
+        self._values = WeakIdKeyDictionary()  # tensor → its value's number, and its version then
         self._count = 0
         # Modules that run now, the innermost last, with names and what they read; observers have no name.
         self._inside: list[tuple[nn.Module, str, tuple[int, ...]]] = []
@@ -183,26 +183,27 @@ class Recorder(TorchFunctionMode):
         """
         returned = (self._values.get(tensor) for tensor in _tensors(output))
         kept = () if torch.is_grad_enabled() else self._values.values()
-        known = frozenset(value for value in returned if value is not None)
-        return Dataflow(tuple(self._calls), known, frozenset(kept) - known)
+        known = frozenset(noted[0] for noted in returned if noted is not None)
+        return Dataflow(tuple(self._calls), known, frozenset(noted[0] for noted in kept) - known)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         words = kwargs or {}
+        if self._inside or _is_metadata(func):
+            return func(*args, **words)
+        tensors = _tensors((args, words))
+        reads = tuple(map(self._value_of, tensors))  # before func changes one of them
         result = func(*args, **words)
-        if not self._inside and not _is_metadata(func):
-            tensors = _tensors((args, words))
-            # Dropout in eval mode returns what it got.
-            if tensors and not (func is functional.dropout and result is tensors[0]):
-                reads = tuple(map(self._value_of, tensors))
-                moves, step = _moves(func, args, words, self._per_token), step_of(func, args, words)
-                if not all(tensor.is_floating_point() for tensor in tensors):
-                    step = None  # no epilogue takes integers or complex numbers
-                whole = () if step is None else _of_shape(result.shape, tensors, reads)
-                made = tuple(map(self._new_value, _tensors(result)))
-                name = getattr(func, "__name__", str(func))
-                self._calls.append(Call(name, False, reads, made, step, moves, whole))
+        # Dropout in eval mode returns what it got.
+        if tensors and not (func is functional.dropout and result is tensors[0]):
+            moves, step = _moves(func, args, words, self._per_token), step_of(func, args, words)
+            if not all(tensor.is_floating_point() for tensor in tensors):
+                step = None  # no epilogue takes integers or complex numbers
+            whole = () if step is None else _of_shape(result.shape, tensors, reads)
+            made = tuple(map(self._new_value, _tensors(result)))
+            name = getattr(func, "__name__", str(func))
+            self._calls.append(Call(name, False, reads, made, step, moves, whole))
         return result
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -216,13 +217,20 @@ class Recorder(TorchFunctionMode):
             self._calls.append(Call(name, True, reads, tuple(map(self._new_value, _tensors(output)))))
 
     def _value_of(self, tensor: Tensor) -> int:
-        value = self._values.get(tensor)
-        return self._new_value(tensor) if value is None else value
+        """One that was changed in place since, through a view or an index, is another value."""
+        value, version = self._values.get(tensor, (0, 0))
+        return value if value and version == _version(tensor) else self._new_value(tensor)
 
     def _new_value(self, tensor: Tensor) -> int:
         self._count += 1
-        self._values[tensor] = self._count
+        self._values[tensor] = self._count, _version(tensor)
         return self._count
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for those of inference mode, which do not count."""
+    with torch._C.DisableTorchFunction():  # the recorder itself would note these calls
+        return 0 if tensor.is_inference() else tensor._version
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tritonq.nn.deferred import Deferred
 from tritonq.nn.int8_product import gated_product, int8_product, quantized_input
+from tritonq.nn.rounds import state_of
 from tritonq.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class DeferredLinear(Deferred):
         steps: what is still to come.
         activation: what has been taken already.
         residual: likewise.
-        origin: what `source` was when the layer was called, itself if None: by it two factors know each other.
+        origin: what `source` was when the layer was called, and in which state, itself if None: by it two factors know
+            each other.
     """
 
     #: QuantizedTensor leaves a sum with one of these to it.
@@ -45,10 +47,12 @@ class DeferredLinear(Deferred):
         steps: tuple[str, ...],
         activation: str = "none",
         residual: Tensor | QuantizedTensor | None = None,
-        origin: Tensor | QuantizedTensor | None = None,
+        origin: tuple[Tensor | QuantizedTensor, Any] | None = None,
     ) -> None:
         super().__init__(layer, steps, source, (*source.shape[:-1], layer.out_features))
-        self.origin = source if origin is None else origin
+        if origin is None:
+            origin = (source, state_of(source, (), True) if "mul" in steps else None)
+        self.origin = origin
         reads_codes = layer.edge is None or layer.edge.lead
         self.source = quantized_input(layer, source) if reads_codes else source
         self.activation, self.residual = activation, residual
@@ -77,6 +81,12 @@ class DeferredLinear(Deferred):
         if not isinstance(other, DeferredLinear) or other.steps != ("mul",) or self.steps != ("mul",):
             raise self.refusal("mul")
         gate, up = (self, other) if self.layer.output_scale is not None else (other, self)
-        if gate.origin is not up.origin or gate.layer.edge is None or up.activation != "none":
+        read, state = up.origin
+        if (
+            gate.origin[0] is not read
+            or gate.origin[1] != state
+            or gate.layer.edge is None
+            or up.activation != "none"
+        ):
             raise self.refusal("mul")
         return gated_product(gate.layer, up.layer, gate.source, gate.activation)
