@@ -108,6 +108,11 @@ def samples() -> dict[str, Sample]:
         "float × int4, affine": Sample(
             ops.weight_only_linear, (x.half(), w4, w4_scale, w4_zero, bias, _GROUP), exact=False
         ),
+        "float × int4 to int8, silu": Sample(
+            ops.weight_only_linear_requantize,
+            (x.half(), w4, w4_scale, w4_zero, bias, _GROUP, 5 * one, zero, False, "silu"),
+            exact=False,
+        ),
         "float32 × int8": Sample(
             ops.weight_only_linear, (x, w8, w8_scale, None, None, _COLUMNS), exact=False
         ),
