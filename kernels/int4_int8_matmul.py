@@ -23,7 +23,7 @@ from .split_k import split_count, sum_of_splits, workspace
 from .target import Target, on_device_of, target_of
 from .tiles import TileConfig, stages_that_fit, tile_of_program
 from .unpack import byte_to_int8
-from .weight_only_matmul import slabs_per_scale
+from .weight_only_pointers import slabs_per_scale
 
 _SLABS = 2
 

@@ -24,25 +24,14 @@ from tests.compiled import Launch, compile_launch
 
 ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
 FEATURES, COLUMNS = 4096, 4096
-KERNEL_MODULES = (
-    "quantize",
-    "observe",
-    "fake_quantize",
-    "fake_quantize_gradients",
+#: Those that ask what they run on.
+LAUNCHERS = (
     "int8_matmul",
-    "int8_descriptor_matmul",
     "weight_only_matmul",
     "weight_only_gradient",
     "int4_int8_matmul",
-    "quantizing_int8_matmul",
     "dynamic_matmul",
     "int8_gated_matmul",
-    "row_quantize",
-    "elementwise",
-    "hopper.int8_matmul",
-    "hopper.int8_gated_matmul",
-    "hopper.int4_int8_matmul",
-    "hopper.weight_only_matmul",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)
 FAKE_QUANTIZATIONS = {
@@ -293,23 +282,22 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
     """Run a case with every launch recorded instead, and every tensor seemingly on `target`."""
     import importlib
 
+    from tritonq.kernels.launch import launching
     from tritonq.kernels.target import Target
 
     launches: list[Launch] = []
 
-    def record(kernel: Any, grid: object, *positional: Any, **keywords: Any) -> None:
+    def record(kernel: Any, grid: object, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         names = [parameter.name for parameter in kernel.params]
         options = {key: value for key, value in keywords.items() if key not in names}
         constants = {key: value for key, value in keywords.items() if key in names}
         launches.append(Launch(kernel, dict(zip(names, positional, strict=False)) | constants, options))
 
     with contextlib.ExitStack() as patches:
-        for module_name in KERNEL_MODULES:
+        patches.enter_context(launching(record))
+        for module_name in LAUNCHERS:
             module = importlib.import_module(f"tritonq.kernels.{module_name}")
-            if hasattr(module, "launch"):
-                patches.enter_context(mock.patch.object(module, "launch", record))
-            if hasattr(module, "target_of"):
-                patches.enter_context(mock.patch.object(module, "target_of", return_value=Target(*target)))
+            patches.enter_context(mock.patch.object(module, "target_of", return_value=Target(*target)))
         case()
     return launches
 

@@ -80,7 +80,9 @@ def test_a_mode_ends_between_siblings():
     assert_same(traced(x + 1), plain.k_proj(x + 1))  # k was not taken for a constant
 
 
-@pytest.mark.filterwarnings("ignore")  # of both, which say that they are slow, old or blind to what Python decides
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # of both, which say that they are slow, old or blind to what Python decides
 def test_traces_and_vmap():
     fused, plain = pair()
     x = inputs()

@@ -81,6 +81,7 @@ def launch_hopper(
         num_warps=4,
         maxnreg=config.max_registers,
         launch_pdl=True,
+        enable_fp_fusion=out_scale is None,  # to_code wants none
         **epilogue,
     )
 
