@@ -321,6 +321,34 @@ def test_a_norm_quantizes_per_token(kind, symmetric, residual):
     assert set(norm.state_dict()) == set(module.state_dict())
 
 
+class NamedRMSNorm(nn.Module):
+    """An RMSNorm as models write it, whose input has another name than nn.RMSNorm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(K)), 1e-6
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return (
+            hidden_states
+            * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
+            * self.weight
+        )
+
+
+def test_a_norm_is_called_by_the_names_that_it_was_called_by_before():
+    model = Model(lambda m, x: m.a(m.norm(hidden_states=x)), NamedRMSNorm())
+    tritonq.quantize_(model, "w8a8")
+    x = torch.randn(5, K)
+    before = model(x)
+    tritonq.fuse_activations_(model, [x])
+    assert edges_of(model) == {"norm": "norm → a"}
+    for fused in (model, copy.deepcopy(model)):
+        assert relative_error(fused(x), before) < 1e-6
+    with pytest.raises(TypeError, match="takes input and residual, found y"):
+        model.norm(x, y=x)
+
+
 def test_a_norm_refuses_what_it_cannot_take():
     norm = QuantizedNorm.from_float(nn.LayerNorm(K), name="norm")
     x = torch.randn(2, K)

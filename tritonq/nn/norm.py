@@ -6,6 +6,7 @@ dynamic    each row on a grid of its own, as those layers would quantize it
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class QuantizedNorm(FixedDtypeModule):
 
     Attributes:
         edge: which Linears read the codes.
+        input_name: what the float norm calls its input.
     """
 
     weight: nn.Parameter | None
@@ -54,6 +56,7 @@ class QuantizedNorm(FixedDtypeModule):
         super().__init__()
         self.norm, self.symmetric, self.module_name = norm, symmetric, name
         self.edge: Edge | None = None
+        self.input_name = "input"
         self.register_parameter("weight", weight)
         self.register_parameter("bias", bias)
         self.register_buffer("output_scale", scale)
@@ -91,15 +94,21 @@ class QuantizedNorm(FixedDtypeModule):
         scale = None if scale is None else scale.clone()
         zero_point = None if zero_point is None else zero_point.clone()
         layer = cls(norm, weight, bias, scale, zero_point, symmetric, name)
-        layer.edge = edge
+        layer.edge, layer.input_name = edge, _input_name(module)
         return layer
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None
+        self, input: Tensor | None = None, residual: Tensor | None = None, **named: Tensor
     ) -> QuantizedTensor | tuple[QuantizedTensor, Tensor]:
-        """int8 of norm(input), or (int8 of norm(input + residual), that sum in input's dtype)."""
-        x = input
+        """int8 of norm(input), or (int8 of norm(input + residual), that sum in input's dtype).
+
+        `input` may be given by the name that the float norm knows it by, as callers of that do.
+        """
+        x = named.pop(self.input_name, None) if input is None else input
+        if named:
+            raise TypeError(f"{self._where} takes input and residual, found {', '.join(named)}")
         self._check_input(x, residual)
+        assert x is not None
         rows = x.reshape(-1, self.norm.features)  # [M, K]
         if residual is None:
             return self._quantized(x, self._codes(rows))
@@ -189,3 +198,10 @@ class QuantizedNorm(FixedDtypeModule):
             raise ValueError(
                 f"{self._where}: residual must have the input's shape {list(x.shape)}, found {list(residual.shape)}"
             )
+
+
+def _input_name(module: nn.Module) -> str:
+    """The first parameter of a norm's forward."""
+    if isinstance(module, QuantizedNorm):
+        return module.input_name
+    return next(iter(inspect.signature(module.forward).parameters))
