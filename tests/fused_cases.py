@@ -93,6 +93,20 @@ def define(
 
         return case
 
+    def weight_only(rows: int, *rest: Any) -> Callable[[], object]:
+        def case() -> object:
+            from tritonq import layouts
+            from tritonq.kernels.weight_only_matmul import weight_only_matmul
+
+            layout = layouts.slab_layout("int4_words", columns, 128)
+            words = torch.zeros(features, layout.words, dtype=torch.int16)
+            scale, bias = torch.ones(layout.groups, features, dtype=torch.bfloat16), torch.zeros(features)
+            slabs = (layout.group_size, layout.padded_group, layout.slab_width)
+            x = torch.zeros(rows, columns, dtype=torch.bfloat16)
+            return weight_only_matmul(x, words, scale, None, bias, *slabs, *rest)
+
+        return case
+
     def quantization(name: str, mode: str, columns: int, dtype: torch.dtype) -> Callable[[], object]:
         def case() -> object:
             from tritonq.kernels import elementwise, row_quantize
@@ -123,6 +137,8 @@ def define(
             rows, torch.int8, *grid, "silu", codes, one, code
         )
         cases[f"w8a8-gated-{size}"] = gated(rows, torch.bfloat16, "silu")
+        cases[f"w4a16-silu-{size}"] = weight_only(rows, "silu")
+        cases[f"w4a16-gelu-tanh-requantize-{size}"] = weight_only(rows, "gelu_tanh", *grid)
         cases[f"w8a8-gated-requantize-{size}"] = gated(rows, torch.int8, "gelu_tanh", *grid)
     cases["w8a8-gated-odd"] = gated(1000, torch.int8, "silu", *grid, columns=1000)
     for name, mode, length in ROW_CASES:

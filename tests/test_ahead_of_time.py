@@ -36,6 +36,8 @@ FAMILIES = (
     "w4a16-g64-affine-bfloat16",
     "w4a16-g32-bfloat16",
     "w4a16-channel-bfloat16",
+    "w4a16-silu",
+    "w4a16-gelu-tanh-requantize",
     "w8a16-bfloat16",
     "w8a16-g128-affine-bfloat16",
     "w4a8-g128",
