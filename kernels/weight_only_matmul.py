@@ -62,11 +62,8 @@ def weight_only_matmul(
     if slabs == 1:
         slab_width = int8_slab_width(padded_group, groups, x.element_size())
     if config is None:
-        short_epilogue = activation in ("none", "relu") and out_scale is None
-        # Triton 3.7 finds no registers for the error function and codes beside Hopper's asynchronous products.
-        fits_hopper = activation != "gelu" or out_scale is None
         slabs_of_w = (group_size, padded_group, slab_width)
-        config = _config(x, w, scale, zero_point, target, *slabs_of_w, short_epilogue, fits_hopper)
+        config = _config(x, w, scale, zero_point, target, *slabs_of_w, activation, out_scale is not None)
     operands = (w, scale, zero_point, bias, out_scale, out_zero)
     epilogue = {"ACTIVATION": activation, "OUT_QMIN": -127.0 if out_symmetric else -128.0}
     with on_device_of(x):
@@ -88,21 +85,23 @@ def _config(
     group_size: int,
     padded_group: int,
     slab_width: int,
-    short_epilogue: bool,
-    fits_hopper: bool,
+    activation: str,
+    gives_int8: bool,
 ) -> TileConfig:
     """The configuration of a product."""
+    short_epilogue = activation in ("none", "relu") and not gives_int8
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
     slabs = 4 if w.dtype == torch.int16 else 1
     # Of x, only what its shape says: where its rows lie, a copy can mend.
     suits_hopper = (
-        fits_hopper
-        and x.element_size() == 2
+        x.element_size() == 2
         and weight_only_shapes.suits(slabs, slab_width, groups, group_size, padded_group)
         and columns % 8 == 0
         and is_addressable(w)
         and (groups == 1 or is_addressable(scale))
         and (groups == 1 or zero_point is None or is_addressable(zero_point))
+        # Triton 3.7 finds no registers for the error function and codes beside asynchronous products.
+        and not (activation == "gelu" and gives_int8)
     )
 
     variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper, short_epilogue)

@@ -203,7 +203,13 @@ def test_the_rule_fills_the_gpu(
 def test_the_rule_is_asked_for_layers_that_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Hopper, with 16-bit rows of a multiple of 8 columns, groups of 32 and more, and aligned scales."""
 
-    def path_of(target: Any, dtype: torch.dtype = torch.bfloat16, features: int = 64, **layer: Any) -> str:
+    def path_of(
+        target: Any,
+        dtype: torch.dtype = torch.bfloat16,
+        features: int = 64,
+        epilogue: tuple[str, bool] = ("none", False),
+        **layer: Any,
+    ) -> str:
         w = random_weight(
             made(**({"bits": 4, "group_size": 64, "symmetric": True} | layer)), features, 512, dtype, "cpu"
         )
@@ -211,13 +217,15 @@ def test_the_rule_is_asked_for_layers_that_the_kernel_takes(monkeypatch: pytest.
         layout = w.layout
         config = kernels._config(
             x, w.packed, w.kernel_scale, w.kernel_zero, target,
-            layout.group_size, layout.padded_group, layout.slab_width, True,
+            layout.group_size, layout.padded_group, layout.slab_width, *epilogue,
         )  # fmt: skip
         return str(config.path)
 
     assert path_of(H100) == "hopper"
     assert path_of(H100, group_size=None, features=7) == "hopper"
     assert path_of(H100, bits=8, group_size=32, symmetric=False) == "hopper"
+    assert path_of(H100, epilogue=("gelu_tanh", True)) == "hopper"
+    assert path_of(H100, epilogue=("gelu", True)) == "pointers"
     assert path_of(H100, torch.float32) == "pointers"
     assert path_of(H100, group_size=100) == "pointers"
     assert path_of(H100, group_size=96) == "pointers"
