@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tritonq import ops
+from tritonq import listeners, ops
 from tritonq.ops import direct
 
 x = torch.randn(3, 32)
@@ -155,3 +155,9 @@ def test_defaults_are_the_schemas(name: str) -> None:
     assert [p.name for p in parameters] == [a.name for a in arguments]
     defaults = [None if p.default is inspect.Parameter.empty else p.default for p in parameters]
     assert defaults == [argument.default_value for argument in arguments]
+
+
+def test_what_torch_no_longer_says_counts_as_a_listener() -> None:
+    assert listeners._of_torch("_no_such_function", 1)() == 1
+    assert listeners._of_torch("_no_such_module.function", True)() is True
+    assert listeners._of_torch("_len_torch_dispatch_stack", 1) is torch._C._len_torch_dispatch_stack

@@ -29,11 +29,8 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from tritonq import ops
+from tritonq.listeners import dispatch_modes, functorch_level, tracing_state
 from tritonq.tensor import QuantizedTensor
-
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_functorch_level = torch._C._functorch.maybe_current_level
-_tracing_state = torch._C._get_tracing_state
 
 
 class Round:
@@ -82,7 +79,7 @@ def state_of(x: Tensor | QuantizedTensor, weights: Sequence[Tensor], proven: boo
         if torch.compiler.is_exporting():
             return None
         return tuple(size for tensor in tensors for size in ops.traced_version(tensor).shape)
-    if _tracing_state() is not None or _functorch_level() is not None:
+    if tracing_state() is not None or functorch_level() is not None:
         return None
     if not tensors[0].is_inference():
         state = [tensor._version for tensor in (*tensors, *weights)]
@@ -90,7 +87,7 @@ def state_of(x: Tensor | QuantizedTensor, weights: Sequence[Tensor], proven: boo
         state = []
     else:
         return None
-    state += (torch.is_inference_mode_enabled(), _dispatch_modes())
+    state += (torch.is_inference_mode_enabled(), dispatch_modes())
     if tensors[0].is_cuda:
         state.append(torch.cuda.current_stream(tensors[0].device).cuda_stream)
         state.append(torch.cuda.is_current_stream_capturing())

@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_functorch_level = torch._C._functorch.maybe_current_level
-_tracing_state = torch._C._get_tracing_state
-_profiler_enabled = torch._C._autograd._profiler_enabled
+from tritonq.listeners import (
+    dispatch_modes,
+    forward_mode,
+    function_modes,
+    functorch_level,
+    profiler_enabled,
+    tracing_state,
+)
 
 
 def directly(implementation: Callable[..., Any], operator: Any) -> Callable[..., Any]:
@@ -76,17 +78,17 @@ def _uses_kernels() -> Callable[[Tensor], bool]:
 def somebody_listens(arguments: tuple[Any, ...]) -> bool:
     """True where the dispatcher would do more than call the implementation."""
     return (
-        _dispatch_modes() > 0
-        or (_function_modes() > 0 and not _only_default_devices())
-        or _functorch_level() is not None
-        or _tracing_state() is not None
-        or forward_ad._current_level >= 0
-        or _profiler_enabled()
+        dispatch_modes() > 0
+        or (function_modes() > 0 and not _only_default_devices())
+        or functorch_level() is not None
+        or tracing_state() is not None
+        or forward_mode()
+        or profiler_enabled()
         or (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments))
     )
 
 
 def _only_default_devices() -> bool:
     """torch.set_default_device is a mode too, one that has nothing to say to us."""
-    modes = (torch._C._get_function_stack_at(index) for index in range(_function_modes()))
+    modes = (torch._C._get_function_stack_at(index) for index in range(function_modes()))
     return all(isinstance(mode, DeviceContext) for mode in modes)
