@@ -152,17 +152,10 @@ def weight_only_linear(
     weight_scale float [G, N], weight_zero int8 [G, N]. activation: none, relu, gelu, gelu_tanh or silu.
     """
     check_activation("weight_only_linear", activation)
-    columns = x.shape[1]
+    operands = (x, weight, weight_scale, weight_zero, bias, group_size)
     if uses_kernels(x):
-        from tritonq.kernels.weight_only_matmul import weight_only_matmul
-
-        layout = _layout(weight, columns, group_size)
-        numbers = (group_size, layout.padded_group, layout.slab_width)
-        grids = _dense(weight_scale, weight_zero)
-        return weight_only_matmul(x, weight, *grids, bias, *numbers, activation)
-    zero = None if weight_zero is None else weight_zero.t()
-    codes = _unpack(weight, columns, group_size)
-    return reference.weight_only_linear(x, codes, weight_scale.t(), zero, bias, group_size, activation)
+        return _by_kernel(*operands, activation)
+    return reference.weight_only_linear(*_for_reference(*operands), activation)
 
 
 @operator(
@@ -185,16 +178,38 @@ def weight_only_linear_requantize(
 ) -> Tensor:
     """The same, not rounded to x's dtype, → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
     check_activation("weight_only_linear_requantize", activation)
-    columns = x.shape[1]
+    operands = (x, weight, weight_scale, weight_zero, bias, group_size)
+    grid = (out_scale, out_zero, symmetric)
     if uses_kernels(x):
-        from tritonq.kernels.weight_only_matmul import weight_only_matmul
+        return _by_kernel(*operands, activation, *grid)
+    return reference.weight_only_linear_requantize(*_for_reference(*operands), *grid, activation)
 
-        layout = _layout(weight, columns, group_size)
-        numbers = (group_size, layout.padded_group, layout.slab_width)
-        grids = _dense(weight_scale, weight_zero)
-        return weight_only_matmul(
-            x, weight, *grids, bias, *numbers, activation, out_scale, out_zero, symmetric
-        )
+
+def _by_kernel(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    group_size: int,
+    *epilogue: Any,
+) -> Tensor:
+    """The product on a GPU; epilogue: activation and, for int8, the grid."""
+    from tritonq.kernels.weight_only_matmul import weight_only_matmul
+
+    layout = _layout(weight, x.shape[1], group_size)
+    slabs = (group_size, layout.padded_group, layout.slab_width)
+    return weight_only_matmul(x, weight, *_dense(weight_scale, weight_zero), bias, *slabs, *epilogue)
+
+
+def _for_reference(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    group_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, int]:
+    """The operands as the reference takes them: codes [N, K], scales and zero points [N, G]."""
     zero = None if weight_zero is None else weight_zero.t()
-    product = (x, _unpack(weight, columns, group_size), weight_scale.t(), zero, bias, group_size)
-    return reference.weight_only_linear_requantize(*product, out_scale, out_zero, symmetric, activation)
+    return x, _unpack(weight, x.shape[1], group_size), weight_scale.t(), zero, bias, group_size
