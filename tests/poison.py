@@ -8,7 +8,8 @@ middle of a larger allocation that is filled with
     0x55           int8, uint8
 
 so that an element left unwritten differs from what is expected, and a store beyond the edge hits a fence on either
-side, which `check` finds changed. What `zeros` returned are split-K counters: `check` wants them back at zero.
+side, which `check` finds changed. What `zeros` returned are split-K counters: `check` wants them back at zero. The
+counters that a process keeps of a GPU are set aside, so that every test sees its own zeroed.
 """
 
 from __future__ import annotations
@@ -82,4 +83,7 @@ def poisoned_kernels(monkeypatch: pytest.MonkeyPatch) -> Poison:
     for name, module in list(sys.modules.items()):
         if name.startswith("tritonq.kernels.") and hasattr(module, "torch"):
             monkeypatch.setattr(module, "torch", poison)
+    counters = sys.modules.get("tritonq.kernels.counters")
+    if counters is not None:
+        monkeypatch.setattr(counters, "_buffers", {})
     return poison

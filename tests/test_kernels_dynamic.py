@@ -149,7 +149,7 @@ def test_splits_repeat_their_bits(rows: int, device: str, poison: Poison) -> Non
     first = int8(x, False, w, None, TileConfig(64, 16, 64, 1, 4, 2, "quantizing"))[0]
     for splits in (2, 8, 8):
         assert_same(int8(x, False, w, None, TileConfig(64, 16, 64, splits, 4, 2, "quantizing"))[0], first)
-    assert len(poison.zeroed) == 3
+    assert len(poison.zeroed) == (1 if device == "cuda" else 3)  # a GPU's are asked for once
 
 
 def test_the_rule() -> None:
