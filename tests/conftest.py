@@ -2,7 +2,8 @@
 
 Whether kernels are compiled or interpreted is decided once, before anything imports triton: without a CUDA GPU
 TRITON_INTERPRET=1 is set, and kernels run in Triton's interpreter on CPU tensors. With a GPU, or where the variable is
-set already, nothing is touched, and the same tests run on what is there.
+set already, nothing is touched, and the same tests run on what is there. There a kernel may never end: pytest-timeout
+then ends the process (with pytest-xdist, one worker) and says in which test.
 """
 
 from __future__ import annotations
@@ -46,6 +47,20 @@ def why_kernels_cannot_run() -> str | None:
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
+
+
+#: Compiling counts, which takes most of a test's time where Triton's cache is empty.
+GPU_SECONDS = 300
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a GPU is, give every test a timeout, unless the command line does.
+
+    A thread must watch: Python sees a signal only when the call that waits for the GPU returns.
+    """
+    if torch.cuda.is_available() and config.getoption("timeout", 0) is None:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(GPU_SECONDS, method="thread"))
 
 
 @pytest.fixture
