@@ -38,3 +38,8 @@ def forward_mode() -> bool:
     """Whether forward-mode differentiation is on."""
     level: int = getattr(forward_ad, "_current_level", 0)
     return level >= 0
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces. Up to torch 2.11, torch.compile takes torch's own function for a yes, always."""
+    return bool(getattr(torch.compiler, "_is_exporting_flag", torch.compiler.is_exporting()))

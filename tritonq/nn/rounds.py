@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from tritonq import ops
-from tritonq.listeners import dispatch_modes, functorch_level, tracing_state
+from tritonq.listeners import dispatch_modes, functorch_level, is_exporting, tracing_state
 from tritonq.tensor import QuantizedTensor
 
 
@@ -76,7 +76,7 @@ def state_of(x: Tensor | QuantizedTensor, weights: Sequence[Tensor], proven: boo
     """
     tensors = _tensors_of(x)
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return None
         return tuple(size for tensor in tensors for size in ops.traced_version(tensor).shape)
     if tracing_state() is not None or functorch_level() is not None:
