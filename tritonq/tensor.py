@@ -263,8 +263,9 @@ _METHODS: dict[Callable[..., Any], str] = {
 
 
 def _refuse(self: QuantizedTensor, name: str, operands: tuple[Any, ...]) -> Any:
-    if name in ("__add__", "__radd__") and getattr(operands[0], "takes_residual", False):
-        return NotImplemented  # a layer whose epilogue waits for this sum
+    if name == "__add__" and getattr(operands[0], "takes_residual", False):
+        # A layer whose epilogue waits for this sum. Python would ask it next, torch.compile does not up to torch 2.11.
+        return operands[0].__radd__(self)
     raise refusal(f"the operator {name}")
 
 
