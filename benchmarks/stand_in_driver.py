@@ -86,6 +86,7 @@ def _patches() -> Iterator[Any]:
         "uses_kernels": lambda x: True,
         "on_gpu": lambda x: True,
         "current_device": lambda: -1,
+        "current_stream": lambda device: 0,
         "target_of": lambda x: target,
     }
     counters = torch.zeros(1 << 16, dtype=torch.int32)

@@ -191,9 +191,13 @@ def _with_one_tensor_twice(log: Log) -> dict[str, list[str]]:
                 x, residual, None, eps, scale, torch.zeros(1, dtype=torch.int8), True
             )
             (launch,) = log.take(tensors)
-            (arguments,) = [part for part in launch if isinstance(part, list) and "rms_norm" in part]
-            found[f"{call} after {recorded}"] = [part for part in arguments if part in tensors]
+            found[f"{call} after {recorded}"] = [part for part in _flat(launch) if part in tensors]
     return found
+
+
+def _flat(value: Any) -> list[Any]:
+    """Arguments of the C function one by one. The kernel's own are a list among them, from Triton 3.7 on."""
+    return [part for one in value for part in _flat(one)] if isinstance(value, list) else [value]
 
 
 if __name__ == "__main__":

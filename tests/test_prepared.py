@@ -143,6 +143,14 @@ def test_a_call_that_asks_torch_for_more_than_memory_has_no_record() -> None:
     assert record(lambda: torch.empty(4), [x])[1] is not None
 
 
+@pytest.fixture
+def cpu_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls on CPU tensors are replayed, wherever torch's own functions would look for a GPU."""
+    monkeypatch.setattr(prepared, "current_device", lambda: -1)
+    monkeypatch.setattr(prepared, "current_stream", lambda device: 0)
+
+
+@pytest.mark.usefixtures("cpu_is_current")
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
 def test_several_results_are_replayed(shape: tuple[int, ...]) -> None:
     def implementation(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,6 +165,7 @@ def test_several_results_are_replayed(shape: tuple[int, ...]) -> None:
     prepared.forget()
 
 
+@pytest.mark.usefixtures("cpu_is_current")
 def test_the_second_call_is_recorded_and_the_third_replayed() -> None:
     prepared.forget()
     written = []
