@@ -32,8 +32,9 @@ CONFIGS = {
     "w4a8": tritonq.W4A8(group_size=32),
     "w4a8 channel": tritonq.W4A8(group_size=None),
 }
-#: Outputs in bfloat16 are rounded to 8 bits on both sides, and so is what layers hand each other.
-MIN_SQNR = {torch.float32: 50.0, torch.bfloat16: 35.0}
+MIN_SQNR = 50.0
+#: dB that two models may differ by chance in how near they are to a third.
+CHANCE = 0.1
 
 
 def sqnr(found, expected) -> float:
@@ -102,7 +103,12 @@ def test_the_deployed_model_is_the_trained_one(scheme, stubs, learnable, dtype):
     *arrived, found = inputs_of(converted, tritonq.QuantizedLinear, x)
     assert found.dtype == expected.dtype == dtype
     assert expected.float().std(dim=0).min() > 0.01  # every output varies from row to row
-    assert sqnr(found, expected) >= MIN_SQNR[dtype]
+    if dtype == torch.float32:
+        assert sqnr(found, expected) >= MIN_SQNR
+    else:  # both are rounded to 8 bits, and so is what their layers hand on: the deployed one loses no more by it
+        with torch.no_grad():
+            exact = copy.deepcopy(prepared).float()(x.float())
+        assert sqnr(found, exact) >= sqnr(expected, exact) - CHANCE
     if config.activation is None:
         return
     different = total = 0
@@ -156,4 +162,4 @@ def test_saved_and_loaded_it_is_still_the_trained_one(tmp_path):
     x = torch.randn(50, WIDTHS[0])
     with torch.no_grad():
         assert torch.equal(loaded(x), converted(x))
-        assert sqnr(loaded(x), prepared(x)) >= 50
+        assert sqnr(loaded(x), prepared(x)) >= MIN_SQNR

@@ -384,9 +384,10 @@ def test_saved_and_loaded_before_and_after(tmp_path):
 @pytest.mark.parametrize(
     "scheme", [SCHEMES["w4a16 g24 affine"], tritonq.W4A8(group_size=32)], ids=["w4a16", "w4a8"]
 )
+@pytest.mark.usefixtures("kernels_can_run")
 @torch.no_grad()
-def test_kernels_are_given_dense_scales_of_a_layer_alone(scheme, monkeypatch):
-    model, x = attention(scheme), inputs(torch.float32)
+def test_kernels_are_given_dense_scales_of_a_layer_alone(scheme, device, monkeypatch):
+    model, x = attention(scheme).to(device), inputs(torch.float32).to(device)
     for layer in (ops.int4, ops.weight_only):
         monkeypatch.setattr(layer, "uses_kernels", lambda x: True)
     expected = model.k_proj(x)
