@@ -27,7 +27,7 @@ from ..tiles import TileConfig
 from .descriptors import tile_descriptor
 from .output import accumulator_layout, copy_out, halves, partial_pointers, turn
 from .producer import produce
-from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work, registers_at_launch
+from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work, registers_at_launch, slot_before
 from .versions import wait_for_previous_kernel
 
 #: Columns of out that are finished together: two tiles and what comes of them leave registers for no more.
@@ -163,7 +163,6 @@ def consume(
         tile, split, n, m, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
         gate = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, ACCUMULATOR)
         up = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, ACCUMULATOR)
-        previous = slot
         for step in range(first, last):
             mbarrier.wait(full.index(slot), phase)
             x = x_slots.index(slot)
@@ -171,11 +170,10 @@ def consume(
             gate = warpgroup_mma(x, gate_slots.index(slot).permute((1, 0)), gate, is_async=True)
             up = warpgroup_mma(x, up_slots.index(slot).permute((1, 0)), up, is_async=True)
             gate, up = warpgroup_mma_wait(2, deps=[gate, up])  # for the step before, whose slot is free then
-            mbarrier.arrive(empty.index(previous), count=1, pred=step > first)
-            previous = slot
+            mbarrier.arrive(empty.index(slot_before(slot, STAGES)), count=1, pred=step > first)
             slot, phase = next_slot(slot, phase, STAGES)
         gate, up = warpgroup_mma_wait(0, deps=[gate, up])
-        mbarrier.arrive(empty.index(previous), count=1, pred=last > first)
+        mbarrier.arrive(empty.index(slot_before(slot, STAGES)), count=1, pred=last > first)
 
         is_finished = SPLITS == 1
         if SPLITS > 1:

@@ -43,7 +43,7 @@ from .output import (
     turn,
 )
 from .producer import produce
-from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work, registers_at_launch
+from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work, registers_at_launch, slot_before
 from .versions import wait_for_previous_kernel
 
 
@@ -162,18 +162,16 @@ def consume(
     for piece in range(gl.program_id(0), pieces, gl.num_programs(0)):
         tile, split, n, m, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
         acc = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, ACCUMULATOR)
-        previous = slot
         for step in range(first, last):
             mbarrier.wait(full.index(slot), phase)
             w = w_slots.index(slot).permute((1, 0))
             # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_N]
             acc = warpgroup_mma(x_slots.index(slot), w, acc, is_async=True)
             acc = warpgroup_mma_wait(1, deps=[acc])  # for the step before, whose slot is free then
-            mbarrier.arrive(empty.index(previous), count=1, pred=step > first)
-            previous = slot
+            mbarrier.arrive(empty.index(slot_before(slot, STAGES)), count=1, pred=step > first)
             slot, phase = next_slot(slot, phase, STAGES)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        mbarrier.arrive(empty.index(previous), count=1, pred=last > first)
+        mbarrier.arrive(empty.index(slot_before(slot, STAGES)), count=1, pred=last > first)
 
         is_finished = SPLITS == 1
         if SPLITS > 1:

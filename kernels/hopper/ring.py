@@ -64,6 +64,14 @@ def next_slot(slot, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def slot_before(slot, STAGES: gl.constexpr):
+    """The slot before this one. A kernel that kept it in a variable would lose it: the compiler carries no variable
+    through a loop that is another name of the same value when the loop starts and when a round ends.
+    """
+    return (slot + STAGES - 1) % STAGES
+
+
+@gluon.jit
 def piece_of_work(
     piece,
     N,

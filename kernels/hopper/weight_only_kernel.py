@@ -253,7 +253,9 @@ def consume(
                     unpacked = operand_of(codes, position % SLABS, offsets, HAS_ZERO)
                 if position > 0:
                     # The product of the slab before has run while this one was unpacked.
-                    partial, w = warpgroup_mma_wait(0, deps=[partial, w])
+                    # acc waits with it: scales are then applied group by group. At the step's end, where the compiler
+                    # would put that otherwise, every group's partial sums would still need registers.
+                    partial, w, acc = warpgroup_mma_wait(0, deps=[partial, w, acc])
                     if position % PER_X_SLOT == 0:
                         mbarrier.arrive(x_empty.index(x_slot), count=1)
                         x_slot, x_phase = next_slot(x_slot, x_phase, x_slots.shape[0])
@@ -288,11 +290,17 @@ def consume(
 
 
 @gluon.jit
-def row_of_step(slots, ROW: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.constexpr):
-    """float32 [rows of a half, 1]: row ROW of a slot [groups of a step, BLOCK_N], scales or zero points."""
-    ROWS: gl.constexpr = slots.shape[1] // 2
-    row = slots.slice(ROW, 1, 0).slice(HALF * ROWS, ROWS, 1)
-    return row.permute((1, 0)).load(LAYOUT).to(gl.float32)
+def row_of_step(slot, ROW: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.constexpr):
+    """float32 [rows of a half, 1]: row ROW of a slot [groups of a step, BLOCK_N], scales or zero points.
+
+    The slot is read as the vector that the copy engine wrote, row after row. A transposed view of it would not do: the
+    compiler takes what is not swizzled for row after row, transposed or not.
+    """
+    BLOCK_N: gl.constexpr = slot.shape[1]
+    ROWS: gl.constexpr = BLOCK_N // 2
+    vector = slot._reinterpret(slot.dtype, [slot.shape[0] * BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    row = vector.slice(ROW * BLOCK_N + HALF * ROWS, ROWS)
+    return row.load(gl.SliceLayout(1, LAYOUT)).to(gl.float32)[:, None]
 
 
 @gluon.jit
