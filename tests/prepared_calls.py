@@ -3,7 +3,8 @@
 Run as a program in a process of its own (`python -m tests.prepared_calls`), because the interpreter's variable poisons
 a process for launching. Prints a JSON object: operator → what reached the driver's launch function in a call as it is
 written and in a replay of the same call, addresses named by where they come from. The first call of all, the one that
-is recorded and the two that are compared each have tensors of their own.
+is recorded and the two that are compared each have tensors of their own. Likewise, under "chains", six layers of each
+scheme: layers of one kind share a record.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.stand_in_driver import stand_in_gpu
+from tritonq.config import PRESETS
+from tritonq.nn.linear import QuantizedLinear
 
 COLUMNS, FEATURES = 512, 256
+LAYERS = 6
+SCHEMES = ("w4a16", "w8a16", "w8a8", "w8a8_static", "w4a8")
 
 
 class Log:
@@ -142,9 +147,47 @@ def main() -> None:
                     "replayed": call(),
                     "states": list(states),
                 }
+        found["chains"] = {
+            f"{scheme}, {rows} rows": _of_chain(log, scheme, rows) for scheme in SCHEMES for rows in (1, 256)
+        }
         found["hooks"] = _with_hooks(log)
         found["twice"] = _with_one_tensor_twice(log)
     print(json.dumps(found))
+
+
+def chain(scheme: str, width: int) -> list[QuantizedLinear]:
+    """Layers of one kind, each for the output of the one before, which is about as large as its input."""
+    qparams = (torch.tensor([0.05]), torch.zeros(1, dtype=torch.int8)) if scheme == "w8a8_static" else None
+    layers = []
+    for _ in range(LAYERS):
+        linear = torch.nn.Linear(width, width, dtype=torch.bfloat16)
+        torch.nn.init.normal_(linear.weight, std=width**-0.5)
+        layers.append(QuantizedLinear.from_float(linear, PRESETS[scheme](), input_qparams=qparams))
+    return layers
+
+
+def _of_chain(log: Log, scheme: str, rows: int) -> dict[str, Any]:
+    """What each layer's launches are given, as written and in a replay, and what became of the records."""
+    from tritonq.kernels import prepared
+
+    layers = chain(scheme, COLUMNS)
+    weights = {f"weight of {index}": layer.packed_weight for index, layer in enumerate(layers)}
+
+    def run() -> list[Any]:
+        found, x = [], torch.zeros(rows, COLUMNS, dtype=torch.bfloat16)
+        for layer in layers:
+            y = layer(x)
+            found.append(log.take({"x": x, "y": y, **weights}))
+            x = y
+        return found
+
+    prepared.forget()
+    with prepared.set_aside():
+        written = run()
+    for _ in range(2):
+        run()
+    states = {type(state).__name__ for state in prepared._kinds.values()}
+    return {"written": written, "replayed": run(), "states": list(states)}
 
 
 def _with_hooks(log: Log) -> dict[str, int]:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies
 from torch import Tensor
 
-from tests.prepared_calls import operands
+from tests.prepared_calls import LAYERS, SCHEMES, operands
 from tritonq.kernels import prepared
 from tritonq.kernels.recording import record
 
@@ -40,6 +40,19 @@ def test_a_replay_tells_the_driver_the_same(case: str) -> None:
     assert call["states"] == ["PreparedCall"]
     assert len(call["written"]) == (2 if case == "int8_linear_dynamic, 1024 rows" else 1)
     assert call["replayed"] == call["written"]
+
+
+@pytest.mark.parametrize("rows", [1, 256])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_replays_of_chained_layers_tell_the_driver_the_same(scheme: str, rows: int) -> None:
+    chain = _calls()["chains"][f"{scheme}, {rows} rows"]
+    assert chain["states"] == ["PreparedCall"]
+    assert len(chain["written"]) == LAYERS
+    assert chain["replayed"] == chain["written"]
+    for index, launches in enumerate(chain["replayed"]):
+        said = str(launches)
+        assert all(f"'{name}'" in said for name in ("x", "y", f"weight of {index}")), said
+        assert said.count("weight of") == said.count(f"weight of {index}")
 
 
 def test_hooks_run_as_without_a_record() -> None:

@@ -92,7 +92,9 @@ def test_traces_and_vmap():
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")  # torch.export.save meets views
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # so does torch 2.11's load
+@pytest.mark.filterwarnings(
+    "ignore:The given buffer is not writable:UserWarning"
+)  # so does torch 2.11's load
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_as_if_not_fused(strict):
     fused, plain = pair()
