@@ -13,7 +13,8 @@ _EXACT_COLUMNS = 1024
 
 def int_matmul(x: Tensor, w: Tensor) -> Tensor:
     """Exact product of int8 codes: [M, K] · [N, K]ᵀ → int32 [M, N]."""
-    if x.device.type == "cpu" and x.numel() and w.numel() and int_mm_is_exact_and_fast():
+    # Of one column, torch._int_mm leaves its result unwritten.
+    if x.device.type == "cpu" and x.numel() and w.numel() and x.shape[1] > 1 and int_mm_is_exact_and_fast():
         return torch._int_mm(x, w.t())
     # [M, K'] @ [K', N] for K' columns at a time
     chunks = zip(x.split(_EXACT_COLUMNS, dim=1), w.split(_EXACT_COLUMNS, dim=1), strict=True)
