@@ -1,9 +1,9 @@
 """Calling an operator without torch's dispatcher, where nothing would come of asking it.
 
 The dispatcher is what lets autograd, torch.compile, export, vmap, profilers and modes see an operator. Where none of
-them looks, it costs several times what a small product takes on the GPU, and so does the launcher behind it. Then the
-call is repeated as it was recorded (kernels/prepared.py). Autocast is no reason to ask: it changes nothing in our
-operators.
+them looks, it costs several times what a small product takes, and on a GPU so does the launcher behind it. Then a call
+on a GPU is repeated as it was recorded (kernels/prepared.py), and one on a CPU is that of the implementation. Autocast
+is no reason to ask: it changes nothing in our operators.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ from tritonq.listeners import (
     tracing_state,
 )
 
+_PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_PLAIN_VALUES = frozenset((type(None), bool, int, float, str, torch.dtype))
 
-def directly(implementation: Callable[..., Any], operator: Any) -> Callable[..., Any]:
+
+def directly(
+    implementation: Callable[..., Any], on_cpu: Callable[..., Any], operator: Any
+) -> Callable[..., Any]:
     """The operator as a function that leaves the dispatcher out where that makes no difference.
 
     Args:
         implementation: what the operator does on a GPU, made of nothing but new memory and launches.
+        on_cpu: what it does on a CPU, called as it is.
         operator: the registered OpOverload, which stays reachable as `.overload`.
     """
     assert not operator._schema.is_mutable, "what is written to counts its versions in the dispatcher"
@@ -39,18 +45,19 @@ def directly(implementation: Callable[..., Any], operator: Any) -> Callable[...,
 
     @functools.wraps(implementation)
     def call(*arguments: Any, **words: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or not (arguments and on_gpu(arguments[0]))
-            or somebody_listens(arguments)
-        ):
+        if torch.compiler.is_compiling() or not arguments:
+            return operator(*arguments, **words)
+        gpu = on_gpu(arguments[0])
+        if not (gpu or all_on_cpu((*arguments, *words.values()))) or somebody_listens(arguments):
             return operator(*arguments, **words)
         if words:
             following = list(defaults.items())[len(arguments) :]
             arguments += tuple([words.pop(word, default) for word, default in following])
             if words:  # of a word that is unknown, or given twice, the dispatcher complains
                 return operator(*arguments, **words)
-        return _prepared()(name, arguments, implementation, operator)
+        if gpu:
+            return _prepared()(name, arguments, implementation, operator)
+        return on_cpu(*arguments)
 
     call.overload = operator  # type: ignore[attr-defined]
     return call
@@ -61,6 +68,19 @@ def _prepared() -> Callable[..., Any]:
     from tritonq.kernels.prepared import prepared
 
     return prepared
+
+
+def all_on_cpu(arguments: tuple[Any, ...]) -> bool:
+    """Whether the first argument is a tensor, and all tensors are plain ones of the CPU's."""
+    if type(arguments[0]) not in _PLAIN_TENSORS:
+        return False
+    for argument in arguments:
+        if type(argument) in _PLAIN_TENSORS:
+            if not argument.is_cpu:
+                return False
+        elif type(argument) not in _PLAIN_VALUES:
+            return False
+    return True
 
 
 def on_gpu(x: Any) -> bool:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
+from tritonq.cpu import int8_linear as cpu
 from tritonq.ops.checks import check_activation, check_residual
-from tritonq.ops.library import gradient_of_bias_only, no_gradient, operator, uses_kernels
+from tritonq.ops.library import cpu_engine, gradient_of_bias_only, no_gradient, operator, uses_kernels
 
 _OPERANDS = (
     "Tensor x, Tensor x_scale, Tensor? x_zero, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
@@ -31,6 +32,16 @@ def _float_fake(x: Tensor, *arguments: Any) -> Tensor:
 def _int8_fake(x: Tensor, *arguments: Any) -> Tensor:
     weight = arguments[2]
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.int8)
+
+
+def int8_sums(
+    x: Tensor, x_zero: Tensor | None, weight: Tensor, weight_zero: Tensor | None, weight_sum: Tensor
+) -> Tensor:
+    """Σ_k (x - x_zero)(weight - weight_zero) → int32 [M, N], on a CPU; arguments as of `int8_linear`."""
+    engine = cpu_engine(x)
+    if engine is not None:
+        return cpu.accumulate(engine, x, x_zero, weight, weight_zero, weight_sum)
+    return reference.int8_accumulate(x, x_zero, weight[:, : x.shape[1]], weight_zero)
 
 
 @operator(
@@ -62,13 +73,16 @@ def int8_linear(
     check_activation("int8_linear", activation)
     check_residual("int8_linear", residual, residual_scale, (x.shape[0], weight.shape[0]))
     epilogue = (activation, residual, residual_scale, residual_zero)
+    operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
     if uses_kernels(x):
         from tritonq.kernels.int8_matmul import int8_matmul
 
-        operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
         return int8_matmul(*operands, dtype, None, None, False, *epilogue)
-    product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
-    return reference.int8_linear(*product, dtype, *epilogue)
+    engine = cpu_engine(x)
+    if engine is not None and activation == "none" and residual is None:
+        return cpu.int8_linear(engine, *operands, dtype)
+    sums = int8_sums(x, x_zero, weight, weight_zero, weight_sum)
+    return reference.int8_output(sums, x_scale, weight_scale, bias, dtype, *epilogue)
 
 
 @operator(
@@ -102,8 +116,17 @@ def int8_linear_requantize(
 
         operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
         return int8_matmul(*operands, torch.int8, out_scale, out_zero, symmetric, *epilogue)
-    product = (x, x_scale, x_zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)
-    return reference.int8_linear_requantize(*product, out_scale, out_zero, symmetric, *epilogue)
+    engine = cpu_engine(x)
+    if engine is not None and activation in ("none", "relu") and residual is None:
+        weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)
+        relu = activation == "relu"
+        return cpu.int8_linear_requantize(
+            engine, x, x_scale, x_zero, *weight_operands, out_scale, out_zero, symmetric, relu
+        )
+    sums = int8_sums(x, x_zero, weight, weight_zero, weight_sum)
+    return reference.int8_output_requantize(
+        sums, x_scale, weight_scale, bias, out_scale, out_zero, symmetric, *epilogue
+    )
 
 
 @operator(
@@ -126,6 +149,10 @@ def int8_linear_dynamic(
         from tritonq.kernels.dynamic_matmul import int8_dynamic_matmul
 
         return int8_dynamic_matmul(x, symmetric, weight, weight_scale, weight_zero, weight_sum, bias)
+    engine = cpu_engine(x)
+    if engine is not None:
+        weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)
+        return cpu.int8_linear_dynamic(engine, x, symmetric, *weight_operands)
     codes, scale, zero_point = reference.quantize_per_token(x, symmetric)
     zero = None if symmetric else zero_point
     product = (codes, scale, zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)

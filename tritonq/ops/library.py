@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonq.cpu.engine import Engine, engine
 from tritonq.ops.direct import directly
 
 NAMESPACE = "tritonq"
@@ -36,12 +37,14 @@ def operator(
         name = schema.partition("(")[0]
         setup_context, backward = gradient
         _library.define(schema)
-        _library.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
+        implementation_without_autocast = _without_autocast(implementation)
+        _library.impl(name, implementation_without_autocast, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
         )
-        return directly(implementation, getattr(getattr(torch.ops, NAMESPACE), name).default)
+        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        return directly(implementation, implementation_without_autocast, overload)
 
     return register
 
@@ -51,9 +54,10 @@ def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(implementation)
     def run(x: Tensor, *rest: Any) -> Any:
-        if not torch.is_autocast_enabled(x.device.type):
+        device = "cpu" if x.is_cpu else x.device.type
+        if not torch.is_autocast_enabled(device):
             return implementation(x, *rest)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return implementation(x, *rest)
 
     return run
@@ -64,9 +68,16 @@ def uses_kernels(x: Tensor) -> bool:
     return x.is_cuda and _kernels_run_on(x.get_device())
 
 
+def cpu_engine(x: Tensor) -> Engine | None:
+    """The engine that computes on a tensor of a CPU, None where the reference does."""
+    return engine() if x.is_cpu else None
+
+
 def backend(device: torch.device | str) -> str:
-    """What computes on a device: "triton" or "reference"."""
+    """What computes on a device: "triton", "cpu" (the engine for CPUs) or "reference"."""
     device = torch.device(device)
+    if device.type == "cpu" and engine() is not None:
+        return "cpu"
     if device.type != "cuda":
         return "reference"
     index: int | None = device.index

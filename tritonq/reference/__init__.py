@@ -1,4 +1,4 @@
-"""What every kernel computes, in plain torch: the CPU backend, and the oracle of every kernel test.
+"""What every kernel computes, in plain torch: the oracle of every kernel test, and the backend where there is no other.
 
 M rows of activations, N output features, K input features, G groups of K; codes are signed and held in int8.
 
@@ -6,6 +6,7 @@ M rows of activations, N output features, K input features, G groups of K; codes
     quantize_per_tensor    x → codes with a given scale and zero point
     int8_linear            int8 · int8ᵀ, exact in int32 → float; a residual and an activation on the way
     int8_linear_requantize the same → int8 on the consumer's grid
+    int8_output, int8_output_requantize  what the two make of the int32 sums
     int8_gated_linear      activation(int8 · gateᵀ) · (int8 · upᵀ) → float
     int8_gated_linear_requantize  the same → int8
     add_requantize         the sum of two int8 tensors → int8
@@ -24,6 +25,8 @@ from tritonq.reference.int8 import (
     int8_gated_linear_requantize,
     int8_linear,
     int8_linear_requantize,
+    int8_output,
+    int8_output_requantize,
 )
 from tritonq.reference.integers import int8_accumulate, int_matmul
 from tritonq.reference.normalize import gated, layer_norm, residual_sum, rms_norm
@@ -45,6 +48,8 @@ __all__ = [
     "int8_gated_linear_requantize",
     "int8_linear",
     "int8_linear_requantize",
+    "int8_output",
+    "int8_output_requantize",
     "int_matmul",
     "layer_norm",
     "quantize_per_tensor",

@@ -49,8 +49,24 @@ def int8_linear(
     Returns:
         [M, N].
     """
-    accumulator = int8_accumulate(x, x_zero, w, w_zero).float()
-    result = (accumulator * x_scale.reshape(-1, 1)) * w_scale.float().reshape(1, -1)
+    sums = int8_accumulate(x, x_zero, w, w_zero)
+    epilogue = (activation, residual, residual_scale, residual_zero)
+    return int8_output(sums, x_scale, w_scale, bias, dtype, *epilogue)
+
+
+def int8_output(
+    sums: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
+) -> Tensor:
+    """What `int8_linear` makes of its sums, int32 [M, N]; other arguments as there."""
+    result = (sums.float() * x_scale.reshape(-1, 1)) * w_scale.float().reshape(1, -1)
     result = add_residual(add_bias(result, bias), residual, residual_scale, residual_zero)
     return activate(result, activation).to(dtype)
 
@@ -83,12 +99,31 @@ def int8_linear_requantize(
     Returns:
         int8 [M, N].
     """
+    sums = int8_accumulate(x, x_zero, w, w_zero)
+    epilogue = (activation, residual, residual_scale, residual_zero)
+    return int8_output_requantize(sums, x_scale, w_scale, bias, out_scale, out_zero, symmetric, *epilogue)
+
+
+def int8_output_requantize(
+    sums: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    out_scale: Tensor,
+    out_zero: Tensor,
+    symmetric: bool,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
+) -> Tensor:
+    """What `int8_linear_requantize` makes of its sums, int32 [M, N]; other arguments as there."""
     if residual is not None or activation not in ("none", "relu"):
-        product = (x, x_scale, x_zero, w, w_scale, w_zero, bias, torch.float32)
-        values = int8_linear(*product, activation, residual, residual_scale, residual_zero)
+        epilogue = (activation, residual, residual_scale, residual_zero)
+        values = int8_output(sums, x_scale, w_scale, bias, torch.float32, *epilogue)
         return quantize_per_tensor(values, out_scale, out_zero, symmetric)
     multiplier = (x_scale.reshape(-1, 1) * w_scale.float().reshape(1, -1)) / out_scale  # [M or 1, N or 1]
-    values = int8_accumulate(x, x_zero, w, w_zero).float() * multiplier
+    values = sums.float() * multiplier
     if bias is not None:
         values = values + bias.float() / out_scale
     one = torch.ones_like(out_scale)

@@ -1,0 +1,11 @@
+"""The engine for CPUs: operators compiled for the processor they run on, through LLVM (the package llvmlite).
+
+    processor.py     which instructions there are        self_test.py    whether they are exact
+    code.py          writing a kernel                    compiler.py     from that to machine code, kept on disk
+    elements.py      parts that kernels share            threads.py      running one on torch's threads
+    engine.py        the kernels of this process
+    quantize.py, int8.py                                 the kernels
+    int8_linear.py                                       operators on torch tensors
+
+Importing this package does not import llvmlite; the first operator on a CPU does.
+"""

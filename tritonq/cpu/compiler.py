@@ -1,0 +1,137 @@
+"""From a kernel's IR to machine code that can be called, kept on disk for the next process.
+
+A file holds one kernel's object code; its name is a hash of all that the code depends on (the IR, LLVM, the processor),
+so nothing in the folder goes stale. It is written to a temporary file first and moved into its place: two processes may
+compile at once, and none reads half a file. Where the folder cannot be written, each process compiles for itself.
+
+`TRITONQ_CACHE` names another folder than ~/.cache/tritonq.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from tritonq.cpu.processor import Instructions
+
+VARIABLE = "TRITONQ_CACHE"
+_OWNER_ONLY = 0o700
+_lock = threading.Lock()
+#: Engines own the machine code; they live as long as the process.
+_engines: list[Any] = []
+
+
+def compiled(ir: str, name: str, instructions: Instructions) -> int:
+    """The address of a kernel `void name(int64 *)`."""
+    with _lock:
+        import llvmlite.binding as llvm
+
+        machine = _target_machine(instructions)
+        file = _folder() / f"{_key(ir, instructions)}.o"
+        module = llvm.parse_assembly(_with_wide_vectors(ir, instructions))
+        engine = llvm.create_mcjit_compiler(module, machine)
+        kept = _read(file)
+        if kept is None:
+            module.verify()
+            _optimize(module, machine)
+        engine.set_object_cache(lambda _, code: _write(file, code), lambda _: kept)
+        engine.finalize_object()
+        _engines.append(engine)
+        address: int = engine.get_function_address(name)
+        return address
+
+
+def assembly(ir: str, instructions: Instructions) -> str:
+    """The machine code as text, for people and tests."""
+    import llvmlite.binding as llvm
+
+    machine = _target_machine(instructions)
+    module = llvm.parse_assembly(_with_wide_vectors(ir, instructions))
+    _optimize(module, machine)
+    text: str = machine.emit_assembly(module)
+    return text
+
+
+def _optimize(module: Any, machine: Any) -> None:
+    import llvmlite.binding as llvm
+
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # Kernels are written in vectors: what is left in scalars is too short to gain.
+    options.loop_vectorization = options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+
+
+def _with_wide_vectors(ir: str, instructions: Instructions) -> str:
+    """Some processors avoid 512-bit vectors unless a function says that it was written for them."""
+    width = 32 * instructions.lanes
+    words = f'"min-legal-vector-width"="{width}" "prefer-vector-width"="{width}"'
+    return re.sub(r"^(define .*\))$", rf"\1 {words}", ir, count=1, flags=re.MULTILINE)
+
+
+@functools.cache
+def _target_machine(instructions: Instructions) -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=_feature_text(instructions), opt=3, jit=True
+    )
+
+
+def _feature_text(instructions: Instructions) -> str:
+    import llvmlite.binding as llvm
+
+    def sign(name: str, there: bool) -> str:
+        return "+" if there and not name.startswith(instructions.without or ("?",)) else "-"
+
+    found = llvm.get_host_cpu_features()
+    return ",".join(sign(name, there) + name for name, there in sorted(found.items()))
+
+
+def _key(ir: str, instructions: Instructions) -> str:
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    parts = (
+        llvmlite.__version__,
+        str(llvm.llvm_version_info),
+        llvm.get_default_triple(),
+        llvm.get_host_cpu_name(),
+        _feature_text(instructions),
+        instructions.name,
+        ir,
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _folder() -> Path:
+    given = os.environ.get(VARIABLE)
+    return (Path(given) if given else Path.home() / ".cache" / "tritonq") / "cpu"
+
+
+def _read(file: Path) -> bytes | None:
+    """Object code, only from a file that nobody else could have written."""
+    try:
+        if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():
+            return None
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _write(file: Path, code: bytes) -> None:
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            temporary.write(code)
+        os.replace(temporary.name, file)
