@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from tritonq import qparams
 
-#: Below this the smooth activations are 0 in float32; at -Inf their formulas would give NaN.
-_LOWEST = -128.0
+#: Beyond this the smooth activations are 0 or y in float32. Formulas give NaN at -Inf, torch's with oneDNN at Inf too.
+_BOUND = 128.0
 
 _SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -28,7 +28,7 @@ def activate(y: Tensor, activation: str) -> Tensor:
         return y
     if activation == "relu":
         return torch.relu(y)
-    return _SMOOTH[activation](y.clamp(min=_LOWEST))
+    return torch.where(y > _BOUND, y, _SMOOTH[activation](y.clamp(-_BOUND, _BOUND)))
 
 
 def add_bias(values: Tensor, bias: Tensor | None) -> Tensor:

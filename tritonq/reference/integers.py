@@ -51,7 +51,7 @@ def int_mm_is_exact_and_fast() -> bool:
     """Whether torch's int8 product may be used here: it is slow, or saturates to 16 bits, on CPUs without VNNI."""
     if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         return False
-    extreme = torch.tensor([-128, 127], dtype=torch.int8)
-    x = extreme.repeat(32, 64)  # every product of extreme codes, in long runs of one sign
-    w = torch.cat([x[:16], x[:16].flip(1)])
-    return torch.equal(torch._int_mm(x, w.t()).long(), x.long() @ w.long().t())
+    # Pairs of neighbours are what is summed in 16 bits: every pair of extreme codes meets every other.
+    pairs = torch.tensor([[127, 127], [127, -128], [-128, 127], [-128, -128]], dtype=torch.int8)
+    codes = pairs.repeat(8, 64)
+    return torch.equal(torch._int_mm(codes, codes.t()).long(), codes.long() @ codes.long().t())
