@@ -1,6 +1,6 @@
 # make demo    the demo, in an environment that is set up on the first call
 # make test    all tests; make test ARGS="tests/test_package.py -k wheel" some of them
-# make check   ruff and mypy
+# make check   ruff, mypy, and which folder may import which
 # make format  what `make check` asks of the layout, done
 # make bench   the benchmarks; ARGS as above
 # make clean   removes the environment and all caches
@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # mypy follows the link tritonq/kernels, ruff does not.
-TYPED := $(wildcard tritonq tests benchmarks examples docs/figures)
+TYPED := $(wildcard tritonq tests benchmarks examples docs/figures tools)
 LINTED := $(TYPED) kernels
 
 .DELETE_ON_ERROR:
@@ -30,6 +30,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)
 	$(BIN)/mypy $(TYPED)
+	$(BIN)/lint-imports
+	$(BIN)/python tools/kernel_floors.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(LINTED)

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from benchmarks.linear.shapes import shape_of
 from benchmarks.report import Report, parsed, parser_of
-from tritonq import ops, qparams, straight_through
-from tritonq.config import QuantSpec
-from tritonq.timing import microseconds
+from tritonq import ops
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
+from tritonq.reference import fake_quantize as straight_through
+from tritonq.util.timing import microseconds
 
 #: name → how the weight is quantized.
 SPECS = {

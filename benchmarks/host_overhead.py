@@ -23,7 +23,7 @@ from torch import nn
 import tritonq
 from benchmarks.report import Report, parsed, parser_of
 from benchmarks.stand_in_driver import stand_in_gpu
-from tritonq.config import PRESETS
+from tritonq.numerics.config import PRESETS
 
 #: Few enough that the queue of launches (about a thousand) never fills, or the GPU's time would be measured.
 _CALLS, _ROUNDS = 50, 400
@@ -74,7 +74,7 @@ def _calls(options: argparse.Namespace, device: torch.device) -> dict[str, Calla
 
 def _plain_launch(x: torch.Tensor) -> Callable[[], object]:
     """kernel[grid](…) as Triton's users write it, of the kernel that quantizes tokens."""
-    from tritonq.kernels.quantize import quantize_per_token_kernel
+    from tritonq.kernels.rows.quantize import quantize_per_token_kernel
 
     codes = torch.empty_like(x, dtype=torch.int8)
     scale = torch.empty(x.shape[0], 1, device=x.device)

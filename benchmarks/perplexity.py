@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.machine import describe
 from benchmarks.recipes import FLOAT, Recipe, parse
+from tritonq.analysis.perplexity import cut_windows, perplexity
 from tritonq.cli.model_directory import import_transformers, open_model_directory
 from tritonq.cli.options import (
     AUTO,
@@ -37,9 +38,8 @@ from tritonq.cli.options import (
     pick_dtype,
     read_text,
 )
-from tritonq.json_file import check_target, write_json
-from tritonq.perplexity import cut_windows, perplexity
-from tritonq.progress import track
+from tritonq.util.json_file import check_target, write_json
+from tritonq.util.progress import track
 
 RECIPES = (
     FLOAT,

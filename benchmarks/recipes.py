@@ -1,7 +1,7 @@
 """Recipes: what to do to a float model, written in one word.
 
 float                                   nothing
-w8a8_static                             a scheme of tritonq/config.py
+w8a8_static                             a scheme of tritonq/numerics/config.py
 w8a8_static+observer=mse                its activations calibrated by another observer
 w8a8_static+smooth=0.5                  after SmoothQuant with α = 0.5; smooth alone searches α for each group
 w8a8_static+smooth+down_proj=w8a8       and the layers of that name (or pattern) in another scheme
@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 import tritonq
-from tritonq.config import PRESETS, QuantConfig
+from tritonq.numerics.config import PRESETS, QuantConfig
 
 SMOOTH, OBSERVER, FLOAT = "smooth", "observer", "float"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe
-from tritonq.json_file import check_target, write_json
+from tritonq.util.json_file import check_target, write_json
 
 
 def parser_of(module: str, documentation: str) -> argparse.ArgumentParser:

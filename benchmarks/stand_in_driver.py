@@ -79,7 +79,7 @@ def _patches() -> Iterator[Any]:
     """What our own modules ask of a device, answered for the stand-in."""
     import tritonq.kernels
     import tritonq.ops
-    from tritonq.kernels.target import Target
+    from tritonq.kernels.launch.target import Target
 
     target = Target(*_TARGET)
     answers = {

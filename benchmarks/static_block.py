@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_iter
 import tritonq
 from benchmarks.llama_block import SHAPES, Block
 from benchmarks.report import Report, parsed, parser_of
-from tritonq.timing import microseconds
+from tritonq.util.timing import microseconds
 
 #: Largest relative error of a block's output against the float block's; int8 loses 1 to 2 % on random weights.
 ALLOWED_ERROR = 5e-2

@@ -23,7 +23,7 @@ from benchmarks.linear.peers import PEERS
 from benchmarks.linear.rows import MEASURED
 from benchmarks.linear.run import build_copies, checked, empty_row, random_linear
 from benchmarks.linear.shapes import named
-from tritonq import timing
+from tritonq.util import timing
 
 pytest.importorskip("pytest_benchmark")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tritonq as quantization
-from tritonq.progress import track
+from tritonq.util.progress import track
 
 SIZES = (768, 512, 314, 128, 64)
 SEED = 100

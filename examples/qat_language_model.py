@@ -33,7 +33,7 @@ from tritonq.demo.corpus import build_corpus, join_new_paragraphs, passages, squ
 from tritonq.demo.evaluate import CONTEXT, bits_per_byte, cut_windows
 from tritonq.demo.model import START_BYTE, load_demo_model
 from tritonq.demo.text import calibration_bytes, heldout_bytes
-from tritonq.progress import track
+from tritonq.util.progress import track
 
 CONFIGS = {
     "w4a16": tritonq.W4A16(group_size=None),

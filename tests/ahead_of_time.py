@@ -67,7 +67,7 @@ def main(target_name: str, *names: str) -> None:
 
 def _candidate(fields: str) -> Callable[[], object]:
     """W4A16 at M = 16 with the configuration that these fields describe, as JSON."""
-    from tritonq.kernels.tiles import TileConfig
+    from tritonq.kernels.config.tile import TileConfig
     from tritonq.tuning.workload import Workload, product
 
     operands = product(Workload("w4a16", FEATURES, COLUMNS, 16), "cpu")
@@ -75,15 +75,11 @@ def _candidate(fields: str) -> Callable[[], object]:
 
 
 def _define_cases() -> None:
-    from tritonq import config, layouts, qparams, reference
-    from tritonq.kernels import (
-        int4_int8_matmul,
-        int8_matmul,
-        observe,
-        quantize,
-        weight_only_gradient,
-        weight_only_matmul,
-    )
+    from tritonq import reference
+    from tritonq.kernels.matmul import int4_int8, weight_only, weight_only_gradient
+    from tritonq.kernels.matmul import int8 as int8_matmul
+    from tritonq.kernels.rows import observe, quantize
+    from tritonq.numerics import config, qparams, slabs
 
     def case(name: str) -> Callable[[Callable[[], object]], None]:
         return lambda function: CASES.__setitem__(name, function)
@@ -93,10 +89,10 @@ def _define_cases() -> None:
 
     def operands(made: config.QuantConfig) -> tuple[Any, ...]:
         group_size = made.weight.resolve_group_size(COLUMNS)
-        layout = layouts.slab_layout(layouts.weight_form(made), COLUMNS, group_size)
+        layout = slabs.slab_layout(slabs.weight_form(made), COLUMNS, group_size)
         codes, scale, zero = qparams.quantize_weight(weight.bfloat16(), made.weight)
         zero = None if zero is None else zero.t().contiguous()
-        return layouts.pack(codes, layout), scale.t().contiguous(), zero, layout
+        return slabs.pack(codes, layout), scale.t().contiguous(), zero, layout
 
     def tokens(rows: int, symmetric: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return reference.quantize_per_token(torch.randn(rows, COLUMNS, generator=generator), symmetric)
@@ -165,11 +161,11 @@ def _define_cases() -> None:
         @case(f"{scheme}-odd")
         def _(made: Any = made) -> object:
             odd = torch.randn(130, 314, generator=generator).bfloat16()
-            layout = layouts.slab_layout(layouts.weight_form(made), 314, made.weight.resolve_group_size(314))
+            layout = slabs.slab_layout(slabs.weight_form(made), 314, made.weight.resolve_group_size(314))
             codes, scale, zero = qparams.quantize_weight(odd, made.weight)
-            return weight_only_matmul.weight_only_matmul(
+            return weight_only.weight_only_matmul(
                 torch.randn(200, 314, generator=generator).bfloat16(),
-                layouts.pack(codes, layout),
+                slabs.pack(codes, layout),
                 scale.t().contiguous(),
                 None if zero is None else zero.t().contiguous(),
                 None,
@@ -215,7 +211,7 @@ def _define_cases() -> None:
                 def _(rows: int = rows, made: Any = made, dtype: torch.dtype = dtype) -> object:
                     packed, scale, zero, layout = operands(made)
                     x = torch.randn(rows, COLUMNS, generator=generator).to(dtype)
-                    return weight_only_matmul.weight_only_matmul(
+                    return weight_only.weight_only_matmul(
                         x,
                         packed,
                         scale,
@@ -250,7 +246,7 @@ def _define_cases() -> None:
             def _(rows: int = rows, made: Any = made) -> object:
                 packed, scale, _, layout = operands(made)
                 codes, x_scale, _ = tokens(rows)
-                return int4_int8_matmul.int4_int8_matmul(
+                return int4_int8.int4_int8_matmul(
                     codes,
                     x_scale,
                     packed,
@@ -265,8 +261,8 @@ def _define_cases() -> None:
 
 def _fake_quantize_both_ways(dtype: torch.dtype, rows_share: bool, group_size: int, affine: bool) -> object:
     """Forward with a mask, both backward passes; of a weight of FEATURES rows, or an activation of as many."""
-    from tritonq import straight_through
-    from tritonq.kernels import fake_quantize, fake_quantize_gradients
+    from tritonq.kernels.rows import fake_quantize, fake_quantize_gradients
+    from tritonq.reference import fake_quantize as straight_through
 
     x = torch.zeros(FEATURES, COLUMNS, dtype=dtype)
     scale = torch.ones(1 if rows_share else FEATURES, COLUMNS // group_size)
@@ -282,8 +278,8 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
     """Run a case with every launch recorded instead, and every tensor seemingly on `target`."""
     import importlib
 
-    from tritonq.kernels.launch import launching
-    from tritonq.kernels.target import Target
+    from tritonq.kernels.launch.launch import launching
+    from tritonq.kernels.launch.target import Target
 
     launches: list[Launch] = []
 

@@ -24,8 +24,8 @@ def main(folder: str) -> None:
         return len(list(Path(folder).rglob("*.cubin")))
 
     with stand_in_gpu():
-        from tritonq.kernels.target import Target
-        from tritonq.kernels.tiles import TileConfig
+        from tritonq.kernels.config.tile import TileConfig
+        from tritonq.kernels.launch.target import Target
         from tritonq.tuning.measure import compile_config
         from tritonq.tuning.workload import Workload, product
 

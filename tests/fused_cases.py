@@ -57,7 +57,7 @@ def define(
 
     def linear(rows: int, *rest: Any) -> Callable[[], object]:
         def case() -> object:
-            from tritonq.kernels.int8_matmul import int8_matmul
+            from tritonq.kernels.matmul.int8 import int8_matmul
 
             return int8_matmul(*product(rows), *weight(), *rest)
 
@@ -65,7 +65,7 @@ def define(
 
     def gated(rows: int, *rest: Any, columns: int = columns) -> Callable[[], object]:
         def case() -> object:
-            from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+            from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
 
             return int8_gated_matmul(*product(rows, columns), *weight(columns), *weight(columns), *rest)
 
@@ -73,8 +73,9 @@ def define(
 
     def dynamic(scheme: str, rows: int, dtype: torch.dtype, symmetric: bool) -> Callable[[], object]:
         def case() -> object:
-            from tritonq import config, layouts
-            from tritonq.kernels import dynamic_matmul
+            from tritonq.kernels.matmul import dynamic as dynamic_matmul
+            from tritonq.numerics import config
+            from tritonq.numerics import slabs as layouts
 
             x = torch.zeros(rows, columns, dtype=dtype)
             if scheme == "w8a8":
@@ -95,8 +96,8 @@ def define(
 
     def weight_only(rows: int, *rest: Any) -> Callable[[], object]:
         def case() -> object:
-            from tritonq import layouts
-            from tritonq.kernels.weight_only_matmul import weight_only_matmul
+            from tritonq.kernels.matmul.weight_only import weight_only_matmul
+            from tritonq.numerics import slabs as layouts
 
             layout = layouts.slab_layout("int4_words", columns, 128)
             words = torch.zeros(features, layout.words, dtype=torch.int16)
@@ -109,20 +110,20 @@ def define(
 
     def quantization(name: str, mode: str, columns: int, dtype: torch.dtype) -> Callable[[], object]:
         def case() -> object:
-            from tritonq.kernels import elementwise, row_quantize
+            from tritonq.kernels.rows import elementwise, norm_quantize
 
             x, w = torch.zeros(4, columns, dtype=dtype), torch.zeros(columns, dtype=dtype)
             given = None if mode == "token" else grid[:2]
             if name == "rms":
-                return row_quantize.rms_norm_quantize(x, w, 1e-6, False, given)
+                return norm_quantize.rms_norm_quantize(x, w, 1e-6, False, given)
             if name == "add-rms":
-                return row_quantize.add_rms_norm_quantize(x, x, w, 1e-6, False, given)
+                return norm_quantize.add_rms_norm_quantize(x, x, w, 1e-6, False, given)
             if name == "layer":
-                return row_quantize.layer_norm_quantize(x, w, w, 1e-6, False, given)
+                return norm_quantize.layer_norm_quantize(x, w, w, 1e-6, False, given)
             if name == "activation":
-                return row_quantize.gated_quantize_per_token(x, None, "gelu", True)
+                return norm_quantize.gated_quantize_per_token(x, None, "gelu", True)
             if mode == "token":
-                return row_quantize.gated_quantize_per_token(x, x, "silu", False)
+                return norm_quantize.gated_quantize_per_token(x, x, "silu", False)
             return elementwise.gated_quantize_per_tensor(x, x, "silu", *grid)
 
         return case
@@ -149,7 +150,7 @@ def define(
         cases[name] = dynamic(*arguments)
 
     def add() -> object:
-        from tritonq.kernels.elementwise import add_requantize
+        from tritonq.kernels.rows.elementwise import add_requantize
 
         a = torch.zeros(4, columns, dtype=torch.int8)
         return add_requantize(a, one, code, a, one, code, *grid, "gelu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.poison import poison_of
-from tritonq import config, layouts, qparams
+from tritonq.numerics import config, qparams, slabs
 
 ROWS = (33, 1, 3, 17, 0)
 COLUMNS = (1000, 1, 31, 314, 576)
@@ -54,7 +54,7 @@ class Weight:
     codes: Tensor  # int8 [N, K]
     scale: Tensor  # [N, G]
     zero: Tensor | None  # int8 [N, G]
-    layout: layouts.SlabLayout
+    layout: slabs.SlabLayout
     packed: Tensor  # [N, words]
 
     @property
@@ -80,19 +80,19 @@ def random_weight(
     """Codes of the whole range (-128 too, which only files hold), zero points of the whole range, scales near 1/100."""
     spec = made.weight
     size = spec.resolve_group_size(columns)
-    layout = layouts.slab_layout(layouts.weight_form(made), columns, size)
+    layout = slabs.slab_layout(slabs.weight_form(made), columns, size)
     low, high = (-8, 7) if spec.bits == 4 else (-128, 127)
     codes = random_codes(features, columns, device=device, low=low, high=high)
     scale = (torch.rand(features, layout.groups, device=device) / 100 + 0.005).to(dtype)
     zero = None
     if not spec.symmetric:
         zero = random_codes(features, layout.groups, device=device, low=low, high=high)
-    return Weight(codes, scale, zero, layout, layouts.pack(codes, layout))
+    return Weight(codes, scale, zero, layout, slabs.pack(codes, layout))
 
 
 def readable(x: Tensor) -> Tensor:
     """x; where kernels are interpreted, with zeros for subnormal bfloat16 numbers: the interpreter misreads those."""
-    from tritonq.kernels.target import INTERPRETED
+    from tritonq.kernels.launch.target import INTERPRETED
 
     if INTERPRETED and x.dtype == torch.bfloat16:
         return torch.where(x.abs() < torch.finfo(x.dtype).smallest_normal, torch.zeros_like(x), x)
@@ -101,7 +101,7 @@ def readable(x: Tensor) -> Tensor:
 
 def as_stored(values: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 values as a kernel stores them: rounded to nearest, but bfloat16 is truncated by Triton's interpreter."""
-    from tritonq.kernels.target import INTERPRETED
+    from tritonq.kernels.launch.target import INTERPRETED
 
     if INTERPRETED and dtype == torch.bfloat16:
         return (values.view(torch.int32) & ~0xFFFF).view(torch.float32).to(dtype)

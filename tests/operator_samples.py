@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.kernel_inputs import Weight, random_codes, random_weight
-from tritonq import config, ops
+from tritonq import ops
+from tritonq.numerics import config
 
 ROWS, COLUMNS, FEATURES = 5, 100, 24
 

@@ -123,7 +123,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with stand_in_gpu(), torch.inference_mode():
         from tritonq import ops
-        from tritonq.kernels import prepared
+        from tritonq.kernels.launch import replay as prepared
 
         log = Log()
         log.watch()
@@ -195,7 +195,7 @@ def _with_hooks(log: Log) -> dict[str, int]:
     from triton import knobs
 
     from tritonq import ops
-    from tritonq.kernels.quantize import quantize_per_token_kernel
+    from tritonq.kernels.rows.quantize import quantize_per_token_kernel
 
     x = operands(1)["quantize_per_token"]["x"]
     counts = {"enter": 0, "pre_run": 0, "plain": 0}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.kernel_inputs import assert_same
-from tritonq import config
-from tritonq.config import QuantConfig, QuantSpec
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.numerics import config
+from tritonq.numerics.config import QuantConfig, QuantSpec
 
 K, N = 314, 30
 TOKEN, TOKEN_AFFINE = (QuantSpec(8, symmetric, "token", dynamic=True) for symmetric in (True, False))

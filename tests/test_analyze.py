@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import tritonq
-from tritonq.prepare import OBSERVER
-from tritonq.selection import PLAN
+from tritonq.quantize.prepare import OBSERVER
+from tritonq.select.select import PLAN
 
 K, HIDDEN, N = 64, 48, 32
 

@@ -20,7 +20,7 @@ from benchmarks.linear.peers import PEERS
 from benchmarks.linear.rows import FAILED, MEASURED, WRONG
 from benchmarks.linear.run import random_linear
 from tests.benchmark_runs import on_an_h100, run, synthetic
-from tritonq import timing
+from tritonq.util import timing
 
 
 @pytest.fixture(autouse=True)

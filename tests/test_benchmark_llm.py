@@ -213,7 +213,7 @@ def test_bad_words(arguments, message, capsys):
 
 
 def test_all_schemes_take_part():
-    assert [found.scheme for found in OURS_AND_FLOAT] == ["float", *tritonq.config.PRESETS]
+    assert [found.scheme for found in OURS_AND_FLOAT] == ["float", *tritonq.numerics.config.PRESETS]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

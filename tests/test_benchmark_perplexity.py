@@ -14,7 +14,7 @@ import tritonq
 from benchmarks import recipes
 from tests import hosts
 from tests.model_directories import TEXT, save_model
-from tritonq.perplexity import cut_windows, perplexity
+from tritonq.analysis.perplexity import cut_windows, perplexity
 
 perplexity_benchmark = pytest.importorskip("benchmarks.perplexity")
 TOKENS = 32

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tritonq
 from tests.equalize_models import assert_unchanged, parameters_of, relative_error
-from tritonq.equalize import correct_bias_
+from tritonq.optimize.equalize import correct_bias_
 
 
 def mlp(bias: bool = True) -> Any:

@@ -20,8 +20,8 @@ from tests.checkpoints import (
     write_config,
 )
 from tritonq import checkpoint
-from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.nn import DeQuantize, Quantize, QuantizedLinear
+from tritonq.numerics.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOKEN = QuantSpec(8, True, "token", dynamic=True)

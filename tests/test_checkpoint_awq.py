@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tests.checkpoints import load, refuse
 from tests.foreign_checkpoints import AWQ_COLUMNS, Weight, awq_tensors, random_weight, words, write
 from tests.kernel_inputs import assert_same
-from tritonq import checkpoint, packing
+from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear
+from tritonq.numerics import int32_words
 
 
 class Pair(nn.Module):
@@ -110,7 +111,7 @@ def test_golden_words() -> None:
     """Values 0 … 7 in AWQ's order."""
     word = words([list(range(8))], 4, AWQ_COLUMNS)
     assert word.tolist() == [[0x75316420]]
-    assert packing.unpack_awq(word).tolist() == [list(range(8))]
+    assert int32_words.unpack_awq(word).tolist() == [list(range(8))]
 
 
 def test_the_older_config(tmp_path: Path) -> None:

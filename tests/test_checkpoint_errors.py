@@ -27,7 +27,7 @@ from tests.checkpoints import (
     write_tensors,
 )
 from tritonq import checkpoint
-from tritonq.config import W4A16, W8A8Static
+from tritonq.numerics.config import W4A16, W8A8Static
 
 
 @pytest.fixture

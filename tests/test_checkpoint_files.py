@@ -16,7 +16,7 @@ from torch import nn
 from tests.checkpoints import Block, Stubbed, load, quantized, read_config
 from tritonq import checkpoint
 from tritonq.checkpoint import publish, writer
-from tritonq.config import W4A16
+from tritonq.numerics.config import W4A16
 
 
 @pytest.fixture

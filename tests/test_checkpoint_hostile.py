@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkpoints import Block, quantized, read_config, refuse, write_config
 from tritonq import checkpoint
-from tritonq.config import W4A16
+from tritonq.numerics.config import W4A16
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import nn
 
 from tests.checkpoints import Block, Language, load, quantized, read_config, read_tensors, write_config
 from tritonq import checkpoint
-from tritonq.config import W8A8Static
 from tritonq.nn import QuantizedLinear
+from tritonq.numerics.config import W8A8Static
 
 
 def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from tests.checkpoints import Block, load, quantized, read_config, read_tensors, refuse, write_tensors
 from tests.kernel_inputs import assert_same
-from tritonq import checkpoint, qparams
-from tritonq.config import W4A8, W4A16, W8A16, QuantConfig
+from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear
+from tritonq.numerics import qparams
+from tritonq.numerics.config import W4A8, W4A16, W8A16, QuantConfig
 
 N, K = 30, 100
 SCHEMES: dict[str, QuantConfig] = {

@@ -22,9 +22,10 @@ from tests.checkpoints import (
     write_config,
     write_tensors,
 )
-from tritonq import checkpoint, packing, qparams
-from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
+from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear
+from tritonq.numerics import int32_words, qparams
+from tritonq.numerics.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 
 needs_compressed_tensors = pytest.mark.skipif(
     importlib.util.find_spec("compressed_tensors") is None, reason="compressed_tensors is not installed"
@@ -84,11 +85,11 @@ def test_packed_int8_by_int8(scheme: str, tmp_path: Path) -> None:
     tensors = read_tensors(tmp_path)
     for name in ("fc1", "fc2"):
         codes = tensors.pop(f"{name}.weight")
-        tensors[f"{name}.weight_packed"] = packing.pack_int32(codes, 8)
+        tensors[f"{name}.weight_packed"] = int32_words.pack_int32(codes, 8)
         tensors[f"{name}.weight_shape"] = torch.tensor(codes.shape)
         zero_point = tensors.get(f"{name}.weight_zero_point")
         if zero_point is not None and zero_point.dim() == 2:
-            tensors[f"{name}.weight_zero_point"] = packing.pack_int32(zero_point.t(), 8).t()
+            tensors[f"{name}.weight_zero_point"] = int32_words.pack_int32(zero_point.t(), 8).t()
     rewrite(tmp_path, tensors, format="pack-quantized")
     x = torch.randn(3, 64)
     assert torch.equal(load(tmp_path, Block())(x), q(x))

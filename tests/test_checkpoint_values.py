@@ -12,7 +12,7 @@ from tests.checkpoints import Block, quantized, read_tensors, refuse, write_tens
 from tests.quantized_layers import SCHEMES, input_qparams
 from tests.quantized_layers import quantized as layer_of
 from tritonq import QuantizedLinear, checkpoint
-from tritonq.config import W4A16, W8A8
+from tritonq.numerics.config import W4A16, W8A8
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -94,7 +94,7 @@ def test_outcomes() -> None:
 def test_products_are_right(device: str) -> None:
     """Every family on every path that there is, in the interpreter where no GPU is."""
     from tritonq.doctor.products import product_checks
-    from tritonq.kernels.target import INTERPRETER, gpu_target
+    from tritonq.kernels.launch.target import INTERPRETER, gpu_target
 
     target = gpu_target(0) if device == "cuda" else INTERPRETER
     made = list(product_checks(target, "float16", shapes=((40, 64, 3), (33, 48, 17), (130, 128, 70))))
@@ -152,8 +152,9 @@ def test_on_a_gpu(
     """The report, of an H100 whose kernels are interpreted and one of whose processes dies."""
     from tests.tuned_files import H100
     from tritonq.doctor import products
-    from tritonq.kernels import target, tuned_file
-    from tritonq.kernels.tiles import TileConfig
+    from tritonq.kernels.config import tuned_file
+    from tritonq.kernels.config.tile import TileConfig
+    from tritonq.kernels.launch import target
     from tritonq.tuning import worker
     from tritonq.tuning.workload import Workload
 
@@ -175,7 +176,7 @@ def test_on_a_gpu(
         patches.setattr(torch.cuda, "is_available", lambda: True)
         patches.setattr(torch.cuda, "device_count", lambda: 1)
         patches.setattr(torch.cuda, "current_device", lambda: 0)
-        patches.setattr("tritonq.machine.gpu", lambda index: {"gpu": H100.name, "driver": None})
+        patches.setattr("tritonq.util.machine.gpu", lambda index: {"gpu": H100.name, "driver": None})
         patches.setattr("tritonq.ops.backend", lambda device: "triton")
         patches.setattr(target, "gpu_target", lambda index: H100)
         patches.setattr(products, "product_checks", lambda target: made)
@@ -200,7 +201,7 @@ def test_on_a_gpu(
 @needs_triton
 def test_missing_paths() -> None:
     from tests.tuned_files import TARGETS
-    from tritonq.kernels.limits import missing_paths
+    from tritonq.kernels.config.limits import missing_paths
 
     for name, target in TARGETS.items():
         missing = missing_paths(target)

@@ -15,8 +15,8 @@ pytest.importorskip("rich")
 import tritonq
 from tests import hosts
 from tests.model_directories import TEXT, run, save_model
+from tritonq.analysis.perplexity import cut_windows
 from tritonq.cli.model_directory import ModelDirectory
-from tritonq.perplexity import cut_windows
 from tritonq.streaming import workspace
 
 Capture = pytest.CaptureFixture[str]

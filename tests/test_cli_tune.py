@@ -18,8 +18,8 @@ pytest.importorskip("rich", reason="the command line needs typer and rich")
 from tests.test_tuning import FakeGPU
 from tests.tuned_files import H100
 from tritonq import cli
-from tritonq.kernels import configurations, tuned_file
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.config import choose, tuned_file
+from tritonq.kernels.config.tile import TileConfig
 
 BEST = TileConfig(64, 16, 128, 4, 4, 3, max_registers=128)
 ONE = ("--schemes", "w8a8", "--shapes", "4096x4096", "--m", "16")
@@ -28,9 +28,9 @@ ONE = ("--schemes", "w8a8", "--shapes", "4096x4096", "--m", "16")
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(tuned_file.DIRECTORY_VARIABLE, str(tmp_path / "tuned"))
-    configurations.forget()
+    choose.forget()
     yield tmp_path
-    configurations.forget()
+    choose.forget()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_lists_for_a_gpu_that_is_not_here(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a Triton that has no Gluon: the table's rows are of plain kernels."""
-    monkeypatch.setattr("tritonq.kernels.hopper.weight_only_shapes.AVAILABLE", False)
+    monkeypatch.setattr("tritonq.kernels.config.hopper_weight_only_shapes.AVAILABLE", False)
     shown = ("--shapes", "4096x4096", "--m", "32", "--schemes", "w4a16", "--schemes", "w8a8_gated")
     out = run(capsys, "--list", "--target", "sm_90", *shown, "--json", str(directory / "list.json"))
     lines = out.splitlines()

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritonq import config
-from tritonq.config import QuantConfig, QuantSpec
+from tritonq.numerics import config
+from tritonq.numerics.config import QuantConfig, QuantSpec
 
 MAX = config.MAX_GROUP_SIZE
 

@@ -16,26 +16,26 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests import tuned_files
 from tests.tuned_files import H100, INT8, RULE, TARGETS, TUNED
-from tritonq.kernels import configurations, limits, shipped, tuned_file
-from tritonq.kernels.launch import launching
-from tritonq.kernels.problem import BUCKETS, Problem, bucket_of
-from tritonq.kernels.target import pretended, target_of
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.config import choose, limits, shipped, tuned_file
+from tritonq.kernels.config.problem import BUCKETS, Problem, bucket_of
+from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.launch.launch import launching
+from tritonq.kernels.launch.target import pretended, target_of
 
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Tuned files of the test alone."""
     monkeypatch.setenv(tuned_file.DIRECTORY_VARIABLE, str(tmp_path))
-    configurations.forget()
+    choose.forget()
     yield tmp_path
-    configurations.forget()
+    choose.forget()
 
 
-def chosen(problem: Problem = INT8, target: Any = H100) -> configurations.Explanation:
+def chosen(problem: Problem = INT8, target: Any = H100) -> choose.Explanation:
     """What is chosen by sources of which each is asked anew."""
     tuned_file.forget()
-    return configurations.explain(problem, target, lambda: RULE)
+    return choose.explain(problem, target, lambda: RULE)
 
 
 class TestSources:
@@ -75,16 +75,16 @@ class TestSources:
             return RULE
 
         for _ in range(3):
-            assert configurations.configured(INT8, H100, rule) == RULE
+            assert choose.configured(INT8, H100, rule) == RULE
         assert len(asked) == 1
-        configurations.forget()
+        choose.forget()
         tuned_files.write(tuned_files.fields_of(tuned_files.entry()))
-        assert configurations.configured(INT8, H100, rule) == TUNED
+        assert choose.configured(INT8, H100, rule) == TUNED
         assert len(asked) == 1
 
     def test_asked_hears_a_launcher_that_has_nowhere_to_run(self) -> None:
         """Tensors without memory on a GPU that is not here: the problem, its configuration, the launch."""
-        from tritonq.kernels.int8_matmul import int8_matmul, int8_matmul_kernel
+        from tritonq.kernels.matmul.int8 import int8_matmul, int8_matmul_kernel
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(*shape, dtype=dtype, device="meta")
@@ -95,7 +95,7 @@ class TestSources:
         with (
             pretended(TARGETS["sm_90"]),
             launching(lambda *launch: launches.append(launch)),
-            configurations.asked() as explanations,
+            choose.asked() as explanations,
         ):
             out = int8_matmul(codes, empty(5, 1), None, weight, empty(4096), None, sums, None, torch.float16)
         assert (out.shape, out.dtype, out.device.type) == ((5, 4096), torch.float16, "meta")
@@ -119,7 +119,7 @@ class TestDamage:
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             for rows in (3, 16, 500):
-                found = configurations.explain(tuned_files.with_rows(INT8, rows), H100, lambda: RULE)
+                found = choose.explain(tuned_files.with_rows(INT8, rows), H100, lambda: RULE)
                 assert (found.config, found.source) == (RULE, "rule")
         (warning,) = heard
         message = str(warning.message)
@@ -250,7 +250,7 @@ def test_shipped_rows_run_what_they_are_for(row: shipped.Row) -> None:
     assert shipped.shipped(problem, target, "pointers") is row
     assert shipped.shipped(problem, target, "hopper") is None
     assert limits.why_not(problem, target, row.config) is None
-    from tritonq.kernels.weight_only_matmul import choose_config
+    from tritonq.kernels.matmul.weight_only import choose_config
 
     blocks = columns // (slabs * slab_width)
     groups = columns // group_size

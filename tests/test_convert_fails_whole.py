@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tritonq
-from tritonq.config import QuantConfig, QuantSpec
+from tritonq.numerics.config import QuantConfig, QuantSpec
 from tritonq.observers import MinMaxObserver, PerChannelMinMaxObserver
 
 ONE_BIT = PerChannelMinMaxObserver.with_args(

@@ -11,8 +11,8 @@ from torch import nn
 
 import tritonq
 from tests.equalize_models import WIDTH, Decoder, assert_unchanged, parameters_of, relative_error
-from tritonq.config import QuantConfig, QuantSpec
-from tritonq.equalize import cross_layer_equalize_
+from tritonq.numerics.config import QuantConfig, QuantSpec
+from tritonq.optimize.equalize import cross_layer_equalize_
 
 
 def uneven_mlp(activation: type[nn.Module] = nn.ReLU) -> Any:

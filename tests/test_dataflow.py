@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tritonq.chaining.dataflow import Dataflow, record
-from tritonq.chaining.norms import is_norm, norm_of
+from tritonq.flow.record import Dataflow, record
+from tritonq.nn.norm_kinds import is_norm, norm_of
 
 
 class Block(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.kernel_inputs import FLOATS, STRIDES, assert_same, with_strides
 from tests.pairwise import pairwise
-from tritonq import ops, qparams, reference
-from tritonq.config import QuantSpec
+from tritonq import ops, reference
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 
 SHAPES = ((33, 100), (1, 1), (7, 31), (4, 314), (0, 40))
 GRANULARITIES: dict[str, Any] = {

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tritonq
-from tritonq import qparams
-from tritonq.config import QuantSpec
 from tritonq.nn import QATLinear
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 
 prepare_qat: Any = tritonq.prepare_qat
 FakeQuantize: Any = tritonq.nn.FakeQuantize

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernel_inputs import assert_same
-from tritonq import ops, straight_through
+from tritonq import ops
+from tritonq.reference import fake_quantize as straight_through
 
 
 def paths(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], int]]:

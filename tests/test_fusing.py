@@ -24,7 +24,7 @@ from tritonq.nn import (
     QuantizedNorm,
     QuantizedProjections,
 )
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
 
 K = 32
 SCHEMES = {

@@ -23,8 +23,8 @@ from tests.gluon_emulator import (
     emulated_launches,
 )
 from tests.gluon_emulator.assembly import run_assembly
-from tritonq.kernels import unpack
-from tritonq.kernels.launch import launch
+from tritonq.kernels.blocks import unpack
+from tritonq.kernels.launch.launch import launch
 
 SEEDS = range(12)
 DTYPES = {

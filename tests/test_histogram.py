@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonq import histogram
 from tritonq.observers import HistogramObserver
+from tritonq.reference import histogram
 
 LARGEST = torch.finfo(torch.float32).max
 #: Of all sizes, subnormal numbers included, and of similar size, so that bins are shared.

@@ -19,11 +19,12 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.test_kernels_gated import expected_of, multiply
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int8_gated_matmul", reason="Triton is not installed")
-shapes: Any = pytest.importorskip("tritonq.kernels.hopper.shapes")
-pytest.importorskip("tritonq.kernels.hopper.int8_gated_matmul", reason="Triton has no Gluon")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8_gated", reason="Triton is not installed")
+shapes: Any = pytest.importorskip("tritonq.kernels.config.hopper_shapes")
+pytest.importorskip("tritonq.kernels.hopper.int8_gated", reason="Triton has no Gluon")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig, Target = kernels.TileConfig, kernels.Target

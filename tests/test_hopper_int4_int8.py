@@ -17,11 +17,12 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int4_int8_matmul", reason="Triton is not installed")
-shapes: Any = pytest.importorskip("tritonq.kernels.hopper.shapes")
-pytest.importorskip("tritonq.kernels.hopper.int4_int8_matmul", reason="Triton has no Gluon")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int4_int8", reason="Triton is not installed")
+shapes: Any = pytest.importorskip("tritonq.kernels.config.hopper_shapes")
+pytest.importorskip("tritonq.kernels.hopper.int4_int8", reason="Triton has no Gluon")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig, Target = kernels.TileConfig, kernels.Target

@@ -20,11 +20,12 @@ from tests.kernel_inputs import (
 from tests.pairwise import pairwise
 from tests.poison import Poison
 from tests.test_kernels_epilogue import EXACT, RESIDUALS, random_residual
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int8_matmul", reason="Triton is not installed")
-hopper: Any = pytest.importorskip("tritonq.kernels.hopper.int8_matmul", reason="Triton has no Gluon")
-shapes: Any = pytest.importorskip("tritonq.kernels.hopper.shapes")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8", reason="Triton is not installed")
+hopper: Any = pytest.importorskip("tritonq.kernels.hopper.int8", reason="Triton has no Gluon")
+shapes: Any = pytest.importorskip("tritonq.kernels.config.hopper_shapes")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig, Target = kernels.TileConfig, kernels.Target
@@ -178,7 +179,7 @@ def test_the_rule_is_asked_for_aligned_rows_of_a_hopper() -> None:
 
 def test_the_copy_engine_is_given_rows_behind_each_other(device: str) -> None:
     """Which strides it takes besides is not written down; the plain kernel takes any."""
-    from tritonq.kernels.descriptors import is_addressable
+    from tritonq.kernels.launch.descriptors import is_addressable
 
     memory = random_codes(4, 64, device=device)
     for rows in (memory, memory[:, :31], memory[:, 16:], memory[1:], memory[::2]):

@@ -21,10 +21,11 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.weight_only_matmul", reason="Triton is not installed")
-shapes: Any = pytest.importorskip("tritonq.kernels.hopper.weight_only_shapes")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.weight_only", reason="Triton is not installed")
+shapes: Any = pytest.importorskip("tritonq.kernels.config.hopper_weight_only_shapes")
 operand: Any = pytest.importorskip("tritonq.kernels.hopper.weight_operand")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 

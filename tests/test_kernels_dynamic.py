@@ -21,9 +21,10 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.dynamic_matmul", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.dynamic", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig

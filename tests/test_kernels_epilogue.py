@@ -27,9 +27,10 @@ from tests.kernel_inputs import (
     with_strides,
 )
 from tests.pairwise import pairwise
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int8_matmul", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig

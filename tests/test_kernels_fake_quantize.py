@@ -21,11 +21,12 @@ from tests.kernel_inputs import (
     with_strides,
 )
 from tests.pairwise import pairwise
-from tritonq import reference, straight_through
+from tritonq import reference
+from tritonq.reference import fake_quantize as straight_through
 
-kernels: Any = pytest.importorskip("tritonq.kernels.fake_quantize", reason="Triton is not installed")
-gradient_kernels: Any = pytest.importorskip("tritonq.kernels.fake_quantize_gradients")
-token_kernels: Any = pytest.importorskip("tritonq.kernels.quantize")
+kernels: Any = pytest.importorskip("tritonq.kernels.rows.fake_quantize", reason="Triton is not installed")
+gradient_kernels: Any = pytest.importorskip("tritonq.kernels.rows.fake_quantize_gradients")
+token_kernels: Any = pytest.importorskip("tritonq.kernels.rows.quantize")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 #: Narrower than in other kernel tests: small groups make many programs.

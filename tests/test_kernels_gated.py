@@ -22,9 +22,10 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int8_gated_matmul", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8_gated", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig
@@ -128,7 +129,7 @@ def test_splits_agree_to_the_bit_and_put_counters_back(splits: int, device: str,
 
 def test_products_are_those_of_the_single_kernel(device: str) -> None:
     """Where up is 1 everywhere, the gated product is the gate's."""
-    single = pytest.importorskip("tritonq.kernels.int8_matmul")
+    single = pytest.importorskip("tritonq.kernels.matmul.int8")
     x, gate = random_codes(20, 96, device=device), random_weight(config.W8A8(), 50, 96, torch.float32, device)
     up = random_weight(config.W8A8(), 50, 96, torch.float32, device)
     up.codes.fill_(0)

@@ -25,9 +25,10 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, layouts, reference
+from tritonq import reference
+from tritonq.numerics import config, slabs
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int4_int8_matmul", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int4_int8", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig
@@ -115,7 +116,7 @@ def test_every_product_of_two_codes_is_exact(group_size: int | None, device: str
     columns, features = 128, 16
     w = random_weight(config.W4A8(group_size=group_size), features, columns, torch.float32, device)
     w.codes = torch.arange(-8, 8, device=device).to(torch.int8)[:, None].repeat(1, columns)
-    w.packed, w.scale = layouts.pack(w.codes, w.layout), torch.ones_like(w.scale)
+    w.packed, w.scale = slabs.pack(w.codes, w.layout), torch.ones_like(w.scale)
     x = torch.zeros(256, columns, dtype=torch.int8, device=device)
     codes = torch.arange(-128, 128, device=device)
     x[torch.arange(256), codes % columns] = codes.to(torch.int8)
@@ -134,7 +135,7 @@ def test_the_longest_sum_does_not_overflow(splits: int, device: str) -> None:
     if device == "cpu":  # the interpreter's time goes by steps
         w.layout = dataclasses.replace(w.layout, slab_width=8192, padded_group=131_072)
     w.codes.fill_(-8)
-    w.packed, w.scale = layouts.pack(w.codes, w.layout), torch.ones_like(w.scale)
+    w.packed, w.scale = slabs.pack(w.codes, w.layout), torch.ones_like(w.scale)
     tile = TileConfig(16, 16, 0, splits, 4, 2)
     found = multiply(x, torch.ones(1, 1, device=device), w, None, torch.float32, tile)
     assert found.item() == torch.tensor(columns * 1024).float().item()

@@ -24,9 +24,10 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.int8_matmul", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig

@@ -10,9 +10,9 @@ import torch
 
 from tests.kernel_inputs import FLOATS, assert_same, readable
 from tests.pairwise import pairwise
-from tritonq import histogram as reference
+from tritonq.reference import histogram as reference
 
-kernels: Any = pytest.importorskip("tritonq.kernels.observe", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.rows.observe", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 PER_PROGRAM = kernels._BLOCK * kernels._BLOCKS_PER_PROGRAM

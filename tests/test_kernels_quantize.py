@@ -12,7 +12,7 @@ from tests.kernel_inputs import COLUMNS, FLOATS, ROWS, STRIDES, assert_same, rea
 from tests.pairwise import pairwise
 from tritonq import reference
 
-kernels: Any = pytest.importorskip("tritonq.kernels.quantize", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.rows.quantize", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 NOT_FINITE = (math.nan, -math.nan, math.inf, -math.inf)

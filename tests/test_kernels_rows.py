@@ -27,8 +27,8 @@ from tests.kernel_inputs import (
 from tests.pairwise import pairwise
 from tritonq import reference
 
-kernels: Any = pytest.importorskip("tritonq.kernels.row_quantize", reason="Triton is not installed")
-elementwise: Any = pytest.importorskip("tritonq.kernels.elementwise", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.rows.norm_quantize", reason="Triton is not installed")
+elementwise: Any = pytest.importorskip("tritonq.kernels.rows.elementwise", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 LONGEST_SINGLE_READ = 16384

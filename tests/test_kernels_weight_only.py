@@ -25,9 +25,10 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config, reference
+from tritonq import reference
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.weight_only_matmul", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.weight_only", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig
@@ -154,10 +155,10 @@ def test_every_pair_of_code_and_zero_point_is_exact(bits: int, device: str) -> N
     codes = torch.arange(low, high + 1, step, device=device).to(torch.int8)
     made = scheme(bits, None, False)
     w = random_weight(made, len(zeros), len(codes), torch.float32, device)
-    from tritonq import layouts
+    from tritonq.numerics import slabs
 
     w.codes = codes.expand(len(zeros), -1).contiguous()
-    w.zero, w.packed = zeros[:, None], layouts.pack(w.codes, w.layout)
+    w.zero, w.packed = zeros[:, None], slabs.pack(w.codes, w.layout)
     w.scale.fill_(1)
     expected = codes.float()[:, None] - zeros.float()[None, :]
     for dtype in FLOATS:

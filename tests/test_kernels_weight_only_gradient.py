@@ -23,9 +23,11 @@ from tests.kernel_inputs import (
 )
 from tests.pairwise import pairwise
 from tests.poison import Poison
-from tritonq import config
+from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.weight_only_gradient", reason="Triton is not installed")
+kernels: Any = pytest.importorskip(
+    "tritonq.kernels.matmul.weight_only_gradient", reason="Triton is not installed"
+)
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig
@@ -61,7 +63,7 @@ def multiply(dy: Tensor, w: Weight, tile: Any = None) -> Tensor:
 
 def as_multiplied(w: Weight, dtype: torch.dtype) -> Tensor:
     """float32 [N, K]: the weight as the kernel multiplies it, in dY's dtype; float32 where it is interpreted."""
-    from tritonq.kernels.target import INTERPRETED
+    from tritonq.kernels.launch.target import INTERPRETED
 
     weight = w.dequantized()
     return weight if INTERPRETED else weight.to(dtype).float()
@@ -148,7 +150,7 @@ def test_nan_and_infinity_go_where_a_product_sends_them(bits: int, dtype: torch.
 
 def test_it_is_the_adjoint_of_the_forward_kernel(device: str) -> None:
     """⟨dY, x Wᵀ⟩ = ⟨dY W, x⟩, in float32 and in every layout."""
-    from tritonq.kernels.weight_only_matmul import weight_only_matmul
+    from tritonq.kernels.matmul.weight_only import weight_only_matmul
 
     for bits, group_size in ((4, 32), (4, 100), (4, None), (8, 32), (8, None)):
         w = random_weight(scheme(bits, group_size, False), 70, 190, torch.float32, device)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tritonq
-from tritonq.qat import LoRALinear, lora_parameters
+from tritonq.quantize.qat import LoRALinear, lora_parameters
 
 quantize_: Any = tritonq.quantize_
 add_lora_: Any = tritonq.qat.add_lora_

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tritonq import qparams
-from tritonq.config import QuantSpec
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 from tritonq.observers import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,

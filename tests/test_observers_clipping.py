@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritonq import qparams
-from tritonq.config import QuantSpec
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 from tritonq.observers import (
     EntropyObserver,
     HistogramObserver,

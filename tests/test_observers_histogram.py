@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import tritonq
-from tritonq.config import QuantConfig, QuantSpec
 from tritonq.demo.evaluate import CONTEXT, cut_windows, fixed_slice_logits
 from tritonq.demo.model import load_demo_model
 from tritonq.demo.text import calibration_bytes, heldout_bytes
+from tritonq.numerics.config import QuantConfig, QuantSpec
 from tritonq.observers import (
     OBSERVERS,
     EntropyObserver,

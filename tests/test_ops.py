@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from tests.kernel_inputs import FLOATS, assert_same, random_weight
 from tests.operator_samples import COLUMNS, FEATURES, ROWS, samples
-from tritonq import config, ops, reference
+from tritonq import ops, reference
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.numerics import config
 
 SCHEMES = {
     "w8a16": config.W8A16(),

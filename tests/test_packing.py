@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernel_inputs import random_codes
-from tritonq import config, layouts, packing
+from tritonq.numerics import config, int32_words
+from tritonq.numerics import slabs as layouts
 
 FORMS = ("int4_words", "int4_bytes", "int8")
 
@@ -40,7 +41,7 @@ def codes_of(form: str, *shape: int) -> torch.Tensor:
     ],
 )
 def test_golden_words(codes: Any, bits: int, word: int) -> None:
-    packed = packing.pack_int32(torch.tensor([list(codes)], dtype=torch.int8), bits)
+    packed = int32_words.pack_int32(torch.tensor([list(codes)], dtype=torch.int8), bits)
     assert packed.dtype == torch.int32
     assert unsigned(packed) == [word]
 
@@ -55,9 +56,9 @@ def test_unpacking_undoes_packing(bits: int, leading: list[int], count: int, ran
     torch.manual_seed(random.randrange(1 << 30))
     low = -(1 << (bits - 1))
     codes = torch.randint(low, -low, (*leading, count), dtype=torch.int8)
-    words = packing.pack_int32(codes, bits)
-    assert words.shape == (*leading, packing.packed_width(count, bits))
-    assert torch.equal(packing.unpack_int32(words, bits, count), codes)
+    words = int32_words.pack_int32(codes, bits)
+    assert words.shape == (*leading, int32_words.packed_width(count, bits))
+    assert torch.equal(int32_words.unpack_int32(words, bits, count), codes)
     # Value k sits in word k // F at bit bits · (k mod F), plus half the range: read with plain integers.
     per_word = 32 // bits
     for row, packed_row in zip(
@@ -71,19 +72,21 @@ def test_unpacking_undoes_packing(bits: int, leading: list[int], count: int, ran
 
 def test_packing_reads_any_strides() -> None:
     codes = codes_of("int4_words", 13, 6)
-    assert torch.equal(packing.pack_int32(codes.t(), 4), packing.pack_int32(codes.t().contiguous(), 4))
+    assert torch.equal(
+        int32_words.pack_int32(codes.t(), 4), int32_words.pack_int32(codes.t().contiguous(), 4)
+    )
 
 
 def test_what_cannot_be_unpacked() -> None:
     with pytest.raises(
         ValueError, match=r"9 packed int4 values need int32 \[\.\.\., 2\], found torch.int32 \[3, 1\]"
     ):
-        packing.unpack_int32(torch.zeros(3, 1, dtype=torch.int32), 4, 9)
+        int32_words.unpack_int32(torch.zeros(3, 1, dtype=torch.int32), 4, 9)
     with pytest.raises(ValueError, match=r"found torch\.int64"):
-        packing.unpack_int32(torch.zeros(3, 2, dtype=torch.int64), 4, 9)
+        int32_words.unpack_int32(torch.zeros(3, 2, dtype=torch.int64), 4, 9)
     for bits in (2, 16):
         with pytest.raises(ValueError, match=f"bits must be 4 or 8, found {bits}"):
-            packing.pack_int32(torch.zeros(1, 8, dtype=torch.int8), bits)
+            int32_words.pack_int32(torch.zeros(1, 8, dtype=torch.int8), bits)
 
 
 def test_slabs_of_words_by_hand() -> None:

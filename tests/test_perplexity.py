@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tritonq.perplexity import Perplexity, cut_windows, device_of, perplexity
+from tritonq.analysis.perplexity import Perplexity, cut_windows, device_of, perplexity
 
 
 class Sums(nn.Module):

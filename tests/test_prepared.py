@@ -17,8 +17,8 @@ from hypothesis import strategies
 from torch import Tensor
 
 from tests.prepared_calls import LAYERS, SCHEMES, operands
-from tritonq.kernels import prepared
-from tritonq.kernels.recording import record
+from tritonq.kernels.launch import replay
+from tritonq.kernels.launch.recording import record
 
 CASES = [f"{name}, {rows} rows" for rows in (1, 1024) for name in operands(1)]
 
@@ -87,7 +87,7 @@ arguments = strategies.lists(strategies.one_of(tensors(), values), min_size=2, m
 def test_calls_of_one_kind_are_specialized_alike_by_triton(
     first: tuple[Any, ...], second: tuple[Any, ...]
 ) -> None:
-    one, other = prepared.kind_of("name", first)[0], prepared.kind_of("name", second)[0]
+    one, other = replay.kind_of("name", first)[0], replay.kind_of("name", second)[0]
     if one == other:
         assert _specialized(first) == _specialized(second)
         launched = [a if not isinstance(a, Tensor) else (a.shape, a.stride()) for a in first]
@@ -113,22 +113,22 @@ def test_what_triton_tells_apart_is_of_two_kinds(argument: Any) -> None:
     ]
     for other in others:
         if _specialized((argument,)) != _specialized((other,)):
-            assert prepared.kind_of("name", (argument,))[0] != prepared.kind_of("name", (other,))[0]
+            assert replay.kind_of("name", (argument,))[0] != replay.kind_of("name", (other,))[0]
 
 
 def test_floats_are_of_one_kind_if_their_bits_are() -> None:
-    kinds = [prepared.kind_of("name", (value,))[0] for value in (0.0, -0.0, 1.0, float("nan"), float("inf"))]
+    kinds = [replay.kind_of("name", (value,))[0] for value in (0.0, -0.0, 1.0, float("nan"), float("inf"))]
     assert len(set(kinds)) == len(kinds)
     assert kinds == [
-        prepared.kind_of("name", (value,))[0] for value in (0.0, -0.0, 1.0, float("nan"), float("inf"))
+        replay.kind_of("name", (value,))[0] for value in (0.0, -0.0, 1.0, float("nan"), float("inf"))
     ]
 
 
 def test_a_tensor_that_stands_for_its_negative_goes_through_the_dispatcher() -> None:
     x = torch.ones(4, 4, dtype=torch.complex64).conj().imag
     assert x.is_neg()
-    assert prepared.kind_of("name", (x,))[0] is None
-    assert prepared.kind_of("name", (x.resolve_neg(),))[0] is not None
+    assert replay.kind_of("name", (x,))[0] is None
+    assert replay.kind_of("name", (x.resolve_neg(),))[0] is not None
 
 
 def _specialized(arguments: tuple[Any, ...]) -> list[Any]:
@@ -170,17 +170,17 @@ def test_several_results_are_replayed(shape: tuple[int, ...]) -> None:
         torch.empty(100)  # memory that is not returned
         return torch.empty(shape, dtype=torch.int8), torch.empty(1, *shape)
 
-    prepared.forget()
+    replay.forget()
     for _ in range(3):
-        one, other = prepared.prepared("test", (torch.ones(3),), implementation, implementation)
+        one, other = replay.prepared("test", (torch.ones(3),), implementation, implementation)
         assert (one.shape, one.dtype, other.shape) == (shape, torch.int8, (1, *shape))
-    assert {type(call).__name__ for call in prepared._kinds.values()} == {"PreparedCall"}
-    prepared.forget()
+    assert {type(call).__name__ for call in replay._kinds.values()} == {"PreparedCall"}
+    replay.forget()
 
 
 @pytest.mark.usefixtures("cpu_is_current")
 def test_the_second_call_is_recorded_and_the_third_replayed() -> None:
-    prepared.forget()
+    replay.forget()
     written = []
 
     def implementation(x: Tensor, rows: int) -> Tensor:
@@ -192,13 +192,13 @@ def test_the_second_call_is_recorded_and_the_third_replayed() -> None:
         return torch.empty(rows, *x.shape)
 
     for _ in range(4):
-        result = prepared.prepared("test", (torch.ones(3), 2), implementation, otherwise)
+        result = replay.prepared("test", (torch.ones(3), 2), implementation, otherwise)
         assert result.shape == (2, 3)
     assert written == ["otherwise", "implementation"]
-    prepared.prepared("test", (torch.ones(3), 3), implementation, otherwise)
-    with prepared.set_aside():
-        prepared.prepared("test", (torch.ones(3), 2), implementation, otherwise)
-    prepared.forget()
-    prepared.prepared("test", (torch.ones(3), 2), implementation, otherwise)
+    replay.prepared("test", (torch.ones(3), 3), implementation, otherwise)
+    with replay.set_aside():
+        replay.prepared("test", (torch.ones(3), 2), implementation, otherwise)
+    replay.forget()
+    replay.prepared("test", (torch.ones(3), 2), implementation, otherwise)
     assert written[2:] == ["otherwise"] * 3
-    prepared.forget()
+    replay.forget()

@@ -85,7 +85,9 @@ def test_with_stubs_outputs_are_faked_once():
     y = p(x)
     stub = p[0].activation_post_process
     scale, zero = stub.calculate_qparams()
-    assert torch.equal(seen[0][1], tritonq.qparams.dequantize(stub.quantize(x), scale, zero, x.dtype))
+    assert torch.equal(
+        seen[0][1], tritonq.numerics.qparams.dequantize(stub.quantize(x), scale, zero, x.dtype)
+    )
     # The user's hook of a layer sees what the next one gets: values on the layer's grid.
     out = seen[3][1]
     assert out is y

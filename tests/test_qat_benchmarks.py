@@ -13,7 +13,7 @@ from benchmarks.llama_block import SHAPES, BlockShape
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("tritonq.timing._CPU_BUDGET_SECONDS", 0)
+    monkeypatch.setattr("tritonq.util.timing._CPU_BUDGET_SECONDS", 0)
     monkeypatch.setattr(qat_step, "STEPS", 1)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setitem(SHAPES, "smollm2-135m", BlockShape(32, 64, 4, 2))

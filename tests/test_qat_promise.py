@@ -11,7 +11,7 @@ from torch import nn
 
 import tritonq
 from tritonq import DeQuantStub, QATLinear, QuantStub
-from tritonq.config import QuantConfig, QuantSpec
+from tritonq.numerics.config import QuantConfig, QuantSpec
 
 prepare_qat: Any = tritonq.prepare_qat
 convert: Any = tritonq.convert
@@ -148,7 +148,7 @@ def test_the_fake_input_is_the_deployed_one(scheme):
     else:
         codes, scale, zero = tritonq.ops.quantize_per_token(x, config.activation.symmetric)
     assert torch.equal(grid.quantize(x), codes)
-    assert torch.equal(faked, tritonq.qparams.dequantize(codes, scale, zero, x.dtype))
+    assert torch.equal(faked, tritonq.numerics.qparams.dequantize(codes, scale, zero, x.dtype))
 
 
 def test_saved_and_loaded_it_is_still_the_trained_one(tmp_path):

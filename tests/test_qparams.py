@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernel_inputs import FLOATS, assert_same
-from tritonq import qparams
-from tritonq.config import QuantSpec
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 
 SCALE_FLOORS = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126, torch.float32: 2.0**-126}
 WEIGHT_SPECS = [

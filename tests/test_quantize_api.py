@@ -15,7 +15,7 @@ from torch import nn
 
 import tritonq
 from tritonq import QuantizedLinear
-from tritonq.progress import track
+from tritonq.util.progress import track
 
 SCHEMES = ("w8a16", "w4a16", "w8a8", "w8a8_static", "w4a8")
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from tests.kernel_inputs import FLOATS, assert_same, with_strides
 from tests.quantized_layers import SCHEMES, STATIC, K, N, assert_unchanged, input_qparams, quantized, snapshot
-from tritonq import config, reference
-from tritonq.config import QuantConfig, QuantSpec
+from tritonq import reference
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
+from tritonq.numerics import config
+from tritonq.numerics.config import QuantConfig, QuantSpec
 
 
 def on_the_grid(layer: QuantizedLinear, x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tests.kernel_inputs import FLOATS, assert_same
 from tests.quantized_layers import SCHEMES, STATIC, K, N, assert_unchanged, quantized, snapshot
-from tritonq import canonical, config, packing
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.numerics import checkpoint_layout, config, int32_words
 
 # --- moving and copying -----------------------------------------------------------------------------------------------
 
@@ -118,11 +118,11 @@ def test_state_dict_is_the_layout_of_files(scheme: str, dtype: torch.dtype, devi
         assert_same(state["weight"], codes)
     else:
         assert state["weight_shape"].tolist() == [N, K]
-        assert_same(packing.unpack_int32(state["weight_packed"], SCHEMES[scheme].weight.bits, K), codes)
+        assert_same(int32_words.unpack_int32(state["weight_packed"], SCHEMES[scheme].weight.bits, K), codes)
     if layer.zero_points is not None:
         zeros = state["weight_zero_point"]
         if zeros.dtype == torch.int32:
-            zeros = packing.unpack_int32(zeros.t(), SCHEMES[scheme].weight.bits, N)
+            zeros = int32_words.unpack_int32(zeros.t(), SCHEMES[scheme].weight.bits, N)
         assert_same(
             zeros.reshape(-1, 1 if zeros.numel() == 1 else N).expand_as(layer.zero_points), layer.zero_points
         )
@@ -161,7 +161,7 @@ def test_files_may_hold_the_code_minus_128(scheme: str, device: str) -> None:
     layer = quantized(scheme, device)
     zero = None if layer.zero_points is None else layer.zero_points.t()
     codes = torch.full((N, K), -128, dtype=torch.int8, device=device)
-    state = canonical.weight_state(SCHEMES[scheme], codes, layer.scales.t(), zero)
+    state = checkpoint_layout.weight_state(SCHEMES[scheme], codes, layer.scales.t(), zero)
     layer.load_state_dict({**layer.state_dict(), **state})
     assert_same(layer.int_weight(), codes)
     assert layer.code_sums is None or (layer.code_sums == -128 * K).all()

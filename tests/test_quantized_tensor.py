@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 import tritonq
+from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.nn.stubs import DeQuantize, DeQuantStub, Quantize, QuantStub
-from tritonq.tensor import QuantizedTensor
 
 SCALE, ZERO_POINT = 0.1, -3
 

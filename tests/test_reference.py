@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tests.kernel_inputs import COLUMNS, FEATURES, FLOATS, ROWS, assert_same, random_codes
 from tests.pairwise import pairwise
-from tritonq import qparams, reference
-from tritonq.config import QuantSpec
+from tritonq import reference
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 from tritonq.reference import integers
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.equalize_models import HEADS, WIDTH, Decoder, GemmaRMSNorm, assert_unchanged, parameters_of
-from tritonq.equalize import Group, smoothing_groups
+from tritonq.optimize.equalize import Group, smoothing_groups
 
 
 def found(model: nn.Module, batch: Tensor, **options) -> dict[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from tests.equalize_models import (
     parameters_of,
     relative_error,
 )
-from tritonq.equalize import Group
+from tritonq.optimize.equalize import Group
 
 DECODER_LAYER = ("layers.0.norm1", ["layers.0.q", "layers.0.k", "layers.0.v"])
 

@@ -18,7 +18,7 @@ def small(monkeypatch):
 
 
 def test_a_chained_block_moves_less(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tritonq.timing._CPU_BUDGET_SECONDS", 0)
+    monkeypatch.setattr("tritonq.util.timing._CPU_BUDGET_SECONDS", 0)
     file = tmp_path / "results.json"
     arguments = ["--shape", "smollm2-135m", "--tokens", "8", "--json", str(file)]
     assert static_block.main(arguments) == 0

@@ -10,8 +10,8 @@ from torch import nn
 
 import tritonq
 from tritonq import DeQuantStub, QuantizedLinear, QuantizedTensor, QuantStub, QuantWrapper
-from tritonq.config import QuantSpec
 from tritonq.nn.stubs import DeQuantize, Quantize
+from tritonq.numerics.config import QuantSpec
 
 STATIC = tritonq.W8A8Static()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tritonq
 from tests.checkpoints import Block, Language
 from tritonq.checkpoint.files import TensorFiles
-from tritonq.config import W4A16, W8A8
+from tritonq.numerics.config import W4A16, W8A8
 from tritonq.streaming import Streamed, UnfitModelError, quantize_files, workspace
 
 WHOLE = 10**9

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from tritonq import timing
+from tritonq.util import timing
 
 GPU = torch.device("cuda")
 

@@ -13,7 +13,7 @@ import tritonq as quantization
 from tritonq import QuantizedLinear
 from tritonq.nn.stubs import DeQuantize, Quantize
 from tritonq.observers import make_observer
-from tritonq.qconfig import resolve_config
+from tritonq.observers.qconfig import resolve_config
 
 
 class Model(nn.Module):

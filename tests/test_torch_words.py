@@ -10,7 +10,7 @@ from torch import nn
 
 import tritonq as quantization
 from tritonq import QuantizedLinear
-from tritonq.qconfig import resolve_config
+from tritonq.observers.qconfig import resolve_config
 
 
 @pytest.mark.parametrize(

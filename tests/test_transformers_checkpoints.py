@@ -14,8 +14,9 @@ import tritonq
 from tests import hosts
 from tests.checkpoints import read_config, read_tensors, write_config, write_tensors
 from tests.hosts import assert_same_state, directories, load, logits
-from tritonq import TritonQConfig, packing
+from tritonq import TritonQConfig
 from tritonq.nn import QuantizedLinear
+from tritonq.numerics import int32_words
 
 __all__ = ["directories"]
 UP = "model.layers.0.mlp.up_proj"
@@ -68,7 +69,7 @@ def test_other_layouts(scheme: str, directories: Any, tmp_path: Path) -> None:
             tensors[f"{name}.weight"] = codes
         else:
             del tensors[f"{name}.weight"]
-            tensors[f"{name}.weight_packed"] = packing.pack_int32(codes, 8)
+            tensors[f"{name}.weight_packed"] = int32_words.pack_int32(codes, 8)
             tensors[f"{name}.weight_shape"] = torch.tensor(codes.shape)
     fields = read_config(tmp_path)
     form = "int-quantized" if scheme == "w4a16" else "pack-quantized"

@@ -23,24 +23,24 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from tests import worker_questions
 from tests.test_ahead_of_time import compiled_for, problems_of
 from tests.tuned_files import H100, TARGETS
-from tritonq.agreement import disagreement, largest_difference
-from tritonq.kernels import configurations, tuned_file
-from tritonq.kernels.candidates import first_round, next_round
-from tritonq.kernels.limits import why_not
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.config import choose, tuned_file
+from tritonq.kernels.config.candidates import first_round, next_round
+from tritonq.kernels.config.limits import why_not
+from tritonq.kernels.config.tile import TileConfig
 from tritonq.tuning import measure, shapes
 from tritonq.tuning.schemes import SCHEMES
 from tritonq.tuning.search import Tools, TunedFile, tune
 from tritonq.tuning.worker import Worker, WorkerError, Workers
 from tritonq.tuning.workload import Workload, explained, product
+from tritonq.util.compare import disagreement, largest_difference
 
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(tuned_file.DIRECTORY_VARIABLE, str(tmp_path / "tuned"))
-    configurations.forget()
+    choose.forget()
     yield tmp_path
-    configurations.forget()
+    choose.forget()
 
 
 WORKLOADS = st.builds(

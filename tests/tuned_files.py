@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tritonq.kernels import tuned_file
-from tritonq.kernels.problem import Problem
-from tritonq.kernels.target import Target
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.config import tuned_file
+from tritonq.kernels.config.problem import Problem
+from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.launch.target import Target
 
 H100 = Target("cuda", 90, 132, 227 * 1024, "NVIDIA H100 80GB HBM3")
 TARGETS = {

@@ -15,14 +15,13 @@ that its programs run with `import tritonq as quantization`.
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from tritonq import equalize, nn, observers, ops, qat
+from tritonq import nn, observers, ops
 from tritonq.analysis import Analysis, analyze
+from tritonq.analysis.summary import summary
 from tritonq.checkpoint import info, load, save
-from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
-from tritonq.convert import convert
-from tritonq.equalize import smooth_
-from tritonq.fusing import fuse_activations_
 from tritonq.nn import DeQuantStub, FakeQuantize, QATLinear, QuantizedLinear, QuantStub, QuantWrapper
+from tritonq.nn.quantized_tensor import QuantizedTensor
+from tritonq.numerics.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
 from tritonq.observers import (
     EntropyObserver,
     HistogramObserver,
@@ -41,16 +40,7 @@ from tritonq.observers import (
     default_per_channel_weight_observer,
     default_weight_observer,
 )
-from tritonq.ops import backend
-from tritonq.prepare import prepare
-from tritonq.qat import (
-    disable_fake_quant,
-    disable_observer,
-    enable_fake_quant,
-    enable_observer,
-    prepare_qat,
-)
-from tritonq.qconfig import (
+from tritonq.observers.qconfig import (
     QConfig,
     default_dynamic_qconfig,
     default_per_channel_qconfig,
@@ -60,10 +50,22 @@ from tritonq.qconfig import (
     get_default_qconfig,
     per_channel_dynamic_qconfig,
 )
-from tritonq.quantize import quantize_, quantize_dynamic
-from tritonq.siblings import fuse_siblings_, unfuse_siblings_
-from tritonq.summary import summary
-from tritonq.tensor import QuantizedTensor
+from tritonq.ops import backend
+from tritonq.optimize import equalize
+from tritonq.optimize.activations import fuse_activations_
+from tritonq.optimize.equalize import smooth_
+from tritonq.optimize.siblings import fuse_siblings_, unfuse_siblings_
+from tritonq.quantize import qat
+from tritonq.quantize.api import quantize_, quantize_dynamic
+from tritonq.quantize.convert import convert
+from tritonq.quantize.prepare import prepare
+from tritonq.quantize.qat import (
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+    prepare_qat,
+)
 
 try:
     __version__ = version("tritonq")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tritonq.timing import microseconds
+from tritonq.util.timing import microseconds
 
 #: GPU → (16-bit float, int8) in 10¹² operations per second, from NVIDIA's datasheets.
 DATASHEETS = {

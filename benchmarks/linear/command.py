@@ -24,8 +24,8 @@ from benchmarks.linear.run import DeviceLostError, measure_shape
 from benchmarks.linear.shapes import ALL, MODELS, Shape, distinct, named, of_models
 from benchmarks.machine import describe
 from benchmarks.report import parsed, parser_of
-from tritonq.json_file import check_target, write_whole
-from tritonq.progress import track
+from tritonq.util.json_file import check_target, write_whole
+from tritonq.util.progress import track
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)

@@ -16,7 +16,7 @@ from benchmarks.linear import tables
 from benchmarks.linear.contender import FLOAT, LINEAR, OURS
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import RECORDED, Row
-from tritonq.json_file import write_whole
+from tritonq.util.json_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

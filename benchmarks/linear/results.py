@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.linear.ceilings import Ceilings
 from benchmarks.linear.contender import FLOAT
 from benchmarks.linear.rows import MEASURED, RECORDED, Row
-from tritonq.json_file import write_json
+from tritonq.util.json_file import write_json
 
 _FORMAT = "tritonq benchmarks.linear 1"
 

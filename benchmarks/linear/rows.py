@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.linear.ceilings import Ceilings
 from benchmarks.linear.contender import FLOAT, INT8_TO_INT8, LINEAR, MATMUL
-from tritonq.timing import Timing
+from tritonq.util.timing import Timing
 
 MEASURED, RECORDED, WRONG, FAILED = "measured", "recorded", "wrong", "failed"
 STATUSES = (MEASURED, RECORDED, WRONG, FAILED)

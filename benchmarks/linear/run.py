@@ -14,7 +14,7 @@ from benchmarks.linear.ceilings import Ceilings
 from benchmarks.linear.contender import Built, Contender
 from benchmarks.linear.rows import FAILED, MEASURED, WRONG, Row, moved_bytes, timed
 from benchmarks.linear.shapes import Shape
-from tritonq import timing
+from tritonq.util import timing
 
 _SEED = 0
 

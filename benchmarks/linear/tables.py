@@ -9,7 +9,7 @@ from benchmarks.linear.contender import FLOAT, LINEAR, OURS
 from benchmarks.linear.goals import GOALS, Finding, status
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import FAILED, RECORDED, WRONG, Row
-from tritonq.table import aligned
+from tritonq.util.table import aligned
 
 #: Behind every number that this run did not measure.
 RECORDED_MARK = "ʳ"

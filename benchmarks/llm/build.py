@@ -16,7 +16,7 @@ from benchmarks.llm.contenders import Contender
 from benchmarks.llm.lean_decoder import Cache, LeanBlock, LeanDecoder, use_fused_norms_
 from benchmarks.llm.sessions import LEAN, on_meta
 from benchmarks.llm.shapes import ModelShape
-from tritonq.progress import track
+from tritonq.util.progress import track
 
 _CALIBRATION_TOKENS = 64
 

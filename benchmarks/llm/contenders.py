@@ -12,7 +12,7 @@ import tritonq
 from benchmarks.linear.contender import FLOAT, LINEAR, OURS, Built
 from benchmarks.linear.contender import Contender as LinearContender
 from benchmarks.linear.peers import PEERS as LINEAR_PEERS
-from tritonq.config import PRESETS
+from tritonq.numerics.config import PRESETS
 
 _CHECKED_ROWS = 8
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.llm.rows import DECODE, Row
 from benchmarks.llm.ways import COMPILE, EAGER, GRAPH
-from tritonq.json_file import write_whole
+from tritonq.util.json_file import write_whole
 
 #: Okabe and Ito's colours, told apart by colour-blind eyes too.
 _COLORS = {EAGER: "#999999", GRAPH: "#0072B2", COMPILE: "#D55E00"}

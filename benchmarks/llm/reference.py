@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tritonq.nn import QuantizedLinear
 from tritonq.nn.int8_product import quantized_input
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
 
 
 @contextlib.contextmanager

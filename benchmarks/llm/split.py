@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.llm.contenders import PeerLinear
 from tritonq.nn import QuantizedLinear
 from tritonq.nn.int8_product import int8_product
-from tritonq.timing import microseconds
+from tritonq.util.timing import microseconds
 
 
 @torch.no_grad()

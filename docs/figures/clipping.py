@@ -11,8 +11,8 @@ from torch import Tensor
 import tritonq
 from docs.figures import style
 from docs.figures.material import Material
-from tritonq import qparams
-from tritonq.config import QuantSpec, W8A8Static
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec, W8A8Static
 from tritonq.observers import make_observer
 
 LAYER = "layers.0.mlp.down_proj"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from docs.figures import style
 from docs.figures.material import Material
-from tritonq import qparams
-from tritonq.config import QuantSpec
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 
 LAYER = "layers.0.mlp.down_proj"
 ROWS = 32  # of the layer, in the three maps

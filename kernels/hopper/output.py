@@ -10,7 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
-from .versions import store_tile
+from ..launch.gluon_versions import store_tile
 
 
 @gluon.constexpr_function

@@ -23,8 +23,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from ..launch.gluon_versions import allow_next_kernel, load_tile, wait_for_previous_kernel
 from .ring import next_slot, piece_of_work
-from .versions import allow_next_kernel, load_tile, wait_for_previous_kernel
 
 
 @gluon.jit

@@ -27,7 +27,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from ..tiles import tile_of_program
+from ..config.tile import tile_of_program
 
 #: Registers of each thread of the producer's warp.
 PRODUCER_REGISTERS = gl.constexpr(24)

@@ -20,12 +20,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from ..epilogue import handed_on
-from ..split_k import arrive, store_partial, sum_of_partials
+from ..blocks.epilogue import handed_on
+from ..blocks.split_k import arrive, store_partial, sum_of_partials
+from ..config.hopper_weight_only_shapes import TURNED
+from ..launch.gluon_versions import allow_next_kernel, load_tile, wait_for_previous_kernel
 from .output import halves, partial_pointers
 from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work
-from .versions import allow_next_kernel, load_tile, wait_for_previous_kernel
-from .weight_only_shapes import TURNED
 from .weight_operand import negative_offsets, operand_of
 
 #: Rows of x whose results are stored at a time, exchanged between threads first; fewer are stored as they lie.

@@ -2,7 +2,7 @@
 
 The instruction wants of each warp 16 rows of 16 columns; lane 4 · g + t holds of rows g and g + 8 the columns 2t,
 2t + 1 and 2t + 8, 2t + 9. That is how 16-bit words come out of shared memory (`ldmatrix`), and nibble j of word c is
-the code of column j · S + c (tritonq/layouts.py). So nibble j of all words, unpacked where it lies, is the operand for
+the code of column j · S + c (numerics/slabs.py). So nibble j of all words, unpacked where it lies, is the operand for
 columns j · S … j · S + S - 1: nothing is moved between lanes.
 
     a register of two words      | word 2t + 1: nibbles 3 2 1 0         | word 2t: nibbles 3 2 1 0         |

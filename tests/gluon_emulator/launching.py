@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language import core as tl
 
-from tritonq.kernels.launch import launching
+from tritonq.kernels.launch.launch import launching
 
 from .builder import AssemblyTwins, Builder
 from .copies import Descriptor

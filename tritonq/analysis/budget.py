@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tritonq.selection import DEFAULT_KEY
+from tritonq.select.select import DEFAULT_KEY
 
 if TYPE_CHECKING:
     from tritonq.analysis.report import Analysis, LayerAnalysis

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from tritonq.analysis.probe import Candidate, LayerProbe
 from tritonq.analysis.report import Analysis, Effect, LayerAnalysis
-from tritonq.calibration import calibrate, check_calibration, check_not_empty, evaluation, run_batch
-from tritonq.conversions import conversions
-from tritonq.convert import quantized_linear
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.patterns import Pattern
-from tritonq.prepare import attach, check_layers, detach
-from tritonq.progress import track
-from tritonq.qconfig import resolve_config
-from tritonq.selection import DEFAULT_IGNORE, Filter, Selected, select
+from tritonq.observers.qconfig import resolve_config
+from tritonq.quantize.conversions import conversions
+from tritonq.quantize.convert import quantized_linear
+from tritonq.quantize.prepare import attach, check_layers, detach
+from tritonq.select.calibrate import calibrate, check_calibration, check_not_empty, evaluation, run_batch
+from tritonq.select.patterns import Pattern
+from tritonq.select.select import DEFAULT_IGNORE, Filter, Selected, select
+from tritonq.util.progress import track
 
 #: The model → a number that is lower for a better model: a loss, a perplexity, an error rate.
 Metric = Callable[[Any], SupportsFloat]

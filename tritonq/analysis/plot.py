@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritonq.json_file import check_target, write_whole
+from tritonq.util.json_file import check_target, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

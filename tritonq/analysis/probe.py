@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonq import ops, qparams
+from tritonq import ops
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.numerics import qparams
 
 
 class Distortion:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tritonq.analysis import budget
-from tritonq.config import QuantConfig
-from tritonq.json_file import check_target, write_json
-from tritonq.table import aligned
+from tritonq.numerics.config import QuantConfig
+from tritonq.util.json_file import check_target, write_json
+from tritonq.util.table import aligned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """AWQ checkpoints in the layout "gemm", as AutoAWQ, GPTQModel and AutoRound write them.
 
-    qweight  int32 [K, N/8]    fields packed along N, in AWQ's order (tritonq/packing.py)
+    qweight  int32 [K, N/8]    fields packed along N, in AWQ's order (tritonq/numerics/int32_words.py)
     qzeros   int32 [G, N/8]    likewise; true zero points
     scales   float [G, N]
     bias     float [N]
@@ -18,11 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tritonq import packing
 from tritonq.checkpoint.fields import shown, warn_of_unknown
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.foreign import ForeignLayer, Settings, read_bits, read_flag, read_group_size
 from tritonq.checkpoint.gptq import read_format
+from tritonq.numerics import int32_words
 
 METHOD = "awq"
 _BITS = (4,)
@@ -84,7 +84,7 @@ class AWQLayer(ForeignLayer):
         return self.in_features, self.out_features // _VALUES_PER_WORD
 
     def read_packed(self) -> Tensor:
-        return packing.pack_fields(packing.unpack_awq(self.get("qweight")).t(), self.settings.bits)
+        return int32_words.pack_fields(int32_words.unpack_awq(self.get("qweight")).t(), self.settings.bits)
 
     def read_zeros(self) -> Tensor:
-        return packing.unpack_awq(self.get("qzeros"))
+        return int32_words.unpack_awq(self.get("qzeros"))

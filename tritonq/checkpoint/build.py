@@ -8,15 +8,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tritonq import canonical, qparams
 from tritonq.checkpoint import forms
 from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import LayerPlan, StubPlan
-from tritonq.config import QuantConfig
 from tritonq.nn.check import largest_in_features
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize
+from tritonq.numerics import checkpoint_layout, qparams
+from tritonq.numerics.config import QuantConfig
 
 
 def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> QuantizedLinear:
@@ -41,7 +41,7 @@ def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> Quanti
     try:
         bias = None
         if "bias" in state:
-            bias = canonical.expect(state, "bias", (old.out_features,), qparams.FLOAT_DTYPES)
+            bias = checkpoint_layout.expect(state, "bias", (old.out_features,), qparams.FLOAT_DTYPES)
             if not torch.isfinite(bias).all():
                 raise ValueError("bias must be finite, found NaN or Inf")
         if old.bias is None and bias is not None:
@@ -75,7 +75,7 @@ def build_stub(plan: StubPlan, tensors: TensorFiles, home: torch.device) -> Quan
     device = old.scale.device if isinstance(old, Quantize) and not old.scale.is_meta else home
     state = {f"input_{local}": owned(tensors.get(stored), device) for local, stored in plan.tensors.items()}
     try:
-        scale, zero_point = canonical.read_activation_qparams(state, "input", affine=True)
+        scale, zero_point = checkpoint_layout.read_activation_qparams(state, "input", affine=True)
     except ValueError as error:
         where = f"{tensors.file_of[plan.tensors['scale']]}: {plan.place.name}"
         raise ValueError(f"{where}.{str(error).removeprefix('input_')}") from None

@@ -22,9 +22,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from tritonq import canonical
 from tritonq.checkpoint.fields import check_keys, check_type, lowered, shortened, shown, warn_of_unknown
-from tritonq.config import QuantConfig, QuantSpec
+from tritonq.numerics import checkpoint_layout
+from tritonq.numerics.config import QuantConfig, QuantSpec
 
 METHOD = "compressed-tensors"
 PATTERN = "re:"
@@ -138,7 +138,7 @@ def scheme_to_dict(
     members: dict[tuple[QuantConfig, bool], list[str]] = {}
     for name, config in layers.items():
         members.setdefault((config, name in ordered), []).append(name)
-    formats = {PACKED if canonical.is_packed(config) else UNPACKED for config, _ in members}
+    formats = {PACKED if checkpoint_layout.is_packed(config) else UNPACKED for config, _ in members}
     groups = {}
     for index, ((config, is_ordered), names) in enumerate(members.items()):
         order = {"actorder": ORDERED} if is_ordered else {}
@@ -150,7 +150,7 @@ def scheme_to_dict(
         }
         # Readers that find no format here infer one: int-quantized for everything with quantized activations.
         if len(formats) > 1 or (config.weight.bits == 4 and config.activation is not None):
-            group["format"] = PACKED if canonical.is_packed(config) else UNPACKED
+            group["format"] = PACKED if checkpoint_layout.is_packed(config) else UNPACKED
         groups[f"group_{index}"] = group
     return {
         "quant_method": METHOD,

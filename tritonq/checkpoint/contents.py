@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.checkpoint import compressed_tensors
-from tritonq.checkpoint.edges import check_ends, tensors_of_others
 from tritonq.checkpoint.extras import Extras
-from tritonq.config import QuantConfig
-from tritonq.nn.edges import edges_of
+from tritonq.checkpoint.stored_edges import check_ends, tensors_of_others
+from tritonq.flow.model_edges import edges_of
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize
-from tritonq.patterns import Place, named_modules, places
-from tritonq.qparams import FLOAT_DTYPES
-from tritonq.selection import PLAN
+from tritonq.numerics.config import QuantConfig
+from tritonq.numerics.qparams import FLOAT_DTYPES
+from tritonq.select.patterns import Place, named_modules, places
+from tritonq.select.select import PLAN
 
 
 class Stored(NamedTuple):

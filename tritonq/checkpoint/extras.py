@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from tritonq.chaining.edge import Edge
-from tritonq.chaining.steps import SEQUENCES
-from tritonq.qparams import FLOAT_DTYPES
+from tritonq.nn.epilogue_steps import SEQUENCES
+from tritonq.nn.handover import Edge
+from tritonq.numerics.qparams import FLOAT_DTYPES
 
 KEY = "tritonq"
 VERSION = 1
@@ -40,7 +40,7 @@ class Extras:
         dtypes: layer → its dtype.
         stubs: name of a Quantize module → whether it is symmetric.
         hands_over: layers with output qparams in the file; None where it does not say.
-        edges: hand-overs of int8 on their consumers' input qparams, tritonq/chaining/edge.py.
+        edges: hand-overs of int8 on their consumers' input qparams, tritonq/nn/handover.py.
         observers: layer → names of the observers of weight and activation.
     """
 

@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tritonq import canonical, packing
 from tritonq.checkpoint.compressed_tensors import Group, Scheme
 from tritonq.checkpoint.fields import check_type, shown
 from tritonq.checkpoint.files import TensorFiles
-from tritonq.config import QuantConfig, QuantSpec
-from tritonq.qparams import FLOAT_DTYPES
+from tritonq.numerics import checkpoint_layout, int32_words
+from tritonq.numerics.config import QuantConfig, QuantSpec
+from tritonq.numerics.qparams import FLOAT_DTYPES
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _MAIN = ".qweight"
@@ -100,7 +100,7 @@ class ForeignLayer(abc.ABC):
     @property
     def _zero_words(self) -> int:
         """How many words of a row of qzeros hold N zero points."""
-        return packing.packed_width(self.out_features, self.settings.bits)
+        return int32_words.packed_width(self.out_features, self.settings.bits)
 
     @abc.abstractmethod
     def read_packed(self) -> Tensor:
@@ -113,21 +113,21 @@ class ForeignLayer(abc.ABC):
     def translated(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, Reader]]:
         """The layer's tensors in compressed-tensors' layout, bias aside: (local name, shape, dtype, how to read it)."""
         rows, bits = self.out_features, self.settings.bits
-        width = packing.packed_width(self.in_features, bits)
+        width = int32_words.packed_width(self.in_features, bits)
         dtype = self.source.dtypes[f"{self.name}.scales"]
         assert dtype is not None
         yield "weight_packed", (rows, width), torch.int32, self.read_packed
         yield "weight_shape", (2,), torch.int64, lambda: torch.tensor([rows, self.in_features])
         yield "weight_scale", (rows, self.groups), dtype, self._read_scale
         if not self.settings.symmetric:
-            shape = (packing.packed_width(rows, bits), self.groups)
+            shape = (int32_words.packed_width(rows, bits), self.groups)
             yield "weight_zero_point", shape, torch.int32, self._read_zero_point
         if self.order is not None:
             yield "weight_g_idx", (self.in_features,), torch.int32, lambda: self.get("g_idx")
 
     def _read_order(self) -> Tensor | None:
         where = self.where("g_idx")
-        order = canonical.read_input_order(
+        order = checkpoint_layout.read_input_order(
             self.in_features, self.group_size, {where: self.get("g_idx")}, where
         )
         if order is not None and not self.settings.ordered:
@@ -145,11 +145,11 @@ class ForeignLayer(abc.ABC):
                 f"{int(zeros.amin())} … {int(zeros.amax())}: what quantization_config says of symmetry is not true"
             )
         scales = self.get("scales")
-        canonical.check_scale(scales, self.where("scales"))
+        checkpoint_layout.check_scale(scales, self.where("scales"))
         return scales.t().contiguous()
 
     def _read_zero_point(self) -> Tensor:
-        return packing.pack_fields(self.read_zeros(), self.settings.bits).t().contiguous()
+        return int32_words.pack_fields(self.read_zeros(), self.settings.bits).t().contiguous()
 
     def get(self, part: str) -> Tensor:
         """One of the layer's tensors as the files hold it."""

@@ -1,4 +1,4 @@
-"""A layer's tensors as other programs write them, turned into the canonical layout (tritonq/canonical.py).
+"""A layer's tensors as other programs write them, turned into the canonical layout (numerics/checkpoint_layout.py).
 
 The same codes can lie in a file in other ways than the one chosen here for their scheme:
 
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tritonq import canonical, packing
-from tritonq.config import QuantConfig
+from tritonq.numerics import checkpoint_layout, int32_words
+from tritonq.numerics.config import QuantConfig
 
 
 def weight_names(config: QuantConfig, packed: bool) -> list[str]:
@@ -54,16 +54,16 @@ def to_canonical(
     spec = config.weight
     groups = -(-in_features // spec.resolve_group_size(in_features))
     zero_shape = (1, 1) if spec.granularity == "tensor" else (out_features, groups)
-    if canonical.is_packed(config):
+    if checkpoint_layout.is_packed(config):
         if not packed:
             _pack_weight(result, spec.bits, (out_features, in_features))
     elif packed:
         _unpack_weight(result, spec.bits, (out_features, in_features))
     if not spec.symmetric:
         stored = result["weight_zero_point"].dtype
-        if canonical.zero_points_are_packed(config) and stored == torch.int8:
+        if checkpoint_layout.zero_points_are_packed(config) and stored == torch.int8:
             _pack_zero_point(result, spec.bits, zero_shape)
-        elif not canonical.zero_points_are_packed(config) and stored == torch.int32:
+        elif not checkpoint_layout.zero_points_are_packed(config) and stored == torch.int32:
             _unpack_zero_point(result, spec.bits, zero_shape)
             if spec.granularity == "tensor":
                 result["weight_zero_point"] = result["weight_zero_point"].reshape(1)
@@ -71,34 +71,34 @@ def to_canonical(
 
 
 def _pack_weight(state: dict[str, Tensor], bits: int, shape: tuple[int, int]) -> None:
-    codes = canonical.expect(state, "weight", shape, (torch.int8,))
+    codes = checkpoint_layout.expect(state, "weight", shape, (torch.int8,))
     _check_range(codes, "weight", bits)
-    state["weight_packed"] = packing.pack_int32(codes, bits)
+    state["weight_packed"] = int32_words.pack_int32(codes, bits)
     state["weight_shape"] = torch.tensor(shape, dtype=torch.int64)
 
 
 def _unpack_weight(state: dict[str, Tensor], bits: int, shape: tuple[int, int]) -> None:
-    words = canonical.expect(
-        state, "weight_packed", (shape[0], packing.packed_width(shape[1], bits)), (torch.int32,)
+    words = checkpoint_layout.expect(
+        state, "weight_packed", (shape[0], int32_words.packed_width(shape[1], bits)), (torch.int32,)
     )
-    found = canonical.expect(state, "weight_shape", (2,), (torch.int64,)).tolist()
+    found = checkpoint_layout.expect(state, "weight_shape", (2,), (torch.int64,)).tolist()
     if found != list(shape):
         raise ValueError(f"weight_shape must be {list(shape)}, found {found}")
-    state["weight"] = packing.unpack_int32(words, bits, shape[1])
+    state["weight"] = int32_words.unpack_int32(words, bits, shape[1])
 
 
 def _pack_zero_point(state: dict[str, Tensor], bits: int, shape: tuple[int, int]) -> None:
     """[N, G] → words along N."""
-    zero_point = canonical.expect(state, "weight_zero_point", shape, (torch.int8,))
+    zero_point = checkpoint_layout.expect(state, "weight_zero_point", shape, (torch.int8,))
     _check_range(zero_point, "weight_zero_point", bits)
-    state["weight_zero_point"] = packing.pack_int32(zero_point.t(), bits).t().contiguous()
+    state["weight_zero_point"] = int32_words.pack_int32(zero_point.t(), bits).t().contiguous()
 
 
 def _unpack_zero_point(state: dict[str, Tensor], bits: int, shape: tuple[int, int]) -> None:
     """Words along N → [N, G]."""
-    width = packing.packed_width(shape[0], bits)
-    words = canonical.expect(state, "weight_zero_point", (width, shape[1]), (torch.int32,))
-    state["weight_zero_point"] = packing.unpack_int32(words.t(), bits, shape[0]).t()
+    width = int32_words.packed_width(shape[0], bits)
+    words = checkpoint_layout.expect(state, "weight_zero_point", (width, shape[1]), (torch.int32,))
+    state["weight_zero_point"] = int32_words.unpack_int32(words.t(), bits, shape[0]).t()
 
 
 def _check_range(codes: Tensor, name: str, bits: int) -> None:

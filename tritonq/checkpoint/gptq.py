@@ -30,10 +30,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tritonq import packing
 from tritonq.checkpoint.fields import check_type, lowered, shown, warn_of_unknown
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.foreign import ForeignLayer, Settings, read_bits, read_flag, read_group_size
+from tritonq.numerics import int32_words
 
 METHOD = "gptq"
 _BITS = (4, 8)
@@ -155,7 +155,7 @@ class GPTQLayer(ForeignLayer):
 
     @property
     def _weight_words(self) -> tuple[int, int]:
-        return packing.packed_width(self.in_features, self.settings.bits), self.out_features
+        return int32_words.packed_width(self.in_features, self.settings.bits), self.out_features
 
     def read_packed(self) -> Tensor:
         return self.get("qweight").t().contiguous()
@@ -164,7 +164,7 @@ class GPTQLayer(ForeignLayer):
         words, bits = self.get("qzeros"), self.settings.bits
         if self._zeros == _LESS_WORD_OF_ONES:
             words = words + (0x11111111 if bits == 4 else 0x01010101)
-        fields = packing.unpack_fields(words, bits, self.out_features)
+        fields = int32_words.unpack_fields(words, bits, self.out_features)
         return (fields + 1) & ((1 << bits) - 1) if self._zeros == _LESS_ONE else fields
 
 

@@ -14,7 +14,7 @@ from tritonq.checkpoint import files
 from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.source import open_checkpoint
-from tritonq.table import aligned
+from tritonq.util.table import aligned
 
 
 @dataclasses.dataclass(frozen=True)

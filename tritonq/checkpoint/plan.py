@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from tritonq.checkpoint import forms
 from tritonq.checkpoint.compressed_tensors import LINEAR_CLASSES, Group, Scheme
-from tritonq.checkpoint.edges import check_edges, tensors_of_others
 from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
+from tritonq.checkpoint.stored_edges import check_edges, tensors_of_others
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize, is_dequant_stub, is_quant_stub
-from tritonq.patterns import Place, named_modules, places
-from tritonq.selection import PLAN, is_plain_linear
+from tritonq.select.patterns import Place, named_modules, places
+from tritonq.select.select import PLAN, is_plain_linear
 
 _NAMES_IN_MESSAGES = 5
 #: What older versions of transformers saved and newer ones compute: rotary frequencies.

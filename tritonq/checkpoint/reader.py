@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from tritonq.checkpoint import files
 from tritonq.checkpoint.build import build_layer, build_stub, owned
-from tritonq.checkpoint.edges import apply_edges, check_grids
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import Slot, make_plan
 from tritonq.checkpoint.source import open_checkpoint
+from tritonq.checkpoint.stored_edges import apply_edges, check_grids
 from tritonq.checkpoint.writer import unwrapped
-from tritonq.convert import move_hooks
-from tritonq.fast_path import leave_fast_path
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import DeQuantize
-from tritonq.patterns import places
-from tritonq.progress import track
-from tritonq.selection import check_root
+from tritonq.select.encoder_layer import leave_fast_path
+from tritonq.select.patterns import places
+from tritonq.select.replace import move_hooks
+from tritonq.select.select import check_root
+from tritonq.util.progress import track
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from tritonq.checkpoint.foreign import ForeignTensors
 from tritonq.checkpoint.publish import staged
 from tritonq.checkpoint.source import ALONE, FIELD, Checkpoint, open_checkpoint
 from tritonq.checkpoint.writer import name_parts, part_name, write_json, write_tensors
-from tritonq.progress import track
+from tritonq.util.progress import track
 
 #: Heads that share the embedding's weight are in no file, and still no part of what is quantized.
 _HEAD = "lm_head"

@@ -3,7 +3,7 @@
 import typer
 
 from tritonq.cli.options import JsonFile
-from tritonq.json_file import check_target
+from tritonq.util.json_file import check_target
 
 
 def doctor(json_file: JsonFile = None) -> None:

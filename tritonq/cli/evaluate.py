@@ -9,6 +9,7 @@ import torch
 import typer
 
 import tritonq
+from tritonq.analysis.perplexity import cut_windows, perplexity
 from tritonq.cli.model_directory import open_model_directory
 from tritonq.cli.options import (
     AUTO,
@@ -20,9 +21,8 @@ from tritonq.cli.options import (
     pick_dtype,
     read_text,
 )
-from tritonq.json_file import check_target, write_json
-from tritonq.perplexity import cut_windows, perplexity
-from tritonq.progress import track
+from tritonq.util.json_file import check_target, write_json
+from tritonq.util.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Report:
     Attributes:
         model: the directory.
         scheme: how its layers are quantized, "float" where they are not.
-        perplexity, loss, tokens, tokens_per_second, seconds: see tritonq/perplexity.py.
+        perplexity, loss, tokens, tokens_per_second, seconds: see tritonq/analysis/perplexity.py.
         bits_per_byte: the loss in bits over the bytes of text that a token stands for on average.
         windows, window_tokens: how the text was cut.
         model_bytes: all tensors of the model.

@@ -7,7 +7,7 @@ import typer
 
 from tritonq import checkpoint
 from tritonq.cli.options import JsonFile
-from tritonq.json_file import check_target, write_json
+from tritonq.util.json_file import check_target, write_json
 
 
 def info(

@@ -15,7 +15,7 @@ from torch import nn
 
 from tritonq.checkpoint import files
 from tritonq.checkpoint.source import ALONE, FIELD
-from tritonq.qparams import FLOAT_DTYPES
+from tritonq.numerics.qparams import FLOAT_DTYPES
 
 _COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken"}
 _LONGEST = 300

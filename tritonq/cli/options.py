@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from tritonq.config import PRESETS, QuantConfig
-from tritonq.selection import DEFAULT_KEY
+from tritonq.numerics.config import PRESETS, QuantConfig
+from tritonq.select.select import DEFAULT_KEY
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the same as JSON.")]
 Device = Annotated[

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tritonq
 from tritonq import checkpoint
+from tritonq.analysis.perplexity import cut_windows
 from tritonq.cli.messages import complain
 from tritonq.cli.model_directory import ModelDirectory, open_model_directory
 from tritonq.cli.options import (
@@ -29,11 +30,10 @@ from tritonq.cli.options import (
     read_schemes,
     read_text,
 )
-from tritonq.json_file import check_target, write_json
-from tritonq.patterns import Pattern
-from tritonq.perplexity import cut_windows
+from tritonq.select.patterns import Pattern
 from tritonq.streaming import MAX_SHARD_BYTES, UnfitModelError, quantize_files
 from tritonq.streaming.workspace import Workspace, check_empty, identity_of, partial_directory
+from tritonq.util.json_file import check_target, write_json
 
 _MEGABYTE = 10**6
 _INTERRUPTED = 130

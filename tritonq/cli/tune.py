@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from tritonq.cli.options import JsonFile
-from tritonq.json_file import check_target
 from tritonq.tuning.schemes import SCHEMES
+from tritonq.util.json_file import check_target
 
 _MOST_ROWS = 1 << 17
 

@@ -4,7 +4,7 @@ The protocol of `bits_per_byte`: the text is cut into windows of `context` bytes
 predicted on its own, beginning with the start symbol in place of what came before, so the model reads
 [start, b0, ..., b(n-2)] and is scored on [b0, ..., b(n-1)]: every byte of every window counts, once, the first one
 included. A last window that is not full is left out. The result is the mean of -log2 p(byte); the loop is that of
-tritonq/perplexity.py.
+tritonq/analysis/perplexity.py.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tritonq.analysis.perplexity import device_of, perplexity
 from tritonq.demo.model import START_BYTE
-from tritonq.perplexity import device_of, perplexity
 
 CONTEXT = 256
 BATCH = 16

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tritonq
-from tritonq.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, W8A8Static
 from tritonq.demo.evaluate import CONTEXT, cut_windows, evaluate, fixed_slice_logits, relative_error
 from tritonq.demo.model import load_demo_model
 from tritonq.demo.text import calibration_bytes, heldout_bytes
+from tritonq.numerics.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, W8A8Static
 
 FLOAT = "float"
 CONFIGS: dict[str, QuantConfig | None] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tritonq.demo.measure import FLOAT, DemoReport, SchemeResult, run_demo
-from tritonq.json_file import check_target, write_json
+from tritonq.util.json_file import check_target, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

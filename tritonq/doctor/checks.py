@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tritonq.agreement import disagreement, largest_difference
+from tritonq.util.compare import disagreement, largest_difference
 
 #: The same launch again: a race would show.
 REPEATS = 20

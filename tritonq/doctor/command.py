@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from tritonq import machine, ops
+from tritonq import ops
 from tritonq.doctor.checks import REPEATS, Check, Outcome, run_check
-from tritonq.json_file import write_json
-from tritonq.progress import track
-from tritonq.table import aligned
+from tritonq.util import machine
+from tritonq.util.json_file import write_json
+from tritonq.util.progress import track
+from tritonq.util.table import aligned
 
 _CHECK_SECONDS = 180.0
 _MOST_PROCESSES = 8
@@ -60,7 +61,7 @@ def on_gpu() -> tuple[list[Check], list[Outcome]]:
     """All checks: those of the current GPU in processes side by side, since most of the time is the compiler's."""
     from tritonq.doctor.operators import operator_checks
     from tritonq.doctor.products import product_checks
-    from tritonq.kernels.target import gpu_target
+    from tritonq.kernels.launch.target import gpu_target
 
     target = gpu_target(torch.cuda.current_device())
     checks: list[Check] = [*product_checks(target), *operator_checks()]
@@ -106,9 +107,9 @@ def _kernel_lines(uses_kernels: bool) -> Iterator[str]:
         why = "Triton is not installed" if importlib.util.find_spec("triton") is None else "see the warning"
         yield f"kernels: none, the reference computes: {why}"
         return
-    from tritonq.kernels import tuned_file
-    from tritonq.kernels.limits import missing_paths
-    from tritonq.kernels.target import gpu_target
+    from tritonq.kernels.config import tuned_file
+    from tritonq.kernels.config.limits import missing_paths
+    from tritonq.kernels.launch.target import gpu_target
 
     target = gpu_target(torch.cuda.current_device())
     for path, why_not in missing_paths(target).items():

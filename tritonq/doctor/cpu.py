@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from tritonq import config, layouts, reference
+from tritonq import reference
 from tritonq.doctor.checks import Outcome, compared
 from tritonq.nn import QuantizedLinear
+from tritonq.numerics import config, slabs
 from tritonq.reference.integers import int_matmul
 
 _COLUMNS = 2000
@@ -53,8 +54,8 @@ def _extreme_products() -> tuple[Tensor, Tensor]:
 def _packing(form: str, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Every code, in a layout that pads groups and rows."""
     codes = torch.arange(7 * 314).reshape(7, 314).remainder(high - low + 1).add(low).to(torch.int8)
-    layout = layouts.slab_layout(form, 314, 100)
-    return layouts.unpack(layouts.pack(codes, layout), layout), codes
+    layout = slabs.slab_layout(form, 314, 100)
+    return slabs.unpack(slabs.pack(codes, layout), layout), codes
 
 
 def _per_token() -> tuple[Tensor, Tensor]:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import config, layouts, ops, qparams
+from tritonq import ops
 from tritonq.doctor.checks import Outcome, compared
+from tritonq.numerics import config, qparams, slabs
 
 _ROWS, _COLUMNS, _FEATURES, _GROUP = 33, 500, 130, 100
 
@@ -164,10 +165,10 @@ def _int8(weight: Tensor, symmetric: bool) -> tuple[Any, ...]:
 def _packed(made: config.QuantConfig, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """(packed [N, ·], scale [G, N], zero point [G, N] or None)."""
     group_size = made.weight.resolve_group_size(_COLUMNS)
-    layout = layouts.slab_layout(layouts.weight_form(made), _COLUMNS, group_size)
+    layout = slabs.slab_layout(slabs.weight_form(made), _COLUMNS, group_size)
     codes, scale, zero = qparams.quantize_weight(weight, made.weight)
     return (
-        layouts.pack(codes, layout),
+        slabs.pack(codes, layout),
         scale.t().contiguous(),
         None if zero is None else zero.t().contiguous(),
     )

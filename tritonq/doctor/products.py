@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from tritonq.doctor.checks import Outcome, compared
-from tritonq.kernels.candidates import first_round, next_round
-from tritonq.kernels.target import Target
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.config.candidates import first_round, next_round
+from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.launch.target import Target
 from tritonq.tuning.schemes import SCHEMES
 from tritonq.tuning.workload import Workload, explained, product
 

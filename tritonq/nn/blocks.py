@@ -19,11 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tritonq.chaining.edge import Edge
-from tritonq.chaining.steps import ACTIVATIONS
+from tritonq.nn.epilogue_steps import ACTIVATIONS
+from tritonq.nn.handover import Edge
 from tritonq.nn.int8_product import activated, gated_product, int8_product, quantized_input
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
 
 Value = Tensor | QuantizedTensor
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tritonq import qparams
-from tritonq.config import QuantConfig
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantConfig
 
 _INT32_MAX = 2**31 - 1
 #: Largest |code - zero point|: of affine and of symmetric int8 (files hold -128 too).

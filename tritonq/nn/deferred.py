@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tritonq.chaining.steps import step_of
-from tritonq.python_operators import refuse_operators
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.epilogue_steps import step_of
+from tritonq.nn.quantized_tensor import QuantizedTensor
+from tritonq.util.operator_overloads import refuse_operators
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear

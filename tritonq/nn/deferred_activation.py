@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tritonq.nn.deferred import Deferred
 from tritonq.nn.int8_product import activated
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear

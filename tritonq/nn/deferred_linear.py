@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tritonq.nn.deferred import Deferred
 from tritonq.nn.int8_product import gated_product, int8_product, quantized_input
+from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.nn.rounds import state_of
-from tritonq.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import ops, qparams
-from tritonq.config import QuantSpec
+from tritonq import ops
 from tritonq.nn.grid import Grid, in_backward, straight_through
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantSpec
 from tritonq.observers import (
     MovingAverageMinMaxObserver,
     ObserverBase,

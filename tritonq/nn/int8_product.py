@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tritonq import ops
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonq import ops, qparams
-from tritonq.chaining.edge import Edge
-from tritonq.config import QuantConfig, as_config
+from tritonq import ops
 from tritonq.nn.check import check_linear
 from tritonq.nn.deferred import Deferred
 from tritonq.nn.deferred_activation import DeferredActivation
 from tritonq.nn.deferred_linear import DeferredLinear
+from tritonq.nn.handover import Edge
 from tritonq.nn.int8_product import as_rows, dynamic_product, int8_product, shaped_like
 from tritonq.nn.packed_weight import PackedWeight
+from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.nn.siblings import Siblings, own_buffers
-from tritonq.tensor import QuantizedTensor
+from tritonq.numerics import qparams
+from tritonq.numerics.config import QuantConfig, as_config
 
 _SQNR_ROWS = 256
 

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tritonq import ops
-from tritonq.buffers import FixedDtypeModule
-from tritonq.chaining.edge import Edge
-from tritonq.chaining.norms import Norm, norm_of
+from tritonq.nn.handover import Edge
 from tritonq.nn.int8_product import per_token
-from tritonq.qparams import FLOAT_DTYPES
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.norm_kinds import Norm, norm_of
+from tritonq.nn.quantized_tensor import QuantizedTensor
+from tritonq.numerics.qparams import FLOAT_DTYPES
+from tritonq.util.fixed_dtype import FixedDtypeModule
 
 
 class QuantizedNorm(FixedDtypeModule):

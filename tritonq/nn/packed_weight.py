@@ -1,6 +1,6 @@
 """What a QuantizedLinear holds: slabs while it runs, the layout of files wherever somebody looks.
 
-The weight is packed in slabs (tritonq/layouts.py). What `state_dict` returns and takes is the canonical layout of files
+The weight is packed in slabs (numerics/slabs.py). What `state_dict` returns and takes is the canonical layout of files
 (compressed-tensors), converted on the way out and in:
 
     weight-only, int4   weight_packed int32 [N, ceil(K·bits/32)]    weight_scale [N, G]    weight_shape int64 [2]
@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonq import canonical, layouts, qparams
-from tritonq.buffers import FixedDtypeModule
-from tritonq.canonical import CodeReader
-from tritonq.config import QuantConfig
+from tritonq.numerics import checkpoint_layout, qparams
+from tritonq.numerics import slabs as layouts
+from tritonq.numerics.checkpoint_layout import CodeReader
+from tritonq.numerics.config import QuantConfig
+from tritonq.util.fixed_dtype import FixedDtypeModule
 
 #: Values of a weight that are repacked at once.
 _BLOCK_VALUES = 1 << 20
@@ -151,9 +152,11 @@ class PackedWeight(FixedDtypeModule):
     def canonical_state(self) -> dict[str, Tensor]:
         """The layer's tensors in the layout of files, bias aside; see the module's docstring."""
         zero = None if self.zero_points is None else self.zero_points.t()
-        state = canonical.weight_state(self.config, self.int_weight(), self.scales.t().contiguous(), zero)
+        state = checkpoint_layout.weight_state(
+            self.config, self.int_weight(), self.scales.t().contiguous(), zero
+        )
         if self.input_order is not None:
-            state["weight_g_idx"] = canonical.group_of_column(self.input_order, self.group_size)
+            state["weight_g_idx"] = checkpoint_layout.group_of_column(self.input_order, self.group_size)
         for side in ("input", "output"):
             scale, zero_point = self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"]
             if scale is not None and zero_point is not None:
@@ -168,15 +171,15 @@ class PackedWeight(FixedDtypeModule):
         Raises:
             ValueError: for a tensor that is missing or has a wrong dtype, shape or value; the layer is unchanged then.
         """
-        read_codes, scale, zero_point = canonical.read_weight_state(
+        read_codes, scale, zero_point = checkpoint_layout.read_weight_state(
             self.config, self.in_features, self.out_features, state
         )
-        order = canonical.read_input_order(self.in_features, self.group_size, state)
+        order = checkpoint_layout.read_input_order(self.in_features, self.group_size, state)
         sides = {}
         for side in ("input", "output"):
             if self._buffers[f"{side}_scale"] is not None:
                 affine = side == "output" or not self.activation_symmetric
-                sides[side] = canonical.read_activation_qparams(state, side, affine)
+                sides[side] = checkpoint_layout.read_activation_qparams(state, side, affine)
         self._set_codes(read_codes, scale, zero_point, order)
         for side, pair in sides.items():
             self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"] = pair
@@ -237,7 +240,7 @@ class PackedWeight(FixedDtypeModule):
         device = self.packed_weight.device
         try:
             if self.bias is not None:
-                bias = canonical.expect(own, "bias", (self.out_features,), qparams.FLOAT_DTYPES)
+                bias = checkpoint_layout.expect(own, "bias", (self.out_features,), qparams.FLOAT_DTYPES)
                 if not bias.is_meta and not torch.isfinite(bias).all():
                     raise ValueError("bias must be finite, found NaN or Inf")
             self.load_canonical_state({key: own[key] if assign else own[key].to(device) for key in wanted})

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tritonq.config import QuantConfig
 from tritonq.nn.check import check_linear
 from tritonq.nn.fake_quantize import FakeQuantize
+from tritonq.numerics.config import QuantConfig
 
 
 class QATLinear(nn.Linear):

@@ -8,7 +8,7 @@ between that a computation would see:
     the weights    likewise
     surroundings   thread, stream, graph capture, inference mode, dispatch modes
 
-A trace of torch.compile has counts of its own (tritonq/ops/versions.py). Each sibling runs alone, as if it had no
+A trace of torch.compile has counts of its own (tritonq/ops/tensor_version.py). Each sibling runs alone, as if it had no
 others,
 
     while autograd records: its gradients are its own
@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from tritonq import ops
-from tritonq.listeners import dispatch_modes, functorch_level, is_exporting, tracing_state
-from tritonq.tensor import QuantizedTensor
+from tritonq.nn.quantized_tensor import QuantizedTensor
+from tritonq.ops.bypass import dispatch_modes, functorch_level, is_exporting, tracing_state
 
 
 class Round:

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.nn.rounds import Progress, ProgressInThread, Round, autograd_records, state_of
-from tritonq.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tritonq import ops
-from tritonq.buffers import FixedDtypeModule
+from tritonq.nn.quantized_tensor import QuantizedTensor
+from tritonq.numerics.qparams import FLOAT_DTYPES
 from tritonq.observers.registry import is_from_torch
-from tritonq.qparams import FLOAT_DTYPES
-from tritonq.tensor import QuantizedTensor
+from tritonq.util.fixed_dtype import FixedDtypeModule
 
 
 class QuantStub(nn.Module):

@@ -12,6 +12,7 @@ They carry torch.ao.quantization's names and constructor words. `QuantSpec(obser
 
 import torch
 
+from tritonq.observers.all_reduce import all_reduce
 from tritonq.observers.base import ObserverBase, ObserverFactory
 from tritonq.observers.entropy import EntropyObserver
 from tritonq.observers.histogram import HistogramObserver
@@ -23,7 +24,6 @@ from tritonq.observers.moving_average import (
 from tritonq.observers.mse import MSEObserver, PerChannelMSEObserver
 from tritonq.observers.percentile import PercentileObserver, PerChannelPercentileObserver
 from tritonq.observers.placeholder import PlaceholderObserver
-from tritonq.observers.processes import all_reduce
 from tritonq.observers.registry import OBSERVERS, as_observer_factory, make_observer, observed_weight_qparams
 
 __all__ = [

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq.buffers import FixedDtypeModule
+from tritonq.numerics.qparams import affine_qparams, symmetric_scale
 from tritonq.observers.processes import Processes
-from tritonq.qparams import affine_qparams, symmetric_scale
+from tritonq.util.fixed_dtype import FixedDtypeModule
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 QSCHEMES = (

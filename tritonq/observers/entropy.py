@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq import histogram as binning
 from tritonq.observers.histogram import CountingObserver
+from tritonq.reference import histogram as binning
 
 #: Thresholds tried, evenly spaced over the window.
 _THRESHOLDS = 512

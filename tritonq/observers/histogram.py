@@ -1,6 +1,6 @@
 """Observers that count values in bins, so that what an outlier is worth is decided when all data was seen.
 
-The bins are those of `tritonq.histogram`: the same counts for the same data, in whatever batches, order or
+The bins are those of `tritonq.reference.histogram`: the same counts for the same data, in whatever batches, order or
 processes. State is `min_val` and `max_val`, exact, and `histogram`, int64 [bins]; width and place of the bins
 follow from the first two.
 """
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import histogram as binning
 from tritonq import ops
 from tritonq.observers import clip_search
 from tritonq.observers.base import answers_at_once
 from tritonq.observers.minmax import MinMaxObserver
 from tritonq.observers.processes import Processes
+from tritonq.reference import histogram as binning
 
 
 class CountingObserver(MinMaxObserver):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import histogram as binning
 from tritonq.observers.base import number_between
 from tritonq.observers.histogram import CountingObserver
 from tritonq.observers.kept_values import KeptValuesObserver
+from tritonq.reference import histogram as binning
 
 
 class PercentileObserver(CountingObserver):

@@ -1,36 +1,11 @@
-"""What processes of torch.distributed find out together: extremes, totals, all of their values.
-
-`all_reduce(model)` after calibration, each process with its own part of the data, leaves the same scales everywhere.
-"""
+"""What processes of torch.distributed find out together: extremes, totals, all of their values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-
-def all_reduce(model: nn.Module, group: Any = None) -> None:
-    """Merge each observer of a prepared model with the same observer of the other processes. All of them must call it.
-
-    In a model prepared for training the observers are merged too; the scale of a `FakeQuantize` follows its
-    observer with the next batch that it observes.
-
-    Args:
-        model: holds observers, the same ones in every process.
-        group: a torch.distributed process group; None for all processes.
-
-    Raises:
-        ValueError: the model holds no observer; or as `ObserverBase.all_reduce`.
-    """
-    from tritonq.observers.base import ObserverBase
-
-    observers = [module for module in model.modules() if isinstance(module, ObserverBase)]
-    if not observers:
-        raise ValueError(f"all_reduce needs a prepared model, found no observer in {type(model).__name__}")
-    for observer in observers:
-        observer.all_reduce(group)
+from torch import Tensor
 
 
 class Processes:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonq.config import QuantSpec
+from tritonq.numerics.config import QuantSpec
 from tritonq.observers.base import ObserverBase, ObserverFactory
 from tritonq.observers.entropy import EntropyObserver
 from tritonq.observers.histogram import HistogramObserver

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
+from tritonq.ops.backend import uses_kernels
 from tritonq.ops.checks import check_activation, check_rows, check_shape
-from tritonq.ops.library import no_gradient, operator, uses_kernels
+from tritonq.ops.declare import no_gradient, operator
 from tritonq.ops.quantize import codes_like, token_like
 
 
@@ -24,7 +25,7 @@ def gated_quantize_per_token(
     check_rows("gated_quantize_per_token", "gate", gate)
     check_shape("gated_quantize_per_token", "up", up, gate.shape)
     if uses_kernels(gate):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.gated_quantize_per_token(gate, up, activation, symmetric)
     codes, scale, zero_point = reference.quantize_per_token(reference.gated(gate, up, activation), symmetric)
@@ -45,7 +46,7 @@ def gated_quantize_per_tensor(
     check_rows("gated_quantize_per_tensor", "gate", gate)
     check_shape("gated_quantize_per_tensor", "up", up, gate.shape)
     if uses_kernels(gate):
-        from tritonq.kernels import elementwise as kernels
+        from tritonq.kernels.rows import elementwise as kernels
 
         return kernels.gated_quantize_per_tensor(gate, up, activation, scale, zero_point, symmetric)
     values = reference.gated(gate, up, activation)
@@ -81,7 +82,7 @@ def add_requantize(
             raise ValueError(f"add_requantize: {what} must be int8, found {tensor.dtype}")
     grids = (a, a_scale, a_zero, b, b_scale, b_zero, out_scale, out_zero)
     if uses_kernels(a):
-        from tritonq.kernels import elementwise as kernels
+        from tritonq.kernels.rows import elementwise as kernels
 
         return kernels.add_requantize(*grids, symmetric, activation)
     return reference.add_requantize(*grids, symmetric, activation).contiguous()

@@ -1,4 +1,4 @@
-"""Operators that round floats to a grid and let gradients pass; the mathematics is in `tritonq/straight_through.py`.
+"""Operators that round floats to a grid and let gradients pass; the mathematics is in `reference/fake_quantize.py`.
 
 What the backward pass needs is chosen by what learns. With a learned scale or zero point, x itself is kept: its
 distance to the grid is part of the gradient. Else one bit per element is kept, and x is not: in bfloat16 forward and
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import straight_through
-from tritonq.ops.library import operator, uses_kernels
+from tritonq.ops.backend import uses_kernels
+from tritonq.ops.declare import operator
+from tritonq.reference import fake_quantize as straight_through
 
 
 def fake_quantize(
@@ -120,7 +121,7 @@ def _gradients(
     wanted = (x_learns, scale_learns, zero_learns)
     found: tuple[Tensor | None, Tensor | None, Tensor | None]
     if uses_kernels(x):
-        from tritonq.kernels import fake_quantize_gradients as kernels
+        from tritonq.kernels.rows import fake_quantize_gradients as kernels
 
         tile_columns = straight_through.tile_columns(group_size)
         found = kernels.gradients(dy, x, *grid, tile_columns, gradient_factor, wanted)
@@ -142,7 +143,7 @@ def _gradients(
 def _masked(dy: Tensor, mask: Tensor, groups: int, group_size: int) -> Tensor:
     """dy [R, C] where the packed mask has ones, else 0."""
     if uses_kernels(dy):
-        from tritonq.kernels import fake_quantize as kernels
+        from tritonq.kernels.rows import fake_quantize as kernels
 
         return kernels.masked(dy, mask, groups, group_size, straight_through.tile_columns(group_size))
     inside = straight_through.unpack_mask(mask, dy.shape[1], groups, group_size)
@@ -240,7 +241,7 @@ def _launch(
     qmax: int,
     with_mask: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    from tritonq.kernels import fake_quantize as kernels
+    from tritonq.kernels.rows import fake_quantize as kernels
 
     tile_columns = straight_through.tile_columns(group_size)
     return kernels.fake_quantize(x, scale, zero_point, group_size, qmin, qmax, tile_columns, with_mask)
@@ -266,7 +267,7 @@ def fake_quantize_per_token(x: Tensor, symmetric: bool) -> Tensor:
     A row that holds NaN or Inf becomes NaN, and touches no other. The row's scale counts as a constant.
     """
     if uses_kernels(x):
-        from tritonq.kernels import quantize as kernels
+        from tritonq.kernels.rows import quantize as kernels
 
         return kernels.fake_quantize_per_token(x, symmetric)
     return straight_through.fake_quantize_per_token(x, symmetric).contiguous()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq import layouts, reference
-from tritonq.ops.library import gradient_of_bias_only, operator, uses_kernels
+from tritonq import reference
+from tritonq.numerics import slabs as layouts
+from tritonq.ops.backend import uses_kernels
+from tritonq.ops.declare import gradient_of_bias_only, operator
 
 
 def _fake(
@@ -42,7 +44,7 @@ def int4_int8_linear(
     """int8 [M, K] · int4 [N, K]ᵀ → float [M, N]; x_scale float32 [M, 1]; weight_scale float [G, N]."""
     layout = layouts.slab_layout("int4_bytes", x.shape[1], group_size)
     if uses_kernels(x):
-        from tritonq.kernels.int4_int8_matmul import int4_int8_matmul
+        from tritonq.kernels.matmul.int4_int8 import int4_int8_matmul
 
         dense = weight_scale.contiguous()  # a sibling's are columns of joined ones (tritonq/nn/siblings.py)
         return int4_int8_matmul(
@@ -63,7 +65,7 @@ def int4_int8_linear_dynamic(
     """float [M, K] → [M, N] of its dtype: `int4_int8_linear` of what `quantize_per_token` makes of x, symmetrically."""
     layout = layouts.slab_layout("int4_bytes", x.shape[1], group_size)
     if uses_kernels(x):
-        from tritonq.kernels.dynamic_matmul import int4_int8_dynamic_matmul
+        from tritonq.kernels.matmul.dynamic import int4_int8_dynamic_matmul
 
         slabs = (group_size, layout.padded_group, layout.slab_width)
         return int4_int8_dynamic_matmul(x, weight, weight_scale.contiguous(), bias, *slabs)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.cpu import int8_linear as cpu
+from tritonq.ops.backend import cpu_engine, uses_kernels
 from tritonq.ops.checks import check_activation, check_residual
-from tritonq.ops.library import cpu_engine, gradient_of_bias_only, no_gradient, operator, uses_kernels
+from tritonq.ops.declare import gradient_of_bias_only, no_gradient, operator
 
 _OPERANDS = (
     "Tensor x, Tensor x_scale, Tensor? x_zero, Tensor weight, Tensor weight_scale, Tensor? weight_zero, "
@@ -75,7 +76,7 @@ def int8_linear(
     epilogue = (activation, residual, residual_scale, residual_zero)
     operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
     if uses_kernels(x):
-        from tritonq.kernels.int8_matmul import int8_matmul
+        from tritonq.kernels.matmul.int8 import int8_matmul
 
         return int8_matmul(*operands, dtype, None, None, False, *epilogue)
     engine = cpu_engine(x)
@@ -112,7 +113,7 @@ def int8_linear_requantize(
     check_residual("int8_linear_requantize", residual, residual_scale, (x.shape[0], weight.shape[0]))
     epilogue = (activation, residual, residual_scale, residual_zero)
     if uses_kernels(x):
-        from tritonq.kernels.int8_matmul import int8_matmul
+        from tritonq.kernels.matmul.int8 import int8_matmul
 
         operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
         return int8_matmul(*operands, torch.int8, out_scale, out_zero, symmetric, *epilogue)
@@ -146,7 +147,7 @@ def int8_linear_dynamic(
 ) -> Tensor:
     """float [M, K] → [M, N] of its dtype: `int8_linear` of what `quantize_per_token` makes of x."""
     if uses_kernels(x):
-        from tritonq.kernels.dynamic_matmul import int8_dynamic_matmul
+        from tritonq.kernels.matmul.dynamic import int8_dynamic_matmul
 
         return int8_dynamic_matmul(x, symmetric, weight, weight_scale, weight_zero, weight_sum, bias)
     engine = cpu_engine(x)

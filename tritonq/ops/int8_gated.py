@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
+from tritonq.ops.backend import uses_kernels
 from tritonq.ops.checks import check_activation, check_shape
-from tritonq.ops.library import no_gradient, operator, uses_kernels
+from tritonq.ops.declare import no_gradient, operator
 
 _OPERANDS = (
     "Tensor x, Tensor x_scale, Tensor? x_zero, "
@@ -54,7 +55,7 @@ def int8_gated_linear(
     check_activation("int8_gated_linear", activation)
     check_shape("int8_gated_linear", "up_weight", up_weight, gate_weight.shape)
     if uses_kernels(x):
-        from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+        from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
 
         left = (gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
         right = (up_weight, up_scale, up_zero, up_sum, up_bias)
@@ -95,7 +96,7 @@ def int8_gated_linear_requantize(
     check_activation("int8_gated_linear_requantize", activation)
     check_shape("int8_gated_linear_requantize", "up_weight", up_weight, gate_weight.shape)
     if uses_kernels(x):
-        from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+        from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
 
         left = (gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
         right = (up_weight, up_scale, up_zero, up_sum, up_bias)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
+from tritonq.ops.backend import uses_kernels
 from tritonq.ops.checks import check_rows, check_shape
-from tritonq.ops.library import no_gradient, operator, uses_kernels
+from tritonq.ops.declare import no_gradient, operator
 from tritonq.ops.quantize import codes_like, token_like
 
 
@@ -46,7 +47,7 @@ def rms_norm_quantize_per_token(
     """float [M, K], weight float [K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
     _check("rms_norm_quantize_per_token", x, weight=weight)
     if uses_kernels(x):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.rms_norm_quantize(x, weight, eps, symmetric)
     return _per_token(reference.rms_norm(x, weight, eps), symmetric)
@@ -64,7 +65,7 @@ def rms_norm_quantize_per_tensor(
     """float [M, K], weight float [K]; scale float32 [1], zero point int8 [1] → codes int8 [M, K]."""
     _check("rms_norm_quantize_per_tensor", x, weight=weight)
     if uses_kernels(x):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.rms_norm_quantize(x, weight, eps, symmetric, (scale, zero_point))[0]
     return _per_tensor(reference.rms_norm(x, weight, eps), scale, zero_point, symmetric)
@@ -94,7 +95,7 @@ def add_rms_norm_quantize_per_token(
     _check("add_rms_norm_quantize_per_token", x, weight=weight)
     check_shape("add_rms_norm_quantize_per_token", "residual", residual, x.shape)
     if uses_kernels(x):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.add_rms_norm_quantize(x, residual, weight, eps, symmetric)
     total = reference.residual_sum(x, residual).contiguous()
@@ -120,7 +121,7 @@ def add_rms_norm_quantize_per_tensor(
     _check("add_rms_norm_quantize_per_tensor", x, weight=weight)
     check_shape("add_rms_norm_quantize_per_tensor", "residual", residual, x.shape)
     if uses_kernels(x):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.add_rms_norm_quantize(x, residual, weight, eps, symmetric, (scale, zero_point))[:2]
     total = reference.residual_sum(x, residual).contiguous()
@@ -142,7 +143,7 @@ def layer_norm_quantize_per_token(
     """float [M, K], weight and bias float [K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
     _check("layer_norm_quantize_per_token", x, weight=weight, bias=bias)
     if uses_kernels(x):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric)
     return _per_token(reference.layer_norm(x, weight, bias, eps), symmetric)
@@ -166,7 +167,7 @@ def layer_norm_quantize_per_tensor(
     """float [M, K], weight and bias float [K]; scale float32 [1], zero point int8 [1] → codes int8 [M, K]."""
     _check("layer_norm_quantize_per_tensor", x, weight=weight, bias=bias)
     if uses_kernels(x):
-        from tritonq.kernels import row_quantize as kernels
+        from tritonq.kernels.rows import norm_quantize as kernels
 
         return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric, (scale, zero_point))[0]
     return _per_tensor(reference.layer_norm(x, weight, bias, eps), scale, zero_point, symmetric)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq import histogram as reference
-from tritonq.ops.library import no_gradient, operator, uses_kernels
+from tritonq.ops.backend import uses_kernels
+from tritonq.ops.declare import no_gradient, operator
+from tritonq.reference import histogram as reference
 
 
 def _extremes_fake(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     A row that holds NaN has NaN for both.
     """
     if uses_kernels(x):
-        from tritonq.kernels import observe as kernels
+        from tritonq.kernels.rows import observe as kernels
 
         return kernels.extremes(_readable(x), rows)
     values = x.reshape(rows, -1)
@@ -35,9 +36,9 @@ def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     no_gradient("histogram"),
 )
 def histogram(x: Tensor, counts: Tensor, inverse_width: Tensor, origin: Tensor) -> Tensor:
-    """float, any shape, and counts int64 [bins] → counts plus those of x; see `tritonq.histogram`."""
+    """float, any shape, and counts int64 [bins] → counts plus those of x; see `tritonq.reference.histogram`."""
     if uses_kernels(x):
-        from tritonq.kernels import observe as kernels
+        from tritonq.kernels.rows import observe as kernels
 
         return kernels.histogram(_readable(x), counts, inverse_width, origin)
     return reference.histogram(x, counts, inverse_width, origin)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.library import no_gradient, operator, uses_kernels
+from tritonq.ops.backend import uses_kernels
+from tritonq.ops.declare import no_gradient, operator
 
 
 def token_like(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +29,7 @@ def codes_like(x: Tensor) -> Tensor:
 def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]."""
     if uses_kernels(x):
-        from tritonq.kernels import quantize as kernels
+        from tritonq.kernels.rows import quantize as kernels
 
         return kernels.quantize_per_token(x, symmetric)
     codes, scale, zero_point = reference.quantize_per_token(x, symmetric)
@@ -43,7 +44,7 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
 def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
     """float, any shape, with scale float32 [1] and zero point int8 [1] → int8 codes of the same shape."""
     if uses_kernels(x):
-        from tritonq.kernels import quantize as kernels
+        from tritonq.kernels.rows import quantize as kernels
 
         return kernels.quantize_per_tensor(x, scale, zero_point, symmetric)
     return reference.quantize_per_tensor(x, scale, zero_point, symmetric).contiguous()

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import layouts, reference
+from tritonq import reference
+from tritonq.numerics import slabs as layouts
+from tritonq.ops.backend import uses_kernels
 from tritonq.ops.checks import check_activation
-from tritonq.ops.library import no_gradient, operator, uses_kernels
+from tritonq.ops.declare import no_gradient, operator
 
 _OPERANDS = "Tensor x, Tensor weight, Tensor weight_scale, Tensor? weight_zero, Tensor? bias, int group_size"
 _ACTIVATION = 'str activation="none"'
@@ -116,7 +118,7 @@ def weight_only_input_gradient(
     weight_scale float [G, N], weight_zero int8 [G, N].
     """
     if uses_kernels(gradient):
-        from tritonq.kernels.weight_only_gradient import weight_only_gradient
+        from tritonq.kernels.matmul.weight_only_gradient import weight_only_gradient
 
         layout = _layout(weight, columns, group_size)
         return weight_only_gradient(
@@ -195,7 +197,7 @@ def _by_kernel(
     *epilogue: Any,
 ) -> Tensor:
     """The product on a GPU; epilogue: activation and, for int8, the grid."""
-    from tritonq.kernels.weight_only_matmul import weight_only_matmul
+    from tritonq.kernels.matmul.weight_only import weight_only_matmul
 
     layout = _layout(weight, x.shape[1], group_size)
     slabs = (group_size, layout.padded_group, layout.slab_width)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tritonq import qparams
+from tritonq.numerics import qparams
 
 #: Beyond this the smooth activations are 0 or y in float32. Formulas give NaN at -Inf, torch's with oneDNN at Inf too.
 _BOUND = 128.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq.qparams import divide
+from tritonq.numerics.qparams import divide
 from tritonq.reference.epilogue import activate, add_bias
 
 

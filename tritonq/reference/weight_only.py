@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq import qparams
+from tritonq.numerics import qparams
 from tritonq.reference.epilogue import activate, add_bias
 from tritonq.reference.quantize import quantize_per_tensor
 

@@ -16,10 +16,10 @@ from torch import nn
 from tritonq.checkpoint.contents import describe, stored_tensors
 from tritonq.checkpoint.extras import KEY
 from tritonq.checkpoint.files import TensorFiles
-from tritonq.config import QuantConfig
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.patterns import Pattern
-from tritonq.selection import Selected, select
+from tritonq.numerics.config import QuantConfig
+from tritonq.select.patterns import Pattern
+from tritonq.select.select import Selected, select
 from tritonq.streaming.sources import UnfitModelError, find_sources
 
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonq import canonical, qparams
 from tritonq.checkpoint import files
 from tritonq.checkpoint.writer import index_fields
-from tritonq.conversions import check_scale
 from tritonq.nn.check import check_linear
+from tritonq.numerics import checkpoint_layout, qparams
 from tritonq.observers import observed_weight_qparams
-from tritonq.patterns import Pattern
-from tritonq.progress import track
-from tritonq.selection import DEFAULT_IGNORE
+from tritonq.quantize.conversions import check_scale
+from tritonq.select.patterns import Pattern
+from tritonq.select.select import DEFAULT_IGNORE
 from tritonq.streaming.plan import Layer, Piece, Plan, make_plan
 from tritonq.streaming.workspace import Workspace, identity_of
+from tritonq.util.progress import track
 
 #: Smaller than what `save` writes: it is what an interruption costs, and what memory it takes.
 MAX_SHARD_BYTES = 10**9
@@ -136,7 +136,7 @@ class _Values:
         if found is not None:
             check_scale(found[0], f"{layer.name}: the weight's")
         codes, scale, zero_point = qparams.quantize_weight(linear.weight, layer.config.weight, found)
-        state = canonical.weight_state(layer.config, codes, scale, zero_point)
+        state = checkpoint_layout.weight_state(layer.config, codes, scale, zero_point)
         return {name: tensor.cpu() for name, tensor in state.items()}
 
     def _read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonq.checkpoint.files import TensorFiles
-from tritonq.patterns import named_modules
+from tritonq.select.patterns import named_modules
 
 _NAMES_IN_MESSAGES = 3
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tritonq.checkpoint import files
 from tritonq.checkpoint.publish import sync
 from tritonq.checkpoint.writer import shard_name, write_tensors
-from tritonq.json_file import write_json
+from tritonq.util.json_file import write_json
 
 MANIFEST = "manifest.json"
 VERSION = 1

@@ -7,5 +7,5 @@
     command.py     what is typed, and the tables that are printed
     search.py      the rounds over candidates, and what is kept
 
-The file that is written, and when it counts: kernels/tuned_file.py.
+The file that is written, and when it counts: kernels/config/tuned_file.py.
 """

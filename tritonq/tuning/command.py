@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from tritonq import machine
-from tritonq.json_file import write_json
-from tritonq.kernels.configurations import Explanation
-from tritonq.kernels.target import Target, gpu_target
-from tritonq.kernels.tiles import APART, TileConfig
-from tritonq.progress import track
-from tritonq.table import aligned
+from tritonq.kernels.config.choose import Explanation
+from tritonq.kernels.config.tile import APART, TileConfig
+from tritonq.kernels.launch.target import Target, gpu_target
 from tritonq.tuning.schemes import DYNAMIC, MOST_DYNAMIC_ROWS, SCHEMES, USUAL_SCHEMES
 from tritonq.tuning.search import Result, Tools, TunedFile, tune
 from tritonq.tuning.shapes import parse_shape, shapes_of_model, usual_shapes
 from tritonq.tuning.workload import Workload, explained
+from tritonq.util import machine
+from tritonq.util.json_file import write_json
+from tritonq.util.progress import track
+from tritonq.util.table import aligned
 
 _DEFAULT_ROWS = (1, 16, 64, 256, 1024, 4096)
 #: What --target names: a GPU of each architecture as its data sheet describes it.

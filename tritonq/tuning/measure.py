@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tritonq.agreement import disagreement
-from tritonq.kernels import configurations
-from tritonq.kernels.launch import compile_only, launching
-from tritonq.kernels.target import Target, pretended
-from tritonq.kernels.tiles import TileConfig
-from tritonq.timing import copies_to_rotate, microseconds
+from tritonq.kernels.config import choose
+from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.launch.launch import compile_only, launching
+from tritonq.kernels.launch.target import Target, pretended
 from tritonq.tuning.search import Tools
 from tritonq.tuning.worker import Worker, Workers
 from tritonq.tuning.workload import Product, Workload, product
+from tritonq.util.compare import disagreement
+from tritonq.util.timing import copies_to_rotate, microseconds
 
 _COMPILE_SECONDS, _MEASURE_SECONDS = 180.0, 120.0
 _MOST_COMPILERS = 8
@@ -86,7 +86,7 @@ def _without_memory(workload: Workload) -> Product:
 
 @functools.lru_cache(maxsize=1)
 def _on_gpu(workload: Workload) -> tuple[Product, Tensor]:
-    configurations.forget()  # the tuned file has grown, and a product may be a part of this one
+    choose.forget()  # the tuned file has grown, and a product may be a part of this one
     device = torch.device("cuda")
     packed_bytes = workload.features * workload.columns * workload.config.weight.bits // 8
     operands = product(workload, device, copies_to_rotate(packed_bytes, device))

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tritonq.json_file import write_json
-from tritonq.kernels import configurations, tuned_file
-from tritonq.kernels.candidates import first_round, next_round
-from tritonq.kernels.configurations import Explanation
-from tritonq.kernels.problem import Problem
-from tritonq.kernels.target import Target
-from tritonq.kernels.tiles import TileConfig
+from tritonq.kernels.config import choose, tuned_file
+from tritonq.kernels.config.candidates import first_round, next_round
+from tritonq.kernels.config.choose import Explanation
+from tritonq.kernels.config.problem import Problem
+from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.launch.target import Target
 from tritonq.tuning.worker import WorkerError
 from tritonq.tuning.workload import Workload, explained
+from tritonq.util.json_file import write_json
 
 #: What was there stays unless another takes this much less time: two runs of one kernel differ by 1 %.
 _WORTH_IT = 0.98
@@ -119,7 +119,7 @@ class TunedFile:
             self.path,
             {**tuned_file.header_of(self._target), "measured": self._measured, "entries": entries},
         )
-        configurations.forget()
+        choose.forget()
 
 
 def tune(

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq import layouts, reference
-from tritonq.config import PRESETS, QuantConfig
-from tritonq.kernels import configurations
-from tritonq.kernels.launch import launching
-from tritonq.kernels.target import Target, pretended
-from tritonq.kernels.tiles import TileConfig
+from tritonq import reference
+from tritonq.kernels.config import choose
+from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.launch.launch import launching
+from tritonq.kernels.launch.target import Target, pretended
+from tritonq.numerics import slabs
+from tritonq.numerics.config import PRESETS, QuantConfig
 from tritonq.tuning.schemes import DYNAMIC, GATED, GRADIENT
 
 
@@ -75,10 +76,10 @@ class Product:
         return self.launcher(*self.before, *self.weights[copy], *self.after, config=config)
 
 
-def explained(workload: Workload, target: Target) -> configurations.Explanation:
+def explained(workload: Workload, target: Target) -> choose.Explanation:
     """Which configuration a workload runs with on a target, and why; the target need not be here."""
     operands = product(workload, "meta")
-    with pretended(target), launching(lambda *launch: None), configurations.asked() as explanations:
+    with pretended(target), launching(lambda *launch: None), choose.asked() as explanations:
         operands.run()
     return explanations[0]
 
@@ -100,7 +101,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
         return [tensors, *again]
 
     if workload.scheme.endswith(GRADIENT):
-        from tritonq.kernels.weight_only_gradient import weight_only_gradient
+        from tritonq.kernels.matmul.weight_only_gradient import weight_only_gradient
 
         dy = floats(features)
         return Product(
@@ -113,7 +114,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
             exact=False,
         )
     if workload.config.weight_only:
-        from tritonq.kernels.weight_only_matmul import weight_only_matmul
+        from tritonq.kernels.matmul.weight_only import weight_only_matmul
 
         x = floats(columns)
         return Product(
@@ -129,7 +130,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
     codes = _codes(rows, columns, 127, device, generator)
     x_scale = torch.rand(rows, 1, device=device, generator=generator) / 100 + 0.01
     if workload.config.weight.bits == 4:
-        from tritonq.kernels.int4_int8_matmul import int4_int8_matmul
+        from tritonq.kernels.matmul.int4_int8 import int4_int8_matmul
 
         exact = weight.layout.groups == 1
         return Product(
@@ -144,7 +145,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
         )
     operands = (packed, scale, None, weight.sums())
     if workload.scheme.endswith(GATED):
-        from tritonq.kernels.int8_gated_matmul import int8_gated_matmul
+        from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
 
         up = (packed.roll(1, 0), scale, None, weight.sums().roll(1, 0))
 
@@ -161,7 +162,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
         return Product(
             int8_gated_matmul, (codes, x_scale, None), weights, (dtype, "silu"), gated, exact=False
         )
-    from tritonq.kernels.int8_matmul import int8_matmul
+    from tritonq.kernels.matmul.int8 import int8_matmul
 
     return Product(
         int8_matmul,
@@ -177,7 +178,7 @@ def _dynamic_product(
     weight: _Weight, x: Tensor, rotating: Callable[..., Sequence[tuple[Any, ...]]]
 ) -> Product:
     """x quantized per token, inside of the product or in a launch before it."""
-    from tritonq.kernels import dynamic_matmul
+    from tritonq.kernels.matmul import dynamic
 
     scale, layout = weight.scale, weight.layout
 
@@ -190,7 +191,7 @@ def _dynamic_product(
         dtype = x.dtype if exact else torch.float32
         numbers = (layout.group_size, layout.padded_group, layout.slab_width)
         return Product(
-            dynamic_matmul.int4_int8_dynamic_matmul,
+            dynamic.int4_int8_dynamic_matmul,
             (x,),
             rotating(weight.packed, scale),
             (None, *numbers),
@@ -200,7 +201,7 @@ def _dynamic_product(
             exact,
         )
     return Product(
-        dynamic_matmul.int8_dynamic_matmul,
+        dynamic.int8_dynamic_matmul,
         (x, True),
         rotating(weight.packed, scale, None, weight.sums()),
         (None,),
@@ -217,16 +218,16 @@ class _Weight:
     ) -> None:
         made, columns = workload.config, workload.columns
         group_size = made.weight.resolve_group_size(columns)
-        self.layout = layouts.slab_layout(layouts.weight_form(made), columns, group_size)
+        self.layout = slabs.slab_layout(slabs.weight_form(made), columns, group_size)
         largest = 7 if made.weight.bits == 4 else 127
         codes = _codes(workload.features, columns, largest, device, generator)
-        self.packed = layouts.pack(codes, self.layout)
+        self.packed = slabs.pack(codes, self.layout)
         shape = (self.layout.groups, workload.features)
         self.scale = torch.rand(shape, device=device, generator=generator) / 100 + 0.005
         self.scale = self.scale.to(getattr(torch, workload.dtype))
 
     def codes(self) -> Tensor:
-        return layouts.unpack(self.packed, self.layout)
+        return slabs.unpack(self.packed, self.layout)
 
     def sums(self) -> Tensor:
         return self.codes().sum(dim=1, dtype=torch.int32)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.linear.contender import HALVES, Built, Contender
-from tritonq import W4A16, qparams
+from tritonq import W4A16
+from tritonq.numerics import qparams
 
 _GROUP_SIZE = 128
 

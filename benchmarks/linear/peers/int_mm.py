@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.linear.contender import MATMUL, Built, Contender
-from tritonq import W8A8, ops, qparams
+from tritonq import W8A8, ops
+from tritonq.numerics import qparams
 
 _LEAST_ROWS = 32
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.linear.contender import Built, Contender
-from tritonq import W4A16, qparams
+from tritonq import W4A16
+from tritonq.numerics import qparams
 
 GROUP_SIZE = 128
 #: 16-wide tiles of K that one thread reads at once, what torchao packs with.

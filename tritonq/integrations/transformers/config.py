@@ -19,10 +19,10 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tritonq.config import PRESETS, QuantConfig
-from tritonq.patterns import Pattern, check_pattern
-from tritonq.qconfig import resolve_config
-from tritonq.selection import DEFAULT_KEY
+from tritonq.numerics.config import PRESETS, QuantConfig
+from tritonq.observers.qconfig import resolve_config
+from tritonq.select.patterns import Pattern, check_pattern
+from tritonq.select.select import DEFAULT_KEY
 
 METHOD = "tritonq"
 _KEYS = ("quant_method", "config", "layers", "ignore")

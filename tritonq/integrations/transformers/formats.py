@@ -17,7 +17,7 @@ from tritonq.checkpoint.compressed_tensors import Group, Scheme
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.foreign import ForeignTensors, Method
 from tritonq.checkpoint.source import read_quantization_config
-from tritonq.config import QuantConfig
+from tritonq.numerics.config import QuantConfig
 
 #: local name of a tensor → whether the files have it for the layer in question
 Has = Callable[[str], bool]
@@ -33,7 +33,7 @@ class LayerFormat(Protocol):
     def to_canonical(
         self, name: str, linear: nn.Linear, state: Mapping[str, Tensor]
     ) -> tuple[QuantConfig, dict[str, Tensor]]:
-        """Its config, and its tensors in the layout of tritonq/canonical.py, of those in the file by local name.
+        """Its config, and its tensors in the layout of checkpoint_layout.py, of those in the file by local name.
 
         Raises:
             ValueError: beginning with the tensor's local name.

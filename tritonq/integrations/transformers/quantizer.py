@@ -20,11 +20,8 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from tritonq.chaining.edge import Edge
 from tritonq.checkpoint.contents import describe, stored_tensors
 from tritonq.checkpoint.extras import KEY
-from tritonq.convert import move_hooks
-from tritonq.fast_path import leave_fast_path
 from tritonq.integrations.transformers.config import TritonQConfig
 from tritonq.integrations.transformers.stored import (
     StoredLayer,
@@ -39,11 +36,14 @@ from tritonq.integrations.transformers.survey import (
     untie,
     warn_of_experts,
 )
+from tritonq.nn.handover import Edge
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.observers import observed_weight_qparams
-from tritonq.patterns import Place
-from tritonq.progress import track
-from tritonq.selection import Selected, select
+from tritonq.select.encoder_layer import leave_fast_path
+from tritonq.select.patterns import Place
+from tritonq.select.replace import move_hooks
+from tritonq.select.select import Selected, select
+from tritonq.util.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,17 +16,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tritonq import canonical, qparams
-from tritonq.chaining.edge import Edge
-from tritonq.checkpoint.edges import apply_edges, check_edges, check_grids
 from tritonq.checkpoint.extras import KEY, read_extras
 from tritonq.checkpoint.files import TensorFiles
+from tritonq.checkpoint.stored_edges import apply_edges, check_edges, check_grids
 from tritonq.integrations.transformers.formats import LayerFormat, read_format
 from tritonq.integrations.transformers.survey import stacked_weights
 from tritonq.nn.check import largest_in_features
+from tritonq.nn.handover import Edge
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.patterns import Place, places
-from tritonq.selection import is_plain_linear
+from tritonq.numerics import checkpoint_layout, qparams
+from tritonq.select.patterns import Place, places
+from tritonq.select.select import is_plain_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,7 @@ class StoredLayer(nn.Module):
         bias = self._parameters["bias"]
         if bias is None:
             return None
-        canonical.expect({"bias": bias}, "bias", (out_features,), qparams.FLOAT_DTYPES)
+        checkpoint_layout.expect({"bias": bias}, "bias", (out_features,), qparams.FLOAT_DTYPES)
         if not torch.isfinite(bias).all():
             raise ValueError("bias must be finite, found NaN or Inf")
         if not wanted and bias.any():

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from tritonq.patterns import Pattern
-from tritonq.selection import DEFAULT_IGNORE, Selected
+from tritonq.select.patterns import Pattern
+from tritonq.select.select import DEFAULT_IGNORE, Selected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

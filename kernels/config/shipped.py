@@ -1,0 +1,75 @@
+"""The configurations that come with the package: what was measured to be better than the rule.
+
+The rule of a family (its `choose_config`) covers every GPU and every problem; a row stands here only where something
+measured says otherwise, and says where it comes from. Rows are found by compute capability, path, kernel, class of the
+weight's shape and bucket of M (problem.py); the path is the one that the rule takes, which knows what this Triton and
+the operands allow. GPUs without rows go by the rule.
+
+All rows so far are starting points: they were measured on an H100 80GB HBM3 (132 multiprocessors, torch 2.11, Triton
+3.6.0, CUDA graphs over rotating weights) with prototypes of these kernels, not with these kernels. What `tritonq tune`
+writes is measured with them, on one's own GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..launch.target import Target
+from .problem import Problem
+from .tile import TileConfig
+
+_PROTOTYPES = (
+    "starting point: measured on an H100 80GB HBM3, torch 2.11, Triton 3.6.0, with prototypes of the kernels"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One configuration, and what it is for.
+
+    Attributes:
+        arch: compute capability times ten.
+        kernel: as `kernel_of`.
+        shape_class: as `Problem.shape_class`.
+        bucket: of M.
+        config: what it runs with.
+        source: the GPU, versions and program that it was measured with.
+    """
+
+    arch: int
+    kernel: str
+    shape_class: tuple[float, bool]
+    bucket: int
+    config: TileConfig
+    source: str = _PROTOTYPES
+
+
+_NARROW, _NARROW_AND_DEEP = (0.5, False), (0.5, True)  # o_proj and down_proj of Llama-3-8B
+
+ROWS = (
+    # o_proj: 9.3 and 14.7 µs. The rule splits K by 8 at M = 32, and takes tiles twice as wide at 128.
+    Row(90, "int4 groups, 16 bit", _NARROW, 32, TileConfig(64, 32, 256, 4, 4, 3)),
+    Row(90, "int4 groups, 16 bit", _NARROW, 128, TileConfig(64, 64, 256, 2, 4, 3)),
+    # o_proj and down_proj: 9.1 and 23.7 µs at M = 1. The rule splits K by 8.
+    Row(90, "int8 rows, 16 bit", _NARROW, 8, TileConfig(64, 8, 128, 4, 4, 3)),
+    Row(90, "int8 rows, 16 bit", _NARROW_AND_DEEP, 8, TileConfig(64, 8, 128, 4, 4, 3)),
+)
+
+
+def shipped(problem: Problem, target: Target, path: str) -> Row | None:
+    """The row of a problem among those of a path."""
+    return _BY_KEY.get((target.arch, path, kernel_of(problem), problem.shape_class(target), problem.bucket))
+
+
+def kernel_of(problem: Problem) -> str:
+    """The kernel that a problem needs, in words: the family, or "int4 groups, 16 bit" of weight-only products."""
+    if problem.family != "weight_only":
+        return problem.family
+    slabs, group_size, _, dtype = problem.variant[:4]
+    assert isinstance(group_size, int)
+    weight = "int4" if slabs == 4 else "int8"
+    scales = "groups" if group_size < problem.columns else "rows"
+    return f"{weight} {scales}, {'32' if dtype == 'torch.float32' else '16'} bit"
+
+
+_BY_KEY = {(row.arch, row.config.path, row.kernel, row.shape_class, row.bucket): row for row in ROWS}

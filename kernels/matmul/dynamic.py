@@ -1,0 +1,112 @@
+"""Products of float activations that are quantized per token: in a launch before, or in the product's own.
+
+    apart         quantize_per_token, then int8_matmul or int4_int8_matmul with a configuration of its own
+    quantizing    one launch (quantize_inside.py): each program reads its rows of x twice, none writes codes
+
+Bit for bit the same. Which is faster is a question of M, K and the GPU: `TileConfig.path` of the families
+"int8_dynamic" and "int4_int8_dynamic" answers it, found as all configurations are (configurations.py). A single row is
+a problem of its own: a program quantizes it once, not once for each column of its tile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..config.choose import Problem, configured
+from ..config.tile import APART, TileConfig
+from ..launch.target import target_of
+from ..rows.quantize import quantize_per_token
+from . import int4_int8 as int4
+from . import quantizing_int8 as int8
+from .int8 import int8_matmul
+
+#: Most bytes and rows of x that the rule lets every program read for itself. An estimate, not yet measured: what some
+#: hundreds of programs read from L2 in the time that a launch takes.
+_MOST_BYTES, _MOST_ROWS = 1 << 15, 16
+
+
+def int8_dynamic_matmul(
+    x: Tensor,
+    symmetric: bool,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    w_sum: Tensor,
+    bias: Tensor | None,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """x [M, K] · wᵀ → [M, N] of x's dtype.
+
+    Args:
+        x: float [M, K].
+        symmetric: how its rows are quantized.
+        w, w_scale, w_zero, w_sum, bias: as `int8_matmul`.
+        config: tile shape and path; None chooses.
+    """
+    (rows, columns), features = x.shape, w.shape[0]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    if config is None:
+        target = target_of(x)
+        config = configured(
+            Problem("int8_dynamic", (str(x.dtype), symmetric, rows == 1), rows, features, columns),
+            target,
+            lambda: chosen(x, lambda: int8.choose_config(target, features, columns, x.element_size())),
+        )
+    if config.path == "quantizing":
+        return int8.quantizing_int8_matmul(x, symmetric, w, w_scale, w_zero, w_sum, bias, config)
+    codes, scale, zero = quantize_per_token(x, symmetric)
+    return int8_matmul(codes, scale, None if symmetric else zero, w, w_scale, w_zero, w_sum, bias, x.dtype)
+
+
+def int4_int8_dynamic_matmul(
+    x: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """x [M, K] · wᵀ → [M, N] of x's dtype.
+
+    Args:
+        x: float [M, K].
+        w, w_scale, bias, group_size, padded_group, slab_width: as `int4_int8_matmul`.
+        config: tile shape and path; None chooses.
+    """
+    (rows, columns), features = x.shape, w.shape[0]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    if config is None:
+        target = target_of(x)
+        blocks = w.shape[1] // slab_width
+        config = configured(
+            Problem(
+                "int4_int8_dynamic",
+                (group_size, slab_width, str(x.dtype), rows == 1),
+                rows,
+                features,
+                columns,
+            ),
+            target,
+            lambda: chosen(
+                x, lambda: int4.choose_config(target, rows, features, blocks, slab_width, x.element_size())
+            ),
+        )
+    layout = (group_size, padded_group, slab_width)
+    if config.path == "quantizing":
+        return int4.int4_int8_matmul(x, None, w, w_scale, bias, *layout, x.dtype, config)
+    codes, scale, _ = quantize_per_token(x, True)
+    return int4.int4_int8_matmul(codes, scale, w, w_scale, bias, *layout, x.dtype)
+
+
+def chosen(x: Tensor, inside: Callable[[], TileConfig]) -> TileConfig:
+    """The rule: `inside` for rows that are few, short, and aligned."""
+    rows, columns = x.shape
+    few = rows <= _MOST_ROWS and x.numel() * x.element_size() <= _MOST_BYTES
+    return dataclasses.replace(inside(), path="quantizing") if few and columns % 16 == 0 else APART

@@ -1,0 +1,151 @@
+"""The product of int8_matmul.py where M is large, its tiles brought by the tensor copy engine (TMA).
+
+One program per multiprocessor walks through the tiles; the loops over tiles and over K are one pipeline, so that the
+loads of the next tile run while a tile is scaled and stored. Plain Triton: this is the path of the GPUs that have the
+engine (compute capability 9.0 and later) and no kernel written for them alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..blocks.epilogue import finished, subtract_w_zero
+from ..config.tile import TileConfig, stages_that_fit, tile_of_program
+from ..launch.descriptors import tile_descriptor
+from ..launch.launch import launch
+from ..launch.target import Target
+
+
+@triton.jit
+def int8_descriptor_matmul_kernel(
+    x_tiles,  # descriptor of int8 [M, K], blocks [BLOCK_M, BLOCK_K]
+    w_tiles,  # descriptor of int8 [N, K], blocks [BLOCK_N, BLOCK_K]
+    x_scale_ptr,  # from here on as in int8_matmul_kernel
+    x_zero_ptr,
+    w_scale_ptr,
+    w_zero_ptr,
+    w_sum_ptr,
+    bias_ptr,
+    residual_ptr,
+    residual_scale_ptr,
+    residual_zero_ptr,
+    out_scale_ptr,
+    out_zero_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    stride_residual,
+    ACTIVATION: tl.constexpr,
+    X_QPARAM_STRIDE: tl.constexpr,
+    OUT_QMIN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+):
+    """Every PROGRAMS-th [BLOCK_N, BLOCK_M] tile of outᵀ."""
+    tiles = tl.cdiv(N, BLOCK_N) * tl.cdiv(M, BLOCK_M)
+    steps = tl.cdiv(K, BLOCK_K)
+    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
+        tile_n, tile_m = tile_of_program(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+        x_sum = tl.zeros((BLOCK_M,), tl.int32)
+        for step in range(steps):
+            w = w_tiles.load([tile_n * BLOCK_N, step * BLOCK_K])
+            x = x_tiles.load([tile_m * BLOCK_M, step * BLOCK_K])
+            acc = tl.dot(w, x.T, acc, out_dtype=tl.int32)
+            if w_zero_ptr is not None:
+                x_sum += tl.sum(x.to(tl.int32), axis=1)
+        acc = subtract_w_zero(acc, x_sum, w_zero_ptr, tile_n * BLOCK_N + tl.arange(0, BLOCK_N), N)
+        # Strips of 128 rows are finished one after the other: two at once need more registers than there are.
+        STRIPS: tl.constexpr = 2 if BLOCK_N > 128 else 1
+        if STRIPS == 2:
+            first, second = tl.split(tl.permute(tl.reshape(acc, (2, BLOCK_N // 2, BLOCK_M)), (1, 2, 0)))
+        for strip in tl.static_range(STRIPS):
+            if STRIPS == 2:
+                part = first if strip == 0 else second
+            else:
+                part = acc
+            n = tile_n * BLOCK_N + strip * (BLOCK_N // STRIPS) + tl.arange(0, BLOCK_N // STRIPS)
+            m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+            values = finished(
+                part,
+                x_scale_ptr,
+                x_zero_ptr,
+                w_scale_ptr,
+                w_zero_ptr,
+                w_sum_ptr,
+                bias_ptr,
+                residual_ptr,
+                residual_scale_ptr,
+                residual_zero_ptr,
+                out_scale_ptr,
+                out_zero_ptr,
+                n,
+                m,
+                N,
+                M,
+                K,
+                stride_residual,
+                ACTIVATION,
+                X_QPARAM_STRIDE,
+                OUT_QMIN,
+            )
+            out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+            tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
+
+
+def launch_descriptors(
+    x: Tensor,
+    w: Tensor,
+    operands: tuple[Tensor | None, ...],
+    out: Tensor,
+    stride_residual: int,
+    constants: dict[str, Any],
+    config: TileConfig,
+    target: Target,
+) -> None:
+    """Compute int8_matmul.py's product: x [M, K] and w [N, ≥ K] addressable, the rest as its kernel takes it."""
+    (rows, columns), features = x.shape, w.shape[0]
+    programs = min(target.multiprocessors, config.tiles(features, rows))
+    launch(
+        int8_descriptor_matmul_kernel,
+        (programs,),
+        tile_descriptor(x, config.block_m, config.block_k),
+        tile_descriptor(w, config.block_n, config.block_k, columns),
+        *operands,
+        out,
+        rows,
+        features,
+        columns,
+        stride_residual,
+        **constants,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k,
+        GROUP=8,
+        PROGRAMS=programs,
+        enable_fp_fusion=False,
+        **config.launch_options,
+    )
+
+
+def has_copy_engine(target: Target) -> bool:
+    """True where tiles can be moved by descriptors."""
+    return target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
+
+
+def choose_descriptor_config(target: Target, short_epilogue: bool) -> TileConfig:
+    """Tiles that fit the registers together with what is done to them: [256, 128] on Hopper, half of it elsewhere."""
+    block_n, block_m = (256, 128) if target.arch // 10 == 9 else (128, 128)
+    if not short_epilogue:
+        block_n //= 2
+    block_k = 128
+    num_stages = stages_that_fit(target, (block_n + block_m) * block_k, 4)
+    return TileConfig(block_n, block_m, block_k, 1, 8, num_stages, "descriptors")

@@ -1,0 +1,159 @@
+"""Float activations × INT4 or INT8 weights: the weight is read packed, turned into x's dtype in registers, multiplied,
+and the scale of its group applied to the float32 partial product; an activation and int8 output follow where they are
+wanted.
+
+INT4 weights come in the layout `int4_words`, INT8 in `int8`. float16 and bfloat16 hold code - zero point exactly;
+float32 activations are multiplied in IEEE float32, never in tf32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from ..blocks.split_k import split_count
+from ..config import hopper_weight_only_shapes
+from ..config.choose import Problem, configured
+from ..config.tile import TileConfig, stages_that_fit
+from ..launch.descriptors import is_addressable
+from ..launch.target import Target, on_device_of, target_of
+from .weight_only_pointers import int8_slab_width, launch_pointers
+
+
+def weight_only_matmul(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero: Tensor | None = None,
+    out_symmetric: bool = False,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """activation(x [M, K] · dequantized wᵀ + bias) → [M, N] of x's dtype, or int8 on a grid.
+
+    Args:
+        x: float [M, K].
+        w: int16 words [N, ·] of layout `int4_words`, or int8 [N, ·] of layout `int8`.
+        scale: float [G, N], contiguous.
+        zero_point: int8 [G, N], contiguous, or None for 0.
+        bias: float [N] or None.
+        group_size, padded_group, slab_width: of the weight's layout.
+        activation: none, relu, gelu, gelu_tanh or silu.
+        out_scale: float32 [1] for int8 output, else None.
+        out_zero: int8 [1] for int8 output, else None.
+        out_symmetric: int8 output in [-127, 127], else [-128, 127].
+        config: tile shape; None chooses.
+    """
+    rows, features, groups = x.shape[0], w.shape[0], scale.shape[0]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    out = torch.empty(rows, features, dtype=x.dtype if out_scale is None else torch.int8, device=x.device)
+    if rows == 0:
+        return out
+    slabs = 4 if w.dtype == torch.int16 else 1
+    target = target_of(x)
+    if slabs == 1:
+        slab_width = int8_slab_width(padded_group, groups, x.element_size())
+    if config is None:
+        slabs_of_w = (group_size, padded_group, slab_width)
+        config = _config(x, w, scale, zero_point, target, *slabs_of_w, activation, out_scale is not None)
+    operands = (w, scale, zero_point, bias, out_scale, out_zero)
+    epilogue = {"ACTIVATION": activation, "OUT_QMIN": -127.0 if out_symmetric else -128.0}
+    with on_device_of(x):
+        if config.path == "hopper":
+            from ..hopper.weight_only import launch_hopper
+
+            launch_hopper(x, *operands, out, epilogue, group_size, slab_width, config, target)
+        else:
+            launch_pointers(x, *operands, out, epilogue, group_size, padded_group, slab_width, config, target)
+    return out
+
+
+def _config(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Target,
+    group_size: int,
+    padded_group: int,
+    slab_width: int,
+    activation: str,
+    gives_int8: bool,
+) -> TileConfig:
+    """The configuration of a product."""
+    short_epilogue = activation in ("none", "relu") and not gives_int8
+    (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
+    slabs = 4 if w.dtype == torch.int16 else 1
+    # Of x, only what its shape says: where its rows lie, a copy can mend.
+    suits_hopper = (
+        x.element_size() == 2
+        and hopper_weight_only_shapes.suits(slabs, slab_width, groups, group_size, padded_group)
+        and columns % 8 == 0
+        and is_addressable(w)
+        and (groups == 1 or is_addressable(scale))
+        and (groups == 1 or zero_point is None or is_addressable(zero_point))
+        # Triton 3.7 finds no registers for the error function and codes beside asynchronous products.
+        and not (activation == "gelu" and gives_int8)
+    )
+
+    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper, short_epilogue)
+    problem = Problem("weight_only", variant, rows, features, columns)
+
+    def rule() -> TileConfig:
+        if hopper_weight_only_shapes.takes(problem, target):
+            return hopper_weight_only_shapes.choose_config(
+                target, rows, features, columns, slabs, group_size, short_epilogue
+            )
+        blocks = triton.cdiv(w.shape[1], slab_width)
+        aligned = columns % 16 == 0
+        return choose_config(
+            target, rows, features, blocks, groups, slabs, slab_width, x.element_size(), aligned
+        )
+
+    return configured(problem, target, rule)
+
+
+def choose_config(
+    target: Target,
+    rows: int,
+    features: int,
+    blocks: int,
+    groups: int,
+    slabs: int,
+    slab_width: int,
+    element_size: int,
+    aligned: bool,
+) -> TileConfig:
+    """Tile shapes by M; stages that fit in shared memory; splits where the tiles leave multiprocessors idle."""
+    # Scales per group take a second accumulator: a [128, 128] tile of two would spill registers. And of four products
+    # per step into one [128, 128] tile Triton 3.7 makes a kernel for sm_100 that does nothing but trap.
+    most_m = 64 if groups > 1 or (slabs == 4 and 100 <= target.arch < 120) else 128
+    block_n, num_warps, num_stages = (64, 4, 3) if rows <= 64 or not aligned else (128, 8, 3)
+    if not aligned:  # addresses of rows of x that are not aligned take registers
+        most_m = min(most_m, 32)
+    if element_size == 4:  # no matrix instruction multiplies IEEE float32 on NVIDIA: less fits in registers
+        # From 64 rows on Triton 3.7 takes tf32 for sm_100, "ieee" or not.
+        most_m, block_n, num_warps = 32, 32 if 100 <= target.arch < 120 else 64, 4 if rows <= 8 else 8
+    if target.backend == "hip" or element_size == 4:
+        num_stages = 2
+    block_m = min(most_m, max(16 if target.backend == "hip" else 8, triton.next_power_of_2(rows)))
+
+    def bytes_per_stage() -> int:
+        words = block_n * slab_width * (2 if slabs == 4 else 1)
+        return words + block_m * slabs * slab_width * element_size
+
+    while block_m > 16 and stages_that_fit(target, bytes_per_stage(), 2) < 2:
+        block_m //= 2
+    num_stages = stages_that_fit(target, bytes_per_stage(), num_stages)
+    tiles = triton.cdiv(features, block_n) * triton.cdiv(rows, block_m)
+    programs_per_multiprocessor = 4 if rows <= 32 else 2 if rows <= 64 else 1
+    splits = split_count(target, tiles, blocks, programs_per_multiprocessor)
+    return TileConfig(block_n, block_m, slab_width * slabs, splits, num_warps, num_stages)

@@ -1,0 +1,234 @@
+"""Rows computed and quantized in one pass: RMSNorm (after a residual, where there is one), LayerNorm, gated products.
+
+One program takes one row, a block of columns at a time, in up to four rounds: the mean (LayerNorm), the mean square,
+the extremes (per token) and the codes. Each round computes its values again from the inputs. With a row that fits a
+block (BLOCKS is 1) the compiler removes loops and repeated loads: the row is read once and stays in registers. Longer
+rows are read again from cache.
+
+All of it is float32; a sum is of BLOCK partial sums.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..blocks.epilogue import activate
+from ..blocks.rounding import to_code
+from ..blocks.row_grid import extremes, grid_of_extremes
+from ..launch.launch import launch
+from ..launch.target import on_device_of
+
+#: Columns of a row that stays in registers, at most; and of a block of a row that is longer.
+_LONGEST_SINGLE_READ = 16384
+_BLOCK_OF_LONG_ROW = 8192
+
+
+@triton.jit
+def load_values(a_row, b_row, OPERATION: tl.constexpr, ACTIVATION: tl.constexpr, columns, K):
+    """float32 [BLOCK] of a row before it is normalized: x, x + residual rounded to x's dtype, or the gated product."""
+    values = tl.load(a_row + columns, mask=columns < K, other=0.0).to(tl.float32)
+    if OPERATION == "gated":
+        values = activate(values, ACTIVATION)
+    if b_row is not None:
+        b = tl.load(b_row + columns, mask=columns < K, other=0.0).to(tl.float32)
+        if OPERATION == "gated":
+            values = values * b
+        else:
+            values = (values + b).to(a_row.dtype.element_ty).to(tl.float32)
+    return values
+
+
+@triton.jit
+def normalized(values, mean, inverse, weight_ptr, bias_ptr, OPERATION: tl.constexpr, columns, K):
+    """((values - mean) · inverse) · weight + bias, 0 beyond the row's end."""
+    if OPERATION == "layer_norm":
+        values = values - mean
+    if OPERATION != "gated":
+        values = values * inverse
+        if weight_ptr is not None:
+            values = values * tl.load(weight_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+        if bias_ptr is not None:
+            values = values + tl.load(bias_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+    return tl.where(columns < K, values, 0.0)
+
+
+@triton.jit
+def row_quantize_kernel(
+    a_ptr,  # float [M, K], row stride stride_a: x, or the gate
+    b_ptr,  # float [M, K], row stride stride_b: the residual, or up; None for neither
+    weight_ptr,  # float [K], or None for 1
+    bias_ptr,  # float [K], or None for 0
+    sum_ptr,  # a's dtype [M, K]: x + residual, or None
+    codes_ptr,  # int8 [M, K]
+    scale_ptr,  # float32 [M], written (PER_TOKEN); [1], read
+    zero_ptr,  # int8, as scale
+    K,
+    stride_a,
+    stride_b,
+    eps,
+    OPERATION: tl.constexpr,  # "rms_norm", "layer_norm" or "gated"
+    ACTIVATION: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """sum, codes, scale and zero point of row program_id(0)."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, BLOCK)
+    a_row = a_ptr + row * stride_a
+    b_row = None
+    if b_ptr is not None:
+        b_row = b_ptr + row * stride_b
+
+    mean = 0.0
+    inverse = 1.0
+    if OPERATION == "layer_norm":
+        sums = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, BLOCKS * BLOCK, BLOCK):
+            sums += load_values(a_row, b_row, OPERATION, ACTIVATION, start + lanes, K)
+        mean = tl.math.div_rn(tl.sum(sums, axis=0), K * 1.0)
+    if OPERATION != "gated":
+        squares = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, BLOCKS * BLOCK, BLOCK):
+            values = load_values(a_row, b_row, OPERATION, ACTIVATION, start + lanes, K)
+            if OPERATION == "layer_norm":
+                values = tl.where(start + lanes < K, values - mean, 0.0)
+            squares += values * values
+        mean_square = tl.math.div_rn(tl.sum(squares, axis=0), K * 1.0)
+        inverse = tl.math.div_rn(1.0, tl.math.sqrt_rn(mean_square + eps))
+
+    if PER_TOKEN:
+        bits = 0
+        low = 0.0
+        high = 0.0
+        for start in range(0, BLOCKS * BLOCK, BLOCK):
+            values = load_values(a_row, b_row, OPERATION, ACTIVATION, start + lanes, K)
+            values = normalized(values, mean, inverse, weight_ptr, bias_ptr, OPERATION, start + lanes, K)
+            more_bits, lower, higher = extremes(values)
+            bits, low, high = tl.maximum(bits, more_bits), tl.minimum(low, lower), tl.maximum(high, higher)
+        finite, scale, zero, factor = grid_of_extremes(bits, low, high, SYMMETRIC)
+    else:
+        factor = tl.math.div_rn(1.0, tl.load(scale_ptr))
+        zero = tl.load(zero_ptr).to(tl.float32)
+
+    # What is stored is stored last: a load behind a store is not known to repeat one before it.
+    for start in range(0, BLOCKS * BLOCK, BLOCK):
+        columns = start + lanes
+        values = load_values(a_row, b_row, OPERATION, ACTIVATION, columns, K)
+        scaled = normalized(values, mean, inverse, weight_ptr, bias_ptr, OPERATION, columns, K)
+        if PER_TOKEN:
+            scaled = tl.where(finite, scaled, 0.0)
+        codes = to_code(scaled * factor, zero, -127.0 if SYMMETRIC else -128.0, 127.0)
+        tl.store(codes_ptr + row * K + columns, codes, mask=columns < K)
+        if sum_ptr is not None:
+            tl.store(sum_ptr + row * K + columns, values.to(sum_ptr.dtype.element_ty), mask=columns < K)
+    if PER_TOKEN:
+        tl.store(scale_ptr + row, scale)
+        tl.store(zero_ptr + row, zero.to(tl.int8))
+
+
+Grid = tuple[Tensor, Tensor]
+
+
+def rms_norm_quantize(
+    x: Tensor, weight: Tensor | None, eps: float, symmetric: bool, grid: Grid | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize the RMSNorm of x.
+
+    Args:
+        x: float [M, K].
+        weight: float [K], or None for 1.
+        eps: ≥ 0.
+        symmetric: codes in [-127, 127].
+        grid: (scale float32 [1], zero point int8 [1]); None finds one for each row.
+
+    Returns:
+        codes int8 [M, K], and the grid: as given, or scale float32 [M, 1] and zero point int8 [M, 1].
+    """
+    return _launch("rms_norm", x, None, weight, None, None, eps, "none", symmetric, grid)
+
+
+def add_rms_norm_quantize(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, symmetric: bool, grid: Grid | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x + residual, both float [M, K], rounded to x's dtype; then `rms_norm_quantize` of it."""
+    total = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
+    return total, *_launch("rms_norm", x, residual, weight, None, total, eps, "none", symmetric, grid)
+
+
+def layer_norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    symmetric: bool,
+    grid: Grid | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize the LayerNorm of x: bias float [K] or None for 0; the rest and the result as `rms_norm_quantize`."""
+    return _launch("layer_norm", x, None, weight, bias, None, eps, "none", symmetric, grid)
+
+
+def gated_quantize_per_token(
+    gate: Tensor, up: Tensor | None, activation: str, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """activation(gate) · up, up None for 1, float [M, K] → codes int8 [M, K], scale float32, zero int8 [M, 1]."""
+    return _launch("gated", gate, up, None, None, None, 0.0, activation, symmetric, None)
+
+
+def _launch(
+    operation: str,
+    a: Tensor,
+    b: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    total: Tensor | None,
+    eps: float,
+    activation: str,
+    symmetric: bool,
+    grid: Grid | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scale and zero point; see the kernel for the arguments."""
+    rows, columns = a.shape
+    codes = torch.empty(rows, columns, dtype=torch.int8, device=a.device)
+    if grid is None:
+        scale = torch.empty(rows, 1, dtype=torch.float32, device=a.device)
+        zero_point = torch.empty(rows, 1, dtype=torch.int8, device=a.device)
+    else:
+        scale, zero_point = grid
+    if rows == 0:
+        return codes, scale, zero_point
+    if a.stride(-1) != 1:
+        a = a.contiguous()
+    if b is not None and b.stride(-1) != 1:
+        b = b.contiguous()
+    block = triton.next_power_of_2(columns) if columns <= _LONGEST_SINGLE_READ else _BLOCK_OF_LONG_ROW
+    with on_device_of(a):
+        launch(
+            row_quantize_kernel,
+            (rows,),
+            a,
+            b,
+            None if weight is None else weight.contiguous(),
+            None if bias is None else bias.contiguous(),
+            total,
+            codes,
+            scale,
+            zero_point,
+            columns,
+            a.stride(0),
+            0 if b is None else b.stride(0),
+            eps,
+            OPERATION=operation,
+            ACTIVATION=activation,
+            PER_TOKEN=grid is None,
+            SYMMETRIC=symmetric,
+            BLOCKS=triton.cdiv(columns, block),
+            BLOCK=block,
+            num_warps=max(1, min(16, block // 512)),
+            enable_fp_fusion=False,
+        )
+    return codes, scale, zero_point

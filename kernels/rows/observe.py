@@ -1,0 +1,144 @@
+"""Statistics of what flows by, for calibration: the extremes of rows, and counts in the bins of a histogram.
+
+    extremes    one pass; a program reads a stretch of a row and writes its smallest and largest value
+    histogram   one pass; a program keeps the counts of all it reads, and adds them to the total once, at the end
+
+Counts are integers: whatever order they are added in, their sum is the same. Nothing here waits for the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..blocks.rounding import FLOAT_INFINITY_BITS
+from ..launch.launch import launch
+from ..launch.target import on_device_of
+
+_BLOCK = 4096
+#: How many blocks a program reads: enough to make the partial results few, few enough to fill a GPU early.
+_BLOCKS_PER_PROGRAM = 8
+#: Bins that a program counts: no fewer than a warp has threads, no more than registers hold; more programs count more.
+_FEWEST_BINS, _MOST_BINS = 64, 2048
+_HISTOGRAM_WARPS = 8
+
+
+@triton.jit
+def extremes_kernel(
+    x_ptr,  # float [rows, K], contiguous
+    low_ptr,  # float32 [rows, splits]
+    high_ptr,  # float32 [rows, splits]
+    K,
+    splits,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Smallest and largest of BLOCKS · BLOCK values of row program_id(0) // splits; NaN where one of them is NaN."""
+    program = tl.program_id(0)
+    x_row = x_ptr + (program // splits).to(tl.int64) * K
+    start = (program % splits).to(tl.int64) * (BLOCKS * BLOCK)
+    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    high = tl.full((BLOCK,), float("-inf"), tl.float32)
+    bits = tl.full((BLOCK,), 0, tl.int32)
+    for block in range(BLOCKS):
+        columns = start + block * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < K
+        x = tl.load(x_row + columns, mask=inside, other=0.0).to(tl.float32)
+        # Integers cannot lose a NaN, as a floating-point minimum does.
+        bits = tl.maximum(bits, x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+        low = tl.minimum(low, tl.where(inside, x, float("inf")))
+        high = tl.maximum(high, tl.where(inside, x, float("-inf")))
+    has_nan = tl.max(bits, axis=0) > FLOAT_INFINITY_BITS
+    tl.store(low_ptr + program, tl.where(has_nan, float("nan"), tl.min(low, axis=0)))
+    tl.store(high_ptr + program, tl.where(has_nan, float("nan"), tl.max(high, axis=0)))
+
+
+@triton.jit
+def histogram_kernel(
+    x_ptr,  # float [elements]
+    counts_ptr,  # int64 [bins], added to
+    inverse_width_ptr,  # float32 [1], a power of two
+    origin_ptr,  # int32 [1]
+    elements,
+    bins,
+    BINS: tl.constexpr,  # a power of two
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Counts of trunc(x / width) - origin over BLOCKS · BLOCK elements; what lies outside goes to an end.
+
+    Program (i, k) counts the i-th stretch of elements in the k-th BINS bins.
+    """
+    start = tl.program_id(0).to(tl.int64) * (BLOCKS * BLOCK)
+    inverse_width = tl.load(inverse_width_ptr)
+    origin = tl.load(origin_ptr)
+    lowest, highest = origin.to(tl.float32), (origin + bins - 1).to(tl.float32)
+    first = tl.program_id(1) * BINS
+    counts = tl.zeros((BINS,), tl.int32)
+    for block in range(BLOCKS):
+        offsets = start + block * BLOCK + tl.arange(0, BLOCK)
+        inside = offsets < elements
+        place = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * inverse_width
+        # Clamped before the cast, which is undefined beyond int32; it truncates towards zero, as is meant.
+        place = tl.where(place == place, tl.minimum(tl.maximum(place, lowest), highest), lowest)
+        bin = place.to(tl.int32) - origin - first
+        counts += tl.histogram(bin, BINS, mask=inside & (bin >= 0) & (bin < BINS))
+    columns = first + tl.arange(0, BINS)
+    tl.atomic_add(
+        counts_ptr + columns, counts.to(tl.int64), mask=(columns < bins) & (counts > 0), sem="relaxed"
+    )
+
+
+def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """x float, contiguous, `rows` rows of at least one element → smallest and largest of each, float32 [rows]."""
+    columns = x.numel() // rows
+    block = min(triton.next_power_of_2(columns), _BLOCK)
+    blocks = min(triton.cdiv(columns, block), _BLOCKS_PER_PROGRAM)
+    splits = triton.cdiv(columns, block * blocks)
+    low = torch.empty(rows, splits, dtype=torch.float32, device=x.device)
+    high = torch.empty(rows, splits, dtype=torch.float32, device=x.device)
+    with on_device_of(x):
+        launch(
+            extremes_kernel,
+            (rows * splits,),
+            x,
+            low,
+            high,
+            columns,
+            splits,
+            BLOCKS=blocks,
+            BLOCK=block,
+            num_warps=max(1, min(8, block // 512)),
+            enable_fp_fusion=False,
+        )
+    return low.amin(dim=1), high.amax(dim=1)
+
+
+def histogram(x: Tensor, counts: Tensor, inverse_width: Tensor, origin: Tensor) -> Tensor:
+    """x float, contiguous, any shape; counts int64 [bins] → counts plus those of x; see the reference."""
+    total = counts.clone()
+    elements, bins = x.numel(), counts.numel()
+    if elements == 0:
+        return total
+    blocks = min(triton.cdiv(elements, _BLOCK), _BLOCKS_PER_PROGRAM)
+    bins_at_once = max(_FEWEST_BINS, min(triton.next_power_of_2(bins), _MOST_BINS))
+    grid = (triton.cdiv(elements, _BLOCK * blocks), triton.cdiv(bins, bins_at_once))
+    with on_device_of(x):
+        launch(
+            histogram_kernel,
+            grid,
+            x,
+            total,
+            inverse_width,
+            origin,
+            elements,
+            bins,
+            BINS=bins_at_once,
+            BLOCKS=blocks,
+            BLOCK=_BLOCK,
+            num_warps=_HISTOGRAM_WARPS,
+            enable_fp_fusion=False,
+        )
+    return total

@@ -1,0 +1,154 @@
+"""A model's Linear layers as a table: scheme, size, and how much of each weight survived."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from tritonq.flow.model_edges import edges_of
+from tritonq.nn.handover import Edge
+from tritonq.nn.linear import QuantizedLinear
+from tritonq.optimize.siblings import siblings_of
+from tritonq.select.patterns import places
+from tritonq.util.table import aligned
+
+HEADINGS = ("layer", "scheme", "in", "out", "group", "bytes", "fp16 bytes", "SQNR dB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One Linear layer.
+
+    Attributes:
+        name: in the model; a module with several names is listed once, under the first.
+        kind: the class.
+        scheme: a preset's name such as "w4a16", or "float".
+        in_features, out_features: K and N.
+        group_size: columns of the weight that share a scale, None where that is not groups.
+        weight_bytes: what the weight takes now, scales and zero points included, bias not.
+        float_bytes: what it takes in float16.
+        weight_sqnr: signal to quantization noise of the weight in dB, None for float or where not known.
+    """
+
+    name: str
+    kind: str
+    scheme: str
+    in_features: int
+    out_features: int
+    group_size: int | None
+    weight_bytes: int
+    float_bytes: int
+    weight_sqnr: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `summary` returns; `str()` draws the table, `to_dict()` gives plain values.
+
+    Attributes:
+        rows: a Linear each.
+        edges: hand-overs of int8 from layer to layer, of static models.
+        float_outputs: static layer → why its output stays float.
+        siblings: layers that `fuse_siblings_` made one launch of, group by group.
+    """
+
+    rows: tuple[Row, ...]
+    edges: tuple[Edge, ...] = ()
+    float_outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    siblings: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all Linear weights as they are."""
+        return sum(row.weight_bytes for row in self.rows)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of all Linear weights in float16."""
+        return sum(row.float_bytes for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"layers": [fields of each row], "weight_bytes", "float_bytes", "edges": […], "float_outputs": {…},
+        "siblings": [names of each group]}."""
+        return {
+            "layers": [dataclasses.asdict(row) for row in self.rows],
+            "weight_bytes": self.weight_bytes,
+            "float_bytes": self.float_bytes,
+            "edges": [dataclasses.asdict(edge) for edge in self.edges],
+            "float_outputs": dict(self.float_outputs),
+            "siblings": [list(names) for names in self.siblings],
+        }
+
+    def __str__(self) -> str:
+        saved = f"{self.float_bytes / self.weight_bytes:.2f} x smaller" if self.weight_bytes else ""
+        total = ("total", saved, "", "", "", f"{self.weight_bytes:,}", f"{self.float_bytes:,}", "")
+        header, *rows, last = aligned(HEADINGS, [*map(_cells, self.rows), total], numbers=len(HEADINGS) - 2)
+        rule = "-" * max(map(len, (header, *rows, last)))
+        lines = [header, rule, *rows, rule, last]
+        if self.edges:
+            lines += ["", "int8 from layer to layer:", *(f"  {edge}" for edge in self.edges if edge.lead)]
+        if self.float_outputs:
+            lines += ["", "float outputs of static layers:"]
+            lines += [f"  {name}: {reason}" for name, reason in self.float_outputs.items()]
+        if self.siblings:
+            lines += ["", "one launch each:", *(f"  {' + '.join(names)}" for names in self.siblings)]
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """List the Linear layers of a model, quantized or float.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, QuantizedLinear))
+    ]
+    static = {name: module for name, module in layers if isinstance(module, QuantizedLinear)}
+    everything = places(model)
+    return Summary(
+        tuple(_row(name, module) for name, module in layers),
+        tuple(edges_of(everything)),
+        {name: module.why_float for name, module in static.items() if module.why_float},
+        tuple(siblings_of(everything)),
+    )
+
+
+def _row(name: str, module: nn.Linear | QuantizedLinear) -> Row:
+    if isinstance(module, QuantizedLinear):
+        scheme, weight_bytes, sqnr = module.config.scheme, module.weight_bytes, module.weight_sqnr
+        group_size = module.group_size if module.config.weight.granularity == "group" else None
+    else:
+        scheme, weight_bytes, sqnr, group_size = "float", module.weight.nbytes, None, None
+    float_bytes = 2 * module.in_features * module.out_features
+    return Row(
+        name or "(model)",
+        type(module).__name__,
+        scheme,
+        module.in_features,
+        module.out_features,
+        group_size,
+        weight_bytes,
+        float_bytes,
+        sqnr,
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.scheme,
+        f"{row.in_features:,}",
+        f"{row.out_features:,}",
+        "" if row.group_size is None else str(row.group_size),
+        f"{row.weight_bytes:,}",
+        f"{row.float_bytes:,}",
+        "" if row.weight_sqnr is None else f"{row.weight_sqnr:.1f}",
+    )

@@ -1,0 +1,1 @@
+"""Exact rewrites of a model: they change scales or launches, not what the model computes."""

@@ -1,0 +1,91 @@
+"""Cross-layer equalization: two Linears in a row share what is large among their channels.
+
+Between a Linear and the next there is often nothing, or a function that lets positive factors through (ReLU). Then
+each channel c of the first can be divided by s_c, and the second's column multiplied by it. Ranges r1 of the first's
+rows and r2 of the second's columns become equal with
+
+    s_c = √(r1_c / r2_c)                   r1_c / s_c = r2_c · s_c = √(r1_c · r2_c)
+
+A layer that is second in one pair and first in another makes this a fixed point, reached in a few rounds. It helps
+where a whole tensor shares one scale; with a scale for each output channel the first's rows need no help.
+
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritonq.optimize.equalize.finding import groups_to_scale
+from tritonq.optimize.equalize.groups import Group, fold
+from tritonq.select.patterns import Model, Pattern, named_modules
+from tritonq.select.select import DEFAULT_IGNORE, check_root
+
+_ROUNDS = 100
+#: Rounds end when no factor changes by more than this part of itself.
+_CONVERGED = 1e-4
+
+
+def cross_layer_equalize_(
+    model: Model,
+    batch: Any,
+    *,
+    groups: Iterable[Any] | None = None,
+    ignore: Iterable[Pattern] = DEFAULT_IGNORE,
+) -> Model:
+    """Make the ranges of the channels between Linears equal, in place; what the model computes stays, up to rounding.
+
+    Args:
+        model: float.
+        batch: tensor → model(x), tuple → model(*x), dict → model(**x): to find the pairs, or to try those given; no
+            statistics are taken.
+        groups: (Linear, [Linear, …]) each, by name, the second ones reading the first in proportion. None finds them.
+        ignore: patterns of Linears to leave as they are, where pairs are found.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError, ValueError: a bad argument, an unknown name, shapes that do not match, a pair that the model is not
+            indifferent to, nothing found. Nothing has changed then.
+    """
+    check_root(model)
+    modules = dict(named_modules(model))
+    found = groups_to_scale(model, batch, groups, ignore)
+    pairs = [group for group in found if isinstance(modules[group.source], nn.Linear)]
+    for group in found:
+        if groups is not None and group not in pairs:
+            kind = type(modules[group.source]).__name__
+            raise ValueError(f"groups: {group}: the first must be an nn.Linear, found {kind}")
+    if not pairs:
+        raise ValueError("no two Linears of the model follow each other with nothing, or ReLU, in between")
+    fold(model, _equalizing_factors(modules, pairs))
+    return model
+
+
+@torch.no_grad()
+def _equalizing_factors(modules: dict[str, nn.Module], pairs: list[Group]) -> dict[Group, Tensor]:
+    """The fixed point of s = √(r1 / r2), r1 and r2 being of the weights as the other pairs' factors scale them."""
+    names = dict.fromkeys(name for group in pairs for name in (group.source, *group.readers))
+    magnitudes = {name: modules[name].get_parameter("weight").float().abs() for name in names}
+    factors = {group: torch.ones(len(magnitudes[group.source])) for group in pairs}
+    for _ in range(_ROUNDS):
+        change = 0.0
+        for group in pairs:
+            rows = magnitudes[group.source].amax(dim=1)  # [channels]
+            columns = torch.stack(
+                [magnitudes[name].amax(dim=0).to(rows.device) for name in group.readers]
+            ).amax(dim=0)
+            step = torch.where((rows > 0) & (columns > 0), (rows / columns).sqrt(), torch.ones_like(rows))
+            magnitudes[group.source] /= step.unsqueeze(1)
+            for name in group.readers:
+                magnitudes[name] *= step.to(magnitudes[name].device)
+            factors[group] = factors[group].to(step.device) * step
+            change = max(change, float((step - 1).abs().max()))
+        if change <= _CONVERGED:
+            break
+    return factors

@@ -1,0 +1,168 @@
+"""`quantize_`: a model's Linear layers to int8 or int4 in one line; `quantize_dynamic`: torch's line."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tritonq.numerics.config import W8A8, QuantConfig
+from tritonq.observers.qconfig import resolve_config
+from tritonq.quantize.chain.grids import hand_over
+from tritonq.quantize.chain.watch import recorded, unwatch, watch
+from tritonq.quantize.conversions import Conversion, NormConversion, conversions
+from tritonq.quantize.convert import replace_all
+from tritonq.quantize.prepare import INPUT, attach, check_inplace, detach, observed_side
+from tritonq.select.calibrate import calibrate, check_calibration
+from tritonq.select.patterns import Model, Pattern
+from tritonq.select.select import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
+
+
+def quantize_(
+    model: Model,
+    config: Any,
+    *,
+    ignore: Iterable[Pattern] = DEFAULT_IGNORE,
+    filter_fn: Filter | None = None,
+    calibration: Iterable[Any] | None = None,
+    chain: bool = True,
+) -> Model:
+    """Quantize a model's Linear layers in place.
+
+    Args:
+        model: any module that holds nn.Linear layers; those quantized already are passed over.
+        config: a preset's name, a QuantConfig or a QConfig; or a dictionary {pattern: config or None,
+            "_default": config}, first match wins, None leaves a layer in float. Patterns:
+            tritonq/select/patterns.py.
+        ignore: patterns of layers to leave in float, instead of the default ("lm_head",).
+        filter_fn: (module, name) → whether to quantize that layer.
+        calibration: batches for static configs, others leave it untouched. A tensor is run as m(x), a tuple
+            or list as m(*x), a dictionary as m(**x).
+        chain: as for `convert`: hand over int8 between static layers wherever that is proven.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError, ValueError: a bad argument, a layer that cannot be quantized, static layers without
+            calibration data. The model is unchanged then; so it is if the model raises on a calibration
+            batch.
+    """
+    selected = select(model, config, ignore, filter_fn)
+    static = [layer.place.name for layer in selected if layer.config.static]
+    if static and calibration is None:
+        raise ValueError(
+            f"{static[0]} has a static config and needs calibration batches, found calibration=None"
+        )
+    if static:
+        check_calibration(calibration)
+    if not isinstance(chain, bool):
+        raise TypeError(f"chain must be True or False, found {chain!r}")
+    _quantize(model, selected, calibration if static else None, chain)
+    return model
+
+
+def quantize_dynamic(
+    model: Model,
+    qconfig_spec: Any = None,
+    dtype: torch.dtype = torch.qint8,
+    *,
+    inplace: bool = False,
+    ignore: Iterable[Pattern] = DEFAULT_IGNORE,
+    filter_fn: Filter | None = None,
+) -> Model:
+    """Quantize weights to int8, and activations on the fly, per token.
+
+    Args:
+        model: stays as it is unless `inplace`.
+        qconfig_spec: None for every Linear but those that `ignore` names, by default `lm_head`; or as torch
+            takes it: a set of classes and module names, or a dictionary from these to QConfigs (or any other
+            config, or None), each going for the module and all that is in it. Then nothing is ignored by
+            default.
+        dtype: torch.qint8.
+        inplace: change `model` instead of a copy.
+        ignore, filter_fn: as for `quantize_`; ignore=() with no spec quantizes `lm_head` too, as torch does.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        TypeError, ValueError: as `quantize_`; also for another dtype or a config that is not dynamic.
+    """
+    check_inplace(inplace)
+    if dtype is not torch.qint8:
+        raise ValueError(f"quantize_dynamic: dtype must be torch.qint8, found {dtype!r}")
+    spec = None if qconfig_spec is None else _dynamic_spec(qconfig_spec)
+    check_root(model)
+    if not inplace:
+        model = copy.deepcopy(model)
+    if spec is None:
+        _quantize(model, select(model, W8A8(), ignore, filter_fn), None)
+        return model
+    prefixes: dict[Any, list[str]] = {key: [] for key in spec}  # of the names that an entry goes for
+
+    def config_of(module: nn.Module, name: str) -> Any:
+        for key in (name, type(module)):
+            if key in spec:
+                prefixes[key].append(f"{name}." if name else "")
+                return spec[key]
+        return NotImplemented
+
+    selected = select_inherited(model, config_of, () if ignore is DEFAULT_IGNORE else ignore, filter_fn)
+    for key, found in prefixes.items():
+        taken = spec[key] is None or any(
+            f"{layer.place.name}.".startswith(tuple(found)) for layer in selected
+        )
+        if not (found and taken):
+            warnings.warn(f"qconfig_spec: {key!r} matches no Linear layer", UserWarning, stacklevel=2)
+    _quantize(model, selected, None)
+    return model
+
+
+def _quantize(
+    model: nn.Module, selected: list[Selected], calibration: Iterable[Any] | None, chain: bool = False
+) -> None:
+    """Prepare, calibrate, convert in place; after a failure before the first replacement all is as it was."""
+    attach(selected)
+    if chain and calibration is not None and observed_side(selected) == INPUT:
+        watch(model)
+    selected.clear()  # it holds every float layer, and each is to be freed as it is replaced
+    try:
+        if calibration is not None:
+            calibrate(model, calibration)
+        pending: list[Conversion | NormConversion] = [*conversions(model, "error", check_weights=False)]
+        if chain:
+            pending = hand_over(model, pending, recorded(model))
+    except BaseException:
+        unwatch(model)
+        for module in [module for module in model.modules() if hasattr(module, PLAN)]:
+            detach(module)
+        raise
+    replace_all(model, pending)
+
+
+def _dynamic_spec(qconfig_spec: Any) -> dict[Any, QuantConfig | None]:
+    """torch's qconfig_spec → {name or class: config or None}."""
+    if isinstance(qconfig_spec, Mapping):
+        entries = dict(qconfig_spec)
+    elif isinstance(qconfig_spec, (set, frozenset, list, tuple)):
+        entries = {key: W8A8() for key in qconfig_spec}
+    else:
+        raise TypeError(
+            "qconfig_spec must be a set of classes and names, a dictionary from these to QConfigs, or None, "
+            f"found {qconfig_spec!r}"
+        )
+    for key, value in entries.items():
+        if not isinstance(key, (str, type)):
+            raise TypeError(f"qconfig_spec: a key must be a module's class or name, found {key!r}")
+        if value is None:
+            continue
+        config = resolve_config(value, f"qconfig_spec[{key!r}]: ")
+        if not config.dynamic:
+            raise ValueError(f"qconfig_spec[{key!r}] must be dynamic, found {config.scheme}")
+        entries[key] = config
+    return entries

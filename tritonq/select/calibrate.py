@@ -1,0 +1,88 @@
+"""Running calibration batches through a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from tritonq.util.progress import track
+
+
+def check_calibration(batches: object, argument: str = "calibration") -> None:
+    """Raise a TypeError, naming the argument, unless `batches` is an iterable of batches rather than one batch."""
+    if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{argument} must be an iterable of batches (a tensor, tuple or dictionary each), found "
+            f"{type(batches).__name__}"
+        )
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], argument: str = "calibration") -> None:
+    """Run every batch through the model: a tensor as m(x), a tuple or list as m(*x), a dictionary as m(**x).
+
+    In eval mode and without gradients; training flags are as before afterwards. Messages call the batches `argument`.
+
+    Raises:
+        TypeError: `batches` is not iterable or one batch is of another type.
+        ValueError: there is no batch.
+    """
+    check_calibration(batches, argument)
+    count = 0
+    with evaluation(model):
+        for batch in track(batches, "Calibrating"):
+            run_batch(model, batch, count, argument)
+            count += 1
+    check_not_empty(count, argument)
+
+
+def check_not_empty(count: int, argument: str = "calibration") -> None:
+    """Raise a ValueError, naming the argument, where there was no batch."""
+    if count == 0:
+        raise ValueError(f"{argument} must have at least one batch, found none")
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; training flags as before afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def run_batch(model: nn.Module, batch: Any, index: int = 0, argument: str = "calibration") -> Any:
+    """What the model returns for a batch; `index` is the batch's place, for the error.
+
+    Raises:
+        TypeError: the batch is no tensor, tuple, list or dictionary.
+        ValueError: the model fails, and the batch lies on another device than all of the model.
+    """
+    try:
+        if isinstance(batch, Tensor):
+            return model(batch)
+        if isinstance(batch, (tuple, list)):
+            return model(*batch)
+        if isinstance(batch, Mapping):
+            return model(**batch)
+    except (RuntimeError, NotImplementedError) as error:
+        # Some models move their input themselves: only one that failed is asked where it is.
+        homes = {parameter.device for parameter in model.parameters()}
+        found = {leaf.device for leaf in tree_iter(batch) if isinstance(leaf, Tensor)}
+        if len(homes) == 1 and found - homes:
+            raise ValueError(
+                f"{argument} batch {index} must be on {', '.join(map(str, homes))}, where the model is, found "
+                f"{', '.join(sorted(map(str, found - homes)))}"
+            ) from error
+        raise
+    raise TypeError(
+        f"{argument} batch {index} must be a tensor, tuple, list or dictionary, found {type(batch).__name__}"
+    )

@@ -1,0 +1,38 @@
+"""One module in the place of another, with everything that users have attached to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tritonq.select.patterns import Place
+
+#: The user's hooks, which move on to the quantized layer together with the handles that remove them.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:
+    """Put `new` in the place of `old`, with its hooks, its training flag and what users have attached to it.
+
+    That is attributes (`layer.tag = …`) which no class declares and which mean nothing else in `new`. Hooks on state
+    dictionaries stay behind: they were written for another layout.
+    """
+    declared = {name for cls in type(old).__mro__ for name in getattr(cls, "__annotations__", ())}
+    for name, value in vars(old).items():
+        if name not in declared and not hasattr(new, name):
+            vars(new)[name] = value
+    for name in HOOKS:
+        state: Any = getattr(old, name)
+        setattr(new, name, state)
+    new.training = old.training
+    place.put(new)

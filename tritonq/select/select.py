@@ -1,0 +1,253 @@
+"""Which layers are quantized, and how each.
+
+Two ways to say it: a config, or a dictionary of patterns (tritonq/select/patterns.py), of which the first that
+matches counts; or torch's way, a config attached to a module and inherited by everything in it. Either way
+only a plain nn.Linear is selected: a subclass with a forward of its own computes something else, and so may
+one whose weight is recomputed before each forward (weight_norm, pruning).
+
+QuantStubs take part wherever a static layer does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.stubs import is_quant_stub
+from tritonq.numerics.config import QuantConfig
+from tritonq.observers.qconfig import resolve_config
+from tritonq.select.patterns import Pattern, Place, check_pattern, matches, matches_any, named_modules, places
+
+#: Known by identity: one that was typed is said to match nothing where it does.
+DEFAULT_IGNORE = ("lm_head",)
+DEFAULT_KEY = "_default"
+PLAN = "quantization_plan"  # the attribute that marks a prepared module, see tritonq/quantize/prepare.py
+Filter = Callable[[nn.Module, str], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """A Linear or QuantStub, and the config it gets."""
+
+    place: Place
+    config: QuantConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The config for a module, None for float; `explicit` if said of it rather than of all that is left."""
+
+    config: QuantConfig | None
+    explicit: bool
+
+
+def select(
+    model: nn.Module,
+    config: Any,
+    ignore: Iterable[Pattern] = DEFAULT_IGNORE,
+    filter_fn: Filter | None = None,
+) -> list[Selected]:
+    """The Linears to quantize and the QuantStubs that take part, each with its config.
+
+    Args:
+        model: not itself a Linear; layers that are quantized already are passed over.
+        config: a QuantConfig, a preset's name or a QConfig for all layers; or a dictionary {pattern: config
+            or None, "_default": config}, where None leaves a layer in float, as does no match and no
+            "_default".
+        ignore: patterns of layers to leave in float.
+        filter_fn: (module, name) → whether to quantize that layer.
+
+    Warns:
+        UserWarning: a pattern matches no layer, or a selected weight is shared with another module.
+
+    Raises:
+        TypeError, ValueError: bad patterns or configs, a root that is a Linear, nothing selected.
+    """
+    table = _config_table(config)
+
+    def choose(place: Place) -> Choice:
+        for pattern, chosen in table.items():
+            if pattern != DEFAULT_KEY and matches(pattern, place):
+                return Choice(chosen, explicit=True)
+        return Choice(table.get(DEFAULT_KEY), explicit=False)
+
+    return _select(model, choose, [key for key in table if key != DEFAULT_KEY], ignore, filter_fn)
+
+
+def select_inherited(
+    model: nn.Module,
+    config_of: Callable[[nn.Module, str], Any],
+    ignore: Iterable[Pattern],
+    filter_fn: Filter | None,
+) -> list[Selected]:
+    """Like `select`, with configs that modules hand down to what is in them.
+
+    Args:
+        config_of: (module, name) → its own config in any form, None for float, or NotImplemented to inherit.
+        model, ignore, filter_fn: as for `select`.
+    """
+    configs: dict[str, QuantConfig | None] = {}
+    for name, module in named_modules(model):
+        own = config_of(module, name)
+        if own is NotImplemented:
+            configs[name] = configs[name.rpartition(".")[0]] if name else None
+        else:
+            configs[name] = None if own is None else resolve_config(own, f"{name or 'the model'}: ")
+    return _select(model, lambda place: Choice(configs[place.name], explicit=True), [], ignore, filter_fn)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """True for an nn.Linear that computes x · Wᵀ + b with a parameter W and nothing else."""
+    cls = type(module)
+    return (
+        isinstance(module, nn.Linear)
+        and cls.forward is nn.Linear.forward
+        and cls.__name__
+        != "NonDynamicallyQuantizableLinear"  # nn.MultiheadAttention reads its weight, never calls it
+        and "forward" not in vars(module)
+        and module._parameters.get("weight") is not None
+    )
+
+
+def check_root(model: nn.Module) -> None:
+    """Raise unless `model` is a module whose layers can be replaced."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    if isinstance(model, QuantizedLinear):
+        raise ValueError("model must hold Linear layers, found a QuantizedLinear: it is quantized already")
+    if is_plain_linear(model):
+        raise ValueError(
+            "model must hold Linear layers, found a Linear, which cannot replace itself: use "
+            "QuantizedLinear.from_float(linear, config), or wrap it in nn.Sequential"
+        )
+
+
+def _select(
+    model: nn.Module,
+    choose: Callable[[Place], Choice],
+    patterns: list[Pattern],
+    ignore: Iterable[Pattern],
+    filter_fn: Filter | None,
+) -> list[Selected]:
+    check_root(model)
+    ignored = ignored_patterns(ignore)
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn must be a function of (module, name) or None, found {filter_fn!r}")
+    everything = places(model)
+    for place in everything:
+        if hasattr(place.module, PLAN):
+            raise ValueError(
+                f"the model is prepared already ({place.name}, …): convert it, or start from the float one"
+            )
+    layers = [place for place in everything if is_plain_linear(place.module)]
+    stubs = [place for place in everything if is_quant_stub(place.module)]
+    quantized = [place for place in everything if isinstance(place.module, QuantizedLinear)]
+    kept = [place for place in layers if not matches_any(ignored, place)]
+    kept_stubs = [place for place in stubs if not matches_any(ignored, place)]
+
+    chosen = [
+        (place, choose(place).config)
+        for place in kept
+        if filter_fn is None or filter_fn(place.module, place.name)
+    ]
+    selected = [Selected(place, config) for place, config in chosen if config is not None]
+    _check_selected(selected, layers, quantized)
+    selected_stubs = _select_stubs(choose, kept_stubs, selected)
+
+    if ignore is not DEFAULT_IGNORE:
+        _warn_of_unused("ignore", ignored, [*layers, *stubs, *quantized])
+    _warn_of_unused("config", patterns, [*kept, *kept_stubs, *quantized])
+    _warn_of_tied_weights(model, selected)
+    return selected + selected_stubs
+
+
+def _select_stubs(
+    choose: Callable[[Place], Choice], stubs: list[Place], selected: list[Selected]
+) -> list[Selected]:
+    """The QuantStubs that quantize: with a static config said of them, else what all static layers share."""
+    static = [layer.config for layer in selected if layer.config.static]
+    if not static:
+        return []
+    shared = {config.activation for config in static}
+    found = []
+    for stub in stubs:
+        choice = choose(stub)
+        config = choice.config
+        if not choice.explicit and (config is None or not config.static):
+            if len(shared) > 1:
+                raise ValueError(
+                    f"QuantStub {stub.name!r}: the static layers have {len(shared)} different activation "
+                    "specs, name the stub in the config's dictionary to say which is its own"
+                )
+            config = static[0]
+        if config is not None and config.static:
+            found.append(Selected(stub, config))
+    return found
+
+
+def _check_selected(selected: list[Selected], layers: list[Place], quantized: list[Place]) -> None:
+    if selected:
+        return
+    if layers:
+        raise ValueError(
+            f"nothing to quantize: config, ignore and filter_fn leave none of the {len(layers)} Linear layers "
+            f"({layers[0].name}, …)"
+        )
+    if quantized:
+        raise ValueError(
+            f"nothing to quantize: all {len(quantized)} Linear layers are quantized already "
+            f"({quantized[0].name}, …)"
+        )
+    raise ValueError("nothing to quantize: the model has no plain nn.Linear layer")
+
+
+def _warn_of_unused(where: str, patterns: Iterable[Pattern], known: list[Place]) -> None:
+    for pattern in patterns:
+        if not any(matches(pattern, place) for place in known):
+            what = "no Linear layer" if where == "ignore" else "no Linear layer that is not ignored"
+            warnings.warn(f"{where}: the pattern {pattern!r} matches {what}", UserWarning, stacklevel=5)
+
+
+def _warn_of_tied_weights(model: nn.Module, selected: list[Selected]) -> None:
+    """Say so where quantizing a layer gives it a weight of its own that it shared before."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
+    for layer in selected:
+        name = layer.place.name
+        others = [owner for owner in owners[id(layer.place.module.weight)] if owner not in layer.place.names]
+        if others:
+            warnings.warn(
+                f"the weight of {name} is tied to {' and '.join(others)}: quantized, {name} has a weight of "
+                "its own (ignore it to keep them tied)",
+                UserWarning,
+                stacklevel=5,
+            )
+
+
+def _config_table(config: Any) -> dict[Pattern, QuantConfig | None]:
+    """Any form of config → {pattern: config or None}, "_default" standing for what no pattern matches."""
+    if not isinstance(config, Mapping):
+        return {DEFAULT_KEY: resolve_config(config)}
+    for key in config:
+        check_pattern(key, "config")
+    return {
+        key: None if value is None else resolve_config(value, f"config[{key!r}]: ")
+        for key, value in config.items()
+    }
+
+
+def ignored_patterns(ignore: Iterable[Pattern]) -> tuple[Pattern, ...]:
+    """`ignore` as users give it, checked."""
+    if isinstance(ignore, (str, type)) or not isinstance(ignore, Iterable):
+        raise TypeError(f"ignore must be a list of patterns, found {ignore!r}")
+    patterns = tuple(ignore)
+    for pattern in patterns:
+        check_pattern(pattern, "ignore")
+    return patterns

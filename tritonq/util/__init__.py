@@ -1,0 +1,1 @@
+"""Helpers that know nothing of quantization: files, tables, progress bars, timing."""
