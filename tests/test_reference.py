@@ -70,6 +70,22 @@ class TestIntegers:
         w = x.flip(0, 1).contiguous()[: max(1, rows // 2)]
         assert_same(reference.int_matmul(x, w).long(), exact_product(x, w))
 
+    @pytest.mark.parametrize("columns", [1, 2, 3, 31, 64])
+    @pytest.mark.parametrize("rows", [1, 3, 17])
+    @pytest.mark.parametrize("features", [1, 2, 16])
+    def test_any_strides(self, rows: int, features: int, columns: int, device: str) -> None:
+        """torch's own product leaves its result unwritten for some of these, without an error."""
+
+        def with_any_strides(height: int) -> Iterator[Tensor]:
+            yield random_codes(1, columns, device=device).expand(height, -1)
+            yield random_codes(height, 1, device=device).expand(-1, columns)
+            yield random_codes(columns, height, device=device).t()
+            yield random_codes(2 * height, columns + 5, device=device)[::2, :columns]
+
+        for x in with_any_strides(rows):
+            for w in with_any_strides(features):
+                assert_same(reference.int_matmul(x, w).long(), exact_product(x, w))
+
     @pytest.mark.parametrize("x_zeros", [None, "tensor", "token"])
     @pytest.mark.parametrize("w_zeros", [False, True])
     @pytest.mark.parametrize("columns", [1, 314, 1000, 33_025])

@@ -13,13 +13,21 @@ _EXACT_COLUMNS = 1024
 
 def int_matmul(x: Tensor, w: Tensor) -> Tensor:
     """Exact product of int8 codes: [M, K] · [N, K]ᵀ → int32 [M, N]."""
-    # Of one column, torch._int_mm leaves its result unwritten.
     if x.device.type == "cpu" and x.numel() and w.numel() and x.shape[1] > 1 and int_mm_is_exact_and_fast():
-        return torch._int_mm(x, w.t())
+        return torch._int_mm(_row_major(x), _row_major(w).t())
     # [M, K'] @ [K', N] for K' columns at a time
     chunks = zip(x.split(_EXACT_COLUMNS, dim=1), w.split(_EXACT_COLUMNS, dim=1), strict=True)
     products = ((x_chunk.float() @ w_chunk.float().t()).to(torch.int32) for x_chunk, w_chunk in chunks)
     return functools.reduce(torch.Tensor.add_, products)
+
+
+def _row_major(x: Tensor) -> Tensor:
+    """x with strides (columns, 1), in dimensions of size 1 too.
+
+    torch 2.13's int8 product leaves its result unwritten, without an error, if a row stride is below the number of
+    columns (an expanded tensor), and for one column, which `int_matmul` therefore computes otherwise.
+    """
+    return x if x.stride() == (x.shape[1], 1) else torch.empty(x.shape, dtype=x.dtype).copy_(x)
 
 
 def int8_accumulate(x: Tensor, x_zero: Tensor | None, w: Tensor, w_zero: Tensor | None) -> Tensor:
