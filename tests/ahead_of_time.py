@@ -26,12 +26,12 @@ ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
 FEATURES, COLUMNS = 4096, 4096
 #: Those that ask what they run on.
 LAUNCHERS = (
-    "int8_matmul",
-    "weight_only_matmul",
+    "int8",
+    "weight_only",
     "weight_only_gradient",
-    "int4_int8_matmul",
-    "dynamic_matmul",
-    "int8_gated_matmul",
+    "int4_int8",
+    "dynamic",
+    "int8_gated",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)
 FAKE_QUANTIZATIONS = {
@@ -292,7 +292,7 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
     with contextlib.ExitStack() as patches:
         patches.enter_context(launching(record))
         for module_name in LAUNCHERS:
-            module = importlib.import_module(f"tritonq.kernels.{module_name}")
+            module = importlib.import_module(f"tritonq.kernels.matmul.{module_name}")
             patches.enter_context(mock.patch.object(module, "target_of", return_value=Target(*target)))
         case()
     return launches

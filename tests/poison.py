@@ -83,7 +83,7 @@ def poisoned_kernels(monkeypatch: pytest.MonkeyPatch) -> Poison:
     for name, module in list(sys.modules.items()):
         if name.startswith("tritonq.kernels.") and hasattr(module, "torch"):
             monkeypatch.setattr(module, "torch", poison)
-    counters = sys.modules.get("tritonq.kernels.counters")
+    counters = sys.modules.get("tritonq.kernels.launch.counters")
     if counters is not None:
         monkeypatch.setattr(counters, "_buffers", {})
     return poison

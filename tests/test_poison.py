@@ -39,7 +39,7 @@ def test_a_counter_left_standing_is_found() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_counters_of_a_gpu_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are kept by the process: a second test would see none zeroed, whatever its kernels do."""
-    from tritonq.kernels import counters
+    from tritonq.kernels.launch import counters
 
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
