@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import importlib
 import os
-import pkgutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -92,8 +91,10 @@ def _patches() -> Iterator[Any]:
     counters = torch.zeros(1 << 16, dtype=torch.int32)
     answers["zeroed_counters"] = lambda device, count: counters
     for package in (tritonq.kernels, tritonq.ops):
-        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            module = importlib.import_module(found.name)
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):  # pkgutil does not look into folders without __init__.py
+            parts = path.relative_to(root).with_suffix("").parts
+            module = importlib.import_module(".".join([package.__name__, *parts]).removesuffix(".__init__"))
             for name, answer in answers.items():
                 if hasattr(module, name):
                     yield mock.patch.object(module, name, answer)

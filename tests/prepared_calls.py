@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.stand_in_driver import stand_in_gpu
-from tritonq.config import PRESETS
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.numerics.config import PRESETS
 
 COLUMNS, FEATURES = 512, 256
 LAYERS = 6
@@ -168,7 +168,7 @@ def chain(scheme: str, width: int) -> list[QuantizedLinear]:
 
 def _of_chain(log: Log, scheme: str, rows: int) -> dict[str, Any]:
     """What each layer's launches are given, as written and in a replay, and what became of the records."""
-    from tritonq.kernels import prepared
+    from tritonq.kernels.launch import replay as prepared
 
     layers = chain(scheme, COLUMNS)
     weights = {f"weight of {index}": layer.packed_weight for index, layer in enumerate(layers)}

@@ -21,7 +21,7 @@ REPLAYS = 200
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_called_replayed_and_in_a_graph(scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritonq.kernels import prepared
+    from tritonq.kernels.launch import replay as prepared
 
     monkeypatch.undo()  # poisoned memory: filling it is no kernel of ours, so no call would have a record
     prepared.forget()

@@ -159,8 +159,8 @@ def test_a_call_that_asks_torch_for_more_than_memory_has_no_record() -> None:
 @pytest.fixture
 def cpu_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls on CPU tensors are replayed, wherever torch's own functions would look for a GPU."""
-    monkeypatch.setattr(prepared, "current_device", lambda: -1)
-    monkeypatch.setattr(prepared, "current_stream", lambda device: 0)
+    monkeypatch.setattr(replay, "current_device", lambda: -1)
+    monkeypatch.setattr(replay, "current_stream", lambda device: 0)
 
 
 @pytest.mark.usefixtures("cpu_is_current")

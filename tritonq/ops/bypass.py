@@ -53,6 +53,7 @@ def is_exporting() -> bool:
     """Whether torch.export traces. Up to torch 2.11, torch.compile takes torch's own function for a yes, always."""
     return bool(getattr(torch.compiler, "_is_exporting_flag", torch.compiler.is_exporting()))
 
+
 _PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _PLAIN_VALUES = frozenset((type(None), bool, int, float, str, torch.dtype))
 

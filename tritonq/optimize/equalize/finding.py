@@ -37,7 +37,7 @@ from tritonq.select.calibrate import evaluation, run_batch
 from tritonq.select.patterns import Pattern, matches_any, named_modules, places
 from tritonq.select.select import DEFAULT_IGNORE, check_root, ignored_patterns, is_plain_linear
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("tritonq.equalize")
 
 
 def smoothing_groups(model: nn.Module, batch: Any, *, ignore: Iterable[Pattern] = DEFAULT_IGNORE) -> Groups:

@@ -32,7 +32,7 @@ from tritonq.select.patterns import Model, Pattern, named_modules
 from tritonq.select.select import DEFAULT_IGNORE, check_root
 from tritonq.util.progress import track
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("tritonq.equalize")
 
 
 def smooth_(
