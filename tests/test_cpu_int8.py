@@ -16,7 +16,7 @@ import tritonq
 from tests.cpu_engines import NAMES, engine_of, poison_memory, same_bits
 from tritonq import ops, reference
 from tritonq.cpu import int8_linear as cpu
-from tritonq.ops import library
+from tritonq.ops import backends
 
 CASES = int(os.environ.get("TRITONQ_CPU_CASES", "200"))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -105,6 +105,6 @@ def test_layers_with_and_without_the_engine(config: str, monkeypatch: pytest.Mon
     )
     tritonq.quantize_(model, config, ignore=(), calibration=[x] if config == "w8a8_static" else None)
     found = model(x)
-    monkeypatch.setattr(library, "engine", lambda: None)
+    monkeypatch.setattr(backends, "engine", lambda: None)
     assert ops.backend("cpu") == "reference"
     assert same_bits(found, model(x))

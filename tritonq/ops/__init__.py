@@ -1,6 +1,6 @@
 """The only door to the kernels: `torch.library` operators; Triton computes them on a GPU, the reference elsewhere."""
 
-from tritonq.ops.backend import backend
+from tritonq.ops.backends import backend
 from tritonq.ops.elementwise import add_requantize, gated_quantize_per_tensor, gated_quantize_per_token
 from tritonq.ops.fake_quantize import fake_quantize, fake_quantize_per_token
 from tritonq.ops.int4 import int4_int8_linear, int4_int8_linear_dynamic

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 
 
 def _of_torch(name: str, listening: Any) -> Callable[[], Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.declare import operator
 from tritonq.reference import fake_quantize as straight_through
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.numerics import slabs as layouts
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.declare import gradient_of_bias_only, operator
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.cpu import int8_linear as cpu
-from tritonq.ops.backend import cpu_engine, uses_kernels
+from tritonq.ops.backends import cpu_engine, uses_kernels
 from tritonq.ops.checks import check_activation, check_residual
 from tritonq.ops.declare import gradient_of_bias_only, no_gradient, operator
 

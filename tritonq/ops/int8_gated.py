@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.checks import check_activation, check_shape
 from tritonq.ops.declare import no_gradient, operator
 

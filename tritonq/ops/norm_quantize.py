@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.checks import check_rows, check_shape
 from tritonq.ops.declare import no_gradient, operator
 from tritonq.ops.quantize import codes_like, token_like

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.declare import no_gradient, operator
 from tritonq.reference import histogram as reference
 

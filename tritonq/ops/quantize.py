@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.declare import no_gradient, operator
 
 

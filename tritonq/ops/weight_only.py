@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.numerics import slabs as layouts
-from tritonq.ops.backend import uses_kernels
+from tritonq.ops.backends import uses_kernels
 from tritonq.ops.checks import check_activation
 from tritonq.ops.declare import no_gradient, operator
 
