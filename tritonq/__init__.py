@@ -50,7 +50,7 @@ from tritonq.observers.qconfig import (
     get_default_qconfig,
     per_channel_dynamic_qconfig,
 )
-from tritonq.ops import backends
+from tritonq.ops import backend
 from tritonq.optimize import equalize
 from tritonq.optimize.activations import fuse_activations_
 from tritonq.optimize.equalize import smooth_
