@@ -19,12 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.stand_in_driver import stand_in_gpu
-from tritonq.nn.linear import QuantizedLinear
-from tritonq.numerics.config import PRESETS
+from tritonq.doctor.chains import SCHEMES, chained_layers
 
 COLUMNS, FEATURES = 512, 256
-LAYERS = 6
-SCHEMES = ("w4a16", "w8a16", "w8a8", "w8a8_static", "w4a8")
 
 
 class Log:
@@ -155,23 +152,12 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def chain(scheme: str, width: int) -> list[QuantizedLinear]:
-    """Layers of one kind, each for the output of the one before, which is about as large as its input."""
-    qparams = (torch.tensor([0.05]), torch.zeros(1, dtype=torch.int8)) if scheme == "w8a8_static" else None
-    layers = []
-    for _ in range(LAYERS):
-        linear = torch.nn.Linear(width, width, dtype=torch.bfloat16)
-        torch.nn.init.normal_(linear.weight, std=width**-0.5)
-        layers.append(QuantizedLinear.from_float(linear, PRESETS[scheme](), input_qparams=qparams))
-    return layers
-
-
 def _of_chain(log: Log, scheme: str, rows: int) -> dict[str, Any]:
     """What each layer's launches are given, as written and in a replay, and what became of the records."""
     from tritonq.kernels.launch import replay as prepared
 
-    layers = chain(scheme, COLUMNS)
-    weights = {f"weight of {index}": layer.packed_weight for index, layer in enumerate(layers)}
+    layers = chained_layers(scheme, COLUMNS, "cpu")
+    weights = {f"weight of {index}": layer.get_buffer("packed_weight") for index, layer in enumerate(layers)}
 
     def run() -> list[Any]:
         found, x = [], torch.zeros(rows, COLUMNS, dtype=torch.bfloat16)

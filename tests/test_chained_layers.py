@@ -1,48 +1,51 @@
-"""Six layers of one kind, each reading what the one before wrote: as called, as replayed, and in a CUDA graph.
-
-A kernel that starts early runs beside the one that writes its input, layers of one kind share a record, and their
-scratch is the same memory over and over: whatever waits too little or takes another layer's address shows here.
-"""
+"""Layers in a row give the same bits as called, as replayed from their records, and in a CUDA graph."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tests.kernel_inputs import assert_same
-from tests.prepared_calls import LAYERS, SCHEMES, chain
+from tritonq.doctor import chains
+from tritonq.doctor.checks import Outcome, run_check
 
-WIDTH = 4096
 REPLAYS = 200
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", chains.SCHEMES)
 def test_called_replayed_and_in_a_graph(scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritonq.kernels.launch import replay as prepared
+    from tritonq.kernels.launch import replay
 
     monkeypatch.undo()  # poisoned memory: filling it is no kernel of ours, so no call would have a record
-    prepared.forget()
-    layers = nn.Sequential(*chain(scheme, WIDTH)).cuda()
-    assert len(layers) == LAYERS
-    inputs = [torch.randn(rows, WIDTH, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    with torch.inference_mode():
-        with prepared.set_aside():
-            expected = [layers(x) for x in inputs]
-        for _ in range(3):
-            for x, right in zip(inputs, expected, strict=True):
-                assert_same(layers(x), right)
-        assert {type(state).__name__ for state in prepared._kinds.values()} == {"PreparedCall"}
-        static = inputs[0].clone()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = layers(static)
-        for turn in range(REPLAYS):
-            static.copy_(
-                inputs[turn % 3]
-            )  # another one each time: what a layer read too early was the last turn's
-            out.zero_()
-            graph.replay()
-            assert_same(out, expected[turn % 3])
+    replay.forget()
+    check = chains.ChainCheck(scheme, rows)
+    assert run_check(check, "cuda", repeats=-(-REPLAYS // 3)) == Outcome(0.0, None)
+    assert {type(state).__name__ for state in replay._kinds.values()} == {"PreparedCall"}
+
+
+@pytest.mark.parametrize("scheme", chains.SCHEMES)
+def test_on_a_cpu(scheme: str) -> None:
+    check = chains.ChainCheck(scheme, 3, 64)
+    assert check.name == f"6 × {scheme} 64x64 M=3"
+    assert run_check(check, "cpu", repeats=2) == Outcome(0.0, None)
+
+
+def test_a_layer_that_depends_on_the_call_before_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that reads its input before it is written."""
+
+    class Early(nn.Module):
+        last: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = x if self.last is None else self.last
+            self.last = x
+            return found
+
+    right = chains.chained_layers
+
+    def chained(*given: object) -> nn.Sequential:
+        return nn.Sequential(*right("w8a8", 64, "cpu"), Early())
+
+    monkeypatch.setattr(chains, "chained_layers", chained)
+    assert str(run_check(chains.ChainCheck("w8a8", 3, 64), "cpu", repeats=2).wrong).startswith("off by")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,45 @@ def test_products_are_right(device: str) -> None:
     from tritonq.kernels.launch.target import INTERPRETER, gpu_target
 
     target = gpu_target(0) if device == "cuda" else INTERPRETER
-    made = list(product_checks(target, "float16", shapes=((40, 64, 3), (33, 48, 17), (130, 128, 70))))
+    shapes = ((40, 64, 3), (33, 48, 17), (130, 128, 70))
+    made = list(product_checks(target, "float16", shapes, large_shapes=((272, 256, 40),)))
     outcomes = [checks.run_check(check, device, repeats=2) for check in made]
     assert [(check, one.wrong) for check, one in zip(made, outcomes, strict=True) if one.wrong] == []
     assert len({check.workload.scheme for check in made}) == 9
     assert {check.config.path for check in made} >= {"pointers", "descriptors", "quantizing", "apart"}
     assert any(check.config.splits > 1 for check in made)
+
+
+@needs_triton
+def test_products_of_an_h100_are_those_of_production() -> None:
+    """Every tile of Hopper's kernels; rings that go round; programs that take several tiles, of one row and of many."""
+    from tests.tuned_files import H100
+    from tritonq.doctor.products import product_checks
+    from tritonq.kernels.config.hopper_weight_only_shapes import rings_of
+    from tritonq.kernels.launch.gluon_versions import AVAILABLE
+
+    if not AVAILABLE:
+        pytest.skip("Triton has no Gluon for Hopper")
+    tiles: dict[str, set[tuple[int, int]]] = {}
+    again: dict[str, set[tuple[int, int]]] = {}
+    for check in product_checks(H100):
+        config, workload = check.config, check.workload
+        if config.path != "hopper" or config.splits > 1:
+            continue
+        tile = config.block_n, config.block_m
+        tiles.setdefault(workload.scheme, set()).add(tile)
+        in_slot = rings_of(config).x_columns if workload.config.weight_only else config.block_k
+        goes_round = workload.columns // in_slot > config.num_stages
+        if goes_round and config.tiles(workload.features, workload.rows) > 2 * H100.multiprocessors:
+            again.setdefault(workload.scheme, set()).add(tile)
+    assert tiles == {
+        "w4a16": {(128, 8), (128, 64), (128, 128)},
+        "w8a16": {(128, 8), (128, 64), (128, 128), (128, 256)},
+        "w8a8": {(64, 64), (64, 128), (128, 64), (128, 128), (256, 64), (256, 128)},
+        "w4a8": {(128, 16), (128, 128)},
+        "w8a8_gated": {(64, 64), (64, 128), (128, 64), (128, 128), (256, 64)},
+    }
+    assert again == tiles
 
 
 @pytest.fixture
@@ -144,33 +178,30 @@ def test_every_operator_is_checked() -> None:
     assert everything - checked == by_products | no_kernels | others
 
 
-@needs_triton
-@pytest.mark.usefixtures("kernels_can_run")
-def test_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The report, of an H100 whose kernels are interpreted and one of whose processes dies."""
+class Direct:
+    """Workers that answer the first question in this process; the second ends its own."""
+
+    def __init__(self, function: Any, *rest: Any, **words: Any) -> None:
+        self.function = function
+
+    def ask_all(self, questions: Any) -> Iterator[Any]:
+        from tritonq.tuning.worker import WorkerError
+
+        yield self.function(questions[0][0], "cpu", 2)
+        yield WorkerError("it ended the process (exit code 139)")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def as_if_on_an_h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """A GPU of which nothing but the checks of products is asked; those are for the test to set."""
     from tests.tuned_files import H100
-    from tritonq.doctor import products
+    from tritonq.doctor import chains
     from tritonq.kernels.config import tuned_file
-    from tritonq.kernels.config.tile import TileConfig
     from tritonq.kernels.launch import target
-    from tritonq.tuning import worker
-    from tritonq.tuning.workload import Workload
 
-    class Direct:
-        def __init__(self, function: Any, *rest: Any) -> None:
-            self.function = function
-
-        def ask_all(self, questions: Any) -> Iterator[Any]:
-            yield self.function(questions[0][0], "cpu", 2)
-            yield worker.WorkerError("it ended the process (exit code 139)")
-
-        def close(self) -> None:
-            pass
-
-    config = TileConfig(64, 16, 64, 1, 4, 2)
-    made = [products.ProductCheck(Workload("w8a8", 40, 64, m, "float16"), config) for m in (3, 5)]
     with monkeypatch.context() as patches:
         patches.setenv(tuned_file.DIRECTORY_VARIABLE, str(tmp_path))
         patches.setattr(torch.cuda, "is_available", lambda: True)
@@ -179,11 +210,28 @@ def test_on_a_gpu(
         patches.setattr("tritonq.util.machine.gpu", lambda index: {"gpu": H100.name, "driver": None})
         patches.setattr("tritonq.ops.backend", lambda device: "triton")
         patches.setattr(target, "gpu_target", lambda index: H100)
-        patches.setattr(products, "product_checks", lambda target: made)
+        patches.setattr(chains, "chain_checks", list)
         patches.setattr(operators, "operator_checks", list)
-        patches.setattr(worker, "Workers", Direct)
-        tuned_file.path_of(H100).write_text("{}")
-        assert cli.main(["doctor"]) == 1
+        yield patches
+
+
+@needs_triton
+@pytest.mark.usefixtures("kernels_can_run")
+def test_on_a_gpu(as_if_on_an_h100: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report, of an H100 whose kernels are interpreted and one of whose processes dies."""
+    from tests.tuned_files import H100
+    from tritonq.doctor import products
+    from tritonq.kernels.config import tuned_file
+    from tritonq.kernels.config.tile import TileConfig
+    from tritonq.tuning import worker
+    from tritonq.tuning.workload import Workload
+
+    config = TileConfig(64, 16, 64, 1, 4, 2)
+    made = [products.ProductCheck(Workload("w8a8", 40, 64, m, "float16"), config) for m in (3, 5)]
+    as_if_on_an_h100.setattr(products, "product_checks", lambda target: made)
+    as_if_on_an_h100.setattr(worker, "Workers", Direct)
+    tuned_file.path_of(H100).write_text("{}")
+    assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
     for line in (
         "gpu: NVIDIA H100 80GB HBM3",
@@ -196,6 +244,30 @@ def test_on_a_gpu(
     ):
         assert line in out
     assert "path hopper: " in out
+
+
+@needs_triton
+def test_a_check_that_hangs_is_named_and_ends_the_run(
+    as_if_on_an_h100: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.worker_questions import Hanging
+    from tritonq.doctor import products
+
+    made = [Hanging("planted"), Hanging("another"), Hanging("a third")]
+    as_if_on_an_h100.setattr(products, "product_checks", lambda target: made)
+    as_if_on_an_h100.setattr(command, "_MOST_PROCESSES", 1)
+    start = time.monotonic()
+    assert cli.main(["doctor", "--timeout", "3", "--json", str(tmp_path / "out.json")]) == 1
+    assert time.monotonic() - start < 30  # one check's time, not three's, and no waiting for its process
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if "nowhere" in line]
+    assert lines[0].startswith("planted")
+    assert lines[0].endswith("WRONG: hangs: no answer in 3 s")
+    assert [line.endswith("not run") for line in lines] == [False, True, True]
+    assert out.endswith("12 checks, 1 WRONG, 2 not run: see what hangs\n")
+    *_, planted, another, third = json.loads((tmp_path / "out.json").read_text())["checks"]
+    assert planted["wrong"] == "hangs: no answer in 3 s"
+    assert [check["ran"] for check in (planted, another, third)] == [True, False, False]
 
 
 @needs_triton

@@ -16,7 +16,8 @@ import torch
 from hypothesis import strategies
 from torch import Tensor
 
-from tests.prepared_calls import LAYERS, SCHEMES, operands
+from tests.prepared_calls import operands
+from tritonq.doctor.chains import LAYERS, SCHEMES
 from tritonq.kernels.launch import replay
 from tritonq.kernels.launch.recording import record
 

@@ -30,7 +30,7 @@ from tritonq.kernels.config.tile import TileConfig
 from tritonq.tuning import measure, shapes
 from tritonq.tuning.schemes import SCHEMES
 from tritonq.tuning.search import Tools, TunedFile, tune
-from tritonq.tuning.worker import Worker, WorkerError, Workers
+from tritonq.tuning.worker import NoAnswer, Worker, WorkerError, Workers
 from tritonq.tuning.workload import Workload, explained, product
 from tritonq.util.compare import disagreement, largest_difference
 
@@ -156,6 +156,17 @@ class TestWorkers:
         workers.close()
         assert [str(answer).split()[0] for answer in answers] == ["it", "a", "b"]
         assert isinstance(answers[0], WorkerError)
+
+    def test_after_a_question_without_end_none_is_asked_if_so_wanted(self) -> None:
+        workers = Workers(worker_questions.answer, 60, count=1, ends_at_no_answer=True)
+        (first,) = workers.ask_all([("a",)])
+        assert first.startswith("a answered")
+        workers._workers[0]._patience = 1
+        hung, *others = workers.ask_all([("hang",), ("crash",), ("b",)])
+        workers.close()
+        assert isinstance(hung, NoAnswer)
+        assert str(hung) == "no answer in 1 s"
+        assert others == [None, None]
 
 
 class FakeGPU:

@@ -22,10 +22,12 @@ class Outcome:
     Attributes:
         difference: the largest from the reference.
         wrong: what is wrong, None where nothing is.
+        ran: False where the run ended before.
     """
 
     difference: float | None
     wrong: str | None
+    ran: bool = True
 
 
 class Check(Protocol):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,13 +19,17 @@ from tritonq.util.json_file import write_json
 from tritonq.util.progress import track
 from tritonq.util.table import aligned
 
-_CHECK_SECONDS = 180.0
 _MOST_PROCESSES = 8
 NO_GPU = "no GPU that torch can use: everything is computed on the CPU, by the reference"
 
 
-def examine(json_file: Path | None) -> bool:
-    """Print and write the report; False where something is wrong."""
+def examine(seconds: float, json_file: Path | None) -> bool:
+    """Print and write the report; False where something is wrong.
+
+    Args:
+        seconds: that a check on a GPU may take. One that takes longer ends the run: behind a kernel that hangs all
+            others wait.
+    """
     facts: dict[str, object] = {**machine.versions()}
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
@@ -33,16 +39,18 @@ def examine(json_file: Path | None) -> bool:
     uses_kernels = bool(gpus) and ops.backend("cuda") == "triton"
     for line in _kernel_lines(uses_kernels):
         print(line)
-    checks, outcomes = on_gpu() if uses_kernels else on_cpu()
+    checks, outcomes = on_gpu(seconds) if uses_kernels else on_cpu()
     print()
     for line in table(checks, outcomes):
         print(line)
     wrong = sum(outcome.wrong is not None for outcome in outcomes)
+    not_run = sum(not outcome.ran for outcome in outcomes)
     print()
-    print(f"{len(checks)} checks, {f'{wrong} WRONG' if wrong else 'all right'}")
+    found = f"{wrong} WRONG" if wrong else "all right"
+    print(f"{len(checks)} checks, {found}{f', {not_run} not run: see what hangs' if not_run else ''}")
     if json_file is not None:
         rows = [
-            {"name": check.name, "path": check.path, "difference": outcome.difference, "wrong": outcome.wrong}
+            {"name": check.name, "path": check.path, **dataclasses.asdict(outcome)}
             for check, outcome in zip(checks, outcomes, strict=True)
         ]
         write_json(json_file, {"machine": facts, "checks": rows})
@@ -57,15 +65,16 @@ def on_cpu() -> tuple[list[Check], list[Outcome]]:
     return checks, [run_check(check, "cpu", repeats=2) for check in track(checks, "checking")]
 
 
-def on_gpu() -> tuple[list[Check], list[Outcome]]:
+def on_gpu(seconds: float) -> tuple[list[Check], list[Outcome]]:
     """All checks: those of the current GPU in processes side by side, since most of the time is the compiler's."""
+    from tritonq.doctor.chains import chain_checks
     from tritonq.doctor.operators import operator_checks
     from tritonq.doctor.products import product_checks
     from tritonq.kernels.launch.target import gpu_target
 
     target = gpu_target(torch.cuda.current_device())
-    checks: list[Check] = [*product_checks(target), *operator_checks()]
-    answers = _in_processes(checks)
+    checks: list[Check] = [*product_checks(target), *chain_checks(), *operator_checks()]
+    answers = in_processes(checks, seconds)
     of_cpu, outcomes_of_cpu = on_cpu()
     return [*of_cpu, *checks], [*outcomes_of_cpu, *track(answers, "checking", total=len(checks))]
 
@@ -77,21 +86,30 @@ def table(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> list[str]:
             check.name,
             check.path,
             "-" if outcome.difference is None else f"{outcome.difference:.2g}",
-            "ok" if outcome.wrong is None else f"WRONG: {outcome.wrong}",
+            f"WRONG: {outcome.wrong}" if outcome.wrong else "ok" if outcome.ran else "not run",
         )
         for check, outcome in zip(checks, outcomes, strict=True)
     ]
     return aligned(("checked", "computed by", "largest difference", ""), rows, numbers=0)
 
 
-def _in_processes(checks: Sequence[Check]) -> Iterator[Outcome]:
-    """Outcomes in order; a check that ends its process is wrong."""
-    from tritonq.tuning.worker import WorkerError, Workers
+def in_processes(checks: Sequence[Check], seconds: float) -> Iterator[Outcome]:
+    """Outcomes in order; a check that ends its process is wrong, and one that hangs the last to be begun."""
+    from tritonq.tuning.worker import Workers
 
-    workers = Workers(run_check, _CHECK_SECONDS, min(_MOST_PROCESSES, os.cpu_count() or 1))
-    with contextlib.closing(workers):
-        for answer in workers.ask_all([(check, "cuda", REPEATS) for check in checks]):
-            yield Outcome(None, str(answer)) if isinstance(answer, WorkerError) else answer
+    count = min(_MOST_PROCESSES, os.cpu_count() or 1)
+    with contextlib.closing(Workers(run_check, seconds, count, ends_at_no_answer=True)) as workers:
+        yield from map(_outcome, workers.ask_all([(check, "cuda", REPEATS) for check in checks]))
+
+
+def _outcome(answer: Any) -> Outcome:
+    from tritonq.tuning.worker import NoAnswer, WorkerError
+
+    if answer is None:
+        return Outcome(None, None, ran=False)
+    if isinstance(answer, NoAnswer):
+        return Outcome(None, f"hangs: {answer}")
+    return Outcome(None, str(answer)) if isinstance(answer, WorkerError) else answer
 
 
 def _kernel_lines(uses_kernels: bool) -> Iterator[str]:

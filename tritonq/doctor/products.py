@@ -1,4 +1,8 @@
-"""Checks of products: each family, in an odd and in even shapes, on each path that this GPU has."""
+"""Checks of products: each family, in small shapes on each path that this GPU has, and as production runs it.
+
+Small shapes end before a pipeline has gone round once: what a kernel does in its second round, with a slot that it has
+used before or another tile after the first, shows only in large ones.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,17 @@ from collections.abc import Iterator, Sequence
 
 from tritonq.doctor.checks import Outcome, compared
 from tritonq.kernels.config.candidates import first_round, next_round
-from tritonq.kernels.config.tile import TileConfig
+from tritonq.kernels.config.tile import APART, TileConfig
 from tritonq.kernels.launch.target import Target
 from tritonq.tuning.schemes import SCHEMES
 from tritonq.tuning.workload import Workload, explained, product
 
 #: (N, K, M): rows that are not aligned; decoding, with K split; many rows.
 SHAPES = ((130, 314, 33), (384, 1024, 1), (384, 1024, 300))
+#: More steps of K than a ring has slots, then also more tiles than programs, of one row and of many.
+LARGE_SHAPES = ((512, 4096, 300), (40000, 2048, 1), (40000, 2048, 300))
+#: Paths whose programs stay for several tiles. Each shape of a tile is checked.
+_PERSISTENT = ("descriptors", "hopper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +38,12 @@ class ProductCheck:
 
     @property
     def path(self) -> str:
-        """The configuration's, and whether K is split."""
-        return (
-            self.config.path
-            if self.config.splits == 1
-            else f"{self.config.path}, {self.config.splits} splits"
-        )
+        """The configuration's: the shape of its tiles, where there is one, and whether K is split."""
+        config = self.config
+        if config == APART:
+            return config.path
+        splits = "" if config.splits == 1 else f", {config.splits} splits"
+        return f"{config.path} {config.block_n}x{config.block_m}{splits}"
 
     def run(self, device: str, repeats: int) -> Outcome:
         """Against the reference, computed on the same device."""
@@ -45,12 +53,18 @@ class ProductCheck:
 
 
 def product_checks(
-    target: Target, dtype: str = "bfloat16", shapes: Sequence[tuple[int, int, int]] = SHAPES
+    target: Target,
+    dtype: str = "bfloat16",
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    large_shapes: Sequence[tuple[int, int, int]] = LARGE_SHAPES,
 ) -> Iterator[ProductCheck]:
-    """Each product as it would run, with K split otherwise, and on the other paths that can run it."""
+    """Each product as it would run, with K split otherwise, and on the other paths that can run it.
+
+    In large shapes as it would run, and with every tile that keeps K whole on the paths that go from tile to tile.
+    """
     for scheme in SCHEMES:
-        for features, columns, rows in shapes:
-            workload = Workload(scheme, features, columns, rows, dtype)
+        for shape in shapes:
+            workload = Workload(scheme, *shape, dtype)
             chosen = explained(workload, target)
             yield ProductCheck(workload, chosen.config)
             near = next_round(chosen.problem, target, chosen.config)
@@ -62,3 +76,15 @@ def product_checks(
                 if config.path != chosen.config.path:
                     others.setdefault(config.path, config)
             yield from (ProductCheck(workload, config) for config in others.values())
+        for shape in large_shapes:
+            workload = Workload(scheme, *shape, dtype)
+            chosen = explained(workload, target)
+            tiles = {_tile(chosen.config): chosen.config}
+            for config in first_round(chosen.problem, target):
+                if config.path in _PERSISTENT and config.splits == 1:
+                    tiles.setdefault(_tile(config), config)
+            yield from (ProductCheck(workload, config) for config in tiles.values())
+
+
+def _tile(config: TileConfig) -> tuple[str, int, int, bool]:
+    return config.path, config.block_n, config.block_m, config.splits > 1

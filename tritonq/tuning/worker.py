@@ -14,9 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+#: Seconds that a process may take to end when it is killed. One that waits in the driver may never.
+_SECONDS_TO_END = 5.0
+
 
 class WorkerError(Exception):
     """A question without an answer: what became of it, in words."""
+
+
+class NoAnswer(WorkerError):
+    """A question whose time was up."""
 
 
 class Worker:
@@ -46,13 +53,14 @@ class Worker:
         try:
             connection.send(arguments)
             if not connection.poll(self._patience):
-                raise WorkerError(f"no answer in {self._patience:.0f} s")
+                raise NoAnswer(f"no answer in {self._patience:.0f} s")
             is_answer, answer = connection.recv()
         except (EOFError, ConnectionError):
             process.join(1)
             raise self._ended(f"it ended the process (exit code {process.exitcode})") from None
-        except WorkerError as error:
-            raise self._ended(str(error)) from None
+        except NoAnswer:
+            self.close()
+            raise
         if not is_answer:
             raise self._ended(str(answer))
         return answer
@@ -61,7 +69,7 @@ class Worker:
         """End the process, whatever it does."""
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            self._process.join(_SECONDS_TO_END)
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
@@ -79,13 +87,20 @@ class Worker:
 
 
 class Workers:
-    """Several processes that share a list of questions; see `Worker`."""
+    """Several processes that share a list of questions; see `Worker`.
 
-    def __init__(self, function: Callable[..., Any], patience: float, count: int) -> None:
+    Args:
+        ends_at_no_answer: after a question whose time was up, no other is asked.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], patience: float, count: int, ends_at_no_answer: bool = False
+    ) -> None:
         self._workers = [Worker(function, patience) for _ in range(count)]
+        self._ends_at_no_answer, self._has_ended = ends_at_no_answer, False
 
     def ask_all(self, questions: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """The answers in the order of the questions, a WorkerError in place of one that failed."""
+        """The answers in order, a WorkerError in place of one that failed, None for questions that are not asked."""
         free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             free.put(worker)
@@ -93,8 +108,9 @@ class Workers:
         def answer(question: tuple[Any, ...]) -> Any:
             worker = free.get()
             try:
-                return worker.ask(*question)
+                return None if self._has_ended else worker.ask(*question)
             except WorkerError as error:
+                self._has_ended |= self._ends_at_no_answer and isinstance(error, NoAnswer)
                 return error
             finally:
                 free.put(worker)
