@@ -22,6 +22,8 @@ from tritonq.doctor import checks, command, cpu, operators
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
+#: As it is: tests pretend that there is a GPU, or none.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATOR_MODULES = (
     "elementwise",
     "fake_quantize",
@@ -187,7 +189,7 @@ class Direct:
     def ask_all(self, questions: Any) -> Iterator[Any]:
         from tritonq.tuning.worker import WorkerError
 
-        yield self.function(questions[0][0], "cpu", 2)
+        yield self.function(questions[0][0], DEVICE, 2)
         yield WorkerError("it ended the process (exit code 139)")
 
     def close(self) -> None:

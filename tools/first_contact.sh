@@ -45,7 +45,7 @@ step() {
 
 # Its last line says what was running when the time was up.
 warm() {
-    timeout -k 5 95 "$PYTHON" - "$1" "$device" $shapes -- $rows <<'END'
+    timeout -k 5 120 "$PYTHON" - "$1" "$device" $shapes -- $rows <<'END'
 import sys
 
 import torch
@@ -73,7 +73,7 @@ for scheme in w4a16 w8a16 w8a8 w4a8; do
     warm $scheme >"$OUT/warm.$scheme" 2>&1 &
     processes+=($!)
 done
-step 100 doctor 80 "$PYTHON" -m tritonq doctor --timeout 60 --json "$OUT/doctor.json"
+step 130 doctor 80 "$PYTHON" -m tritonq doctor --timeout 45 --json "$OUT/doctor.json"
 for scheme in w4a16 w8a16 w8a8 w4a8; do
     wait "${processes[0]}"
     code=$?
@@ -84,8 +84,8 @@ done
 
 tests=("$PYTHON" -m pytest -n "$WORKERS" -q -o addopts= -rfE --tb=short -p no:benchmark -p no:cacheprovider
     --timeout 45 --timeout-method thread $collect)
-step 110 hopper 30 "${tests[@]}" tests/test_hopper_*.py tests/test_chained_layers.py
-step 100 kernels 25 "${tests[@]}" tests/test_kernels_*.py
+step 100 hopper 30 "${tests[@]}" tests/test_hopper_*.py tests/test_chained_layers.py
+step 90 kernels 25 "${tests[@]}" tests/test_kernels_*.py
 for scheme in w4a16 w4a8 w8a16 w8a8; do
     step 48 "$scheme" 22 "$PYTHON" -m benchmarks.linear --shapes $cells --m $rows --schemes $scheme --peers \
         --json "$OUT/$scheme.json"
