@@ -20,7 +20,8 @@ from unittest import mock
 import torch
 
 from tests import fused_cases
-from tests.compiled import Launch, compile_launch
+from tests.compiled import compile_launch
+from tools.ptx_emulator.specialization import Launch, launch_of
 
 ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}
 FEATURES, COLUMNS = 4096, 4096
@@ -284,10 +285,7 @@ def _launches_of(case: Callable[[], object], target: tuple[str, int, int, int]) 
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: object, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        names = [parameter.name for parameter in kernel.params]
-        options = {key: value for key, value in keywords.items() if key not in names}
-        constants = {key: value for key, value in keywords.items() if key in names}
-        launches.append(Launch(kernel, dict(zip(names, positional, strict=False)) | constants, options))
+        launches.append(launch_of(kernel, positional, keywords))
 
     with contextlib.ExitStack() as patches:
         patches.enter_context(launching(record))

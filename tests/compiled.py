@@ -10,20 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tests.protocol import unguarded
+from tools.ptx_emulator.specialization import Launch, described, source_of
 
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
-
-
-@dataclasses.dataclass
-class Launch:
-    """A recorded `kernel[grid](*arguments, **keywords)`."""
-
-    kernel: Any
-    arguments: dict[str, Any]
-    options: dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -46,36 +36,8 @@ class Compiled:
 def compile_launch(launch: Launch, gpu: Any) -> Compiled:
     """Specialise as Triton's own launch would, and compile."""
     import triton
-    from triton.compiler import ASTSource
-    from triton.tools.tensor_descriptor import TensorDescriptor
 
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = _pointer_type(value.dtype)
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, TensorDescriptor):
-            element = _pointer_type(value.base.dtype).removeprefix("*")
-            signature[parameter.name] = f"tensordesc<{element}{list(value.block_shape)}>".replace(" ", "")
-        elif hasattr(value, "block_shape"):  # one of Gluon's
-            element = _pointer_type(value.base.dtype).removeprefix("*")
-            signature[parameter.name] = f"tensordesc<{element}{list(value.block_shape)},{value.layout!r}>"
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    is_gluon = launch.kernel.is_gluon()
-    if is_gluon:
-        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    source = source_of(described(launch))
     compiled = triton.compile(source, target=gpu, options=launch.options)
     text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
     registers, stack = _resources(compiled.asm, text, gpu.backend)
@@ -90,8 +52,8 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         instructions=sorted(set(_matrix_instructions(text))),
         asynchronous_copies="cp.async.cg.shared.global" in text or "cp.async.bulk.tensor" in text,
         unsettled_loops=sum(map(_is_unsettled, _loops(text))),
-        serialized=is_gluon and _is_serialized(text),
-        unguarded=unguarded(text) if is_gluon else [],
+        serialized=launch.kernel.is_gluon() and _is_serialized(text),
+        unguarded=unguarded(text) if launch.kernel.is_gluon() else [],
     )
 
 
@@ -165,17 +127,3 @@ def _resources(assembly: dict[str, Any], text: str, backend: str) -> tuple[int |
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     return (int(found.group(1)), int(found.group(2))) if found else (None, None)
-
-
-def _pointer_type(dtype: torch.dtype) -> str:
-    names = {
-        torch.float32: "*fp32",
-        torch.float16: "*fp16",
-        torch.bfloat16: "*bf16",
-        torch.int8: "*i8",
-        torch.uint8: "*u8",
-        torch.int16: "*i16",
-        torch.int32: "*i32",
-        torch.int64: "*i64",
-    }
-    return names[dtype]

@@ -8,7 +8,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
-    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_wait
@@ -76,11 +75,13 @@ def ring_multiply(
     ROWS: gl.constexpr = slots_a.shape[1]
     COLUMNS: gl.constexpr = slots_b.shape[1]
     warps: gl.constexpr = gl.num_warps()
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, COLUMNS, 16])
+    INNER: gl.constexpr = 256 // slots_a.dtype.primitive_bitwidth
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, COLUMNS, INNER])
     acc_type: gl.constexpr = gl.int32 if slots_a.dtype == gl.int8 else gl.float32
-    acc = warpgroup_mma_init(gl.zeros([ROWS, COLUMNS], acc_type, layout))
+    acc = gl.zeros([ROWS, COLUMNS], acc_type, layout)
+    slot = 0
+    previous = slot
     for step in range(steps):
-        slot = step % STAGES
         turn = step // STAGES
         if BREAK == "wrong phase":
             mbarrier.wait(full.index(slot), (turn & 1) ^ 1)
@@ -96,8 +97,12 @@ def ring_multiply(
                 mbarrier.arrive(empty.index(slot))
             elif BREAK == "never released":
                 pass
+            elif BREAK == "the slot is not carried":
+                mbarrier.arrive(empty.index(previous), pred=step > 0)
             else:
                 mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=step > 0)
+        previous = slot
+        slot = (slot + 1) % STAGES
     if BREAK != "no last wait":
         acc = warpgroup_mma_wait(0, deps=[acc])
     stage = gl.allocate_shared_memory(out.dtype, out.block_shape, out.layout)
@@ -108,7 +113,7 @@ def ring_multiply(
 
 
 @gluon.jit
-def ring_kernel(a, b, out, steps, STAGES: gl.constexpr, BREAK: gl.constexpr, num_warps: gl.constexpr):
+def ring_kernel(a, b, out, steps, STAGES: gl.constexpr, BREAK: gl.constexpr):
     """out [M, N] = a [M, K] · b [N, K]ᵀ: one worker loads, the default partition multiplies."""
     ROWS: gl.constexpr = a.block_shape[0]
     COLUMNS: gl.constexpr = b.block_shape[0]
@@ -164,13 +169,3 @@ def dependent_kernel(weight_ptr, x_ptr, y_ptr, WAIT: gl.constexpr):
     if WAIT:
         gdc_wait()
     gl.store(y_ptr, weight * gl.load(x_ptr))
-
-
-@gluon.jit
-def spinning_kernel(counter_ptr, y_ptr):
-    """Every program waits for all others."""
-    gl.atomic_add(counter_ptr, 1)
-    arrived = gl.load(counter_ptr, volatile=True)
-    while arrived < gl.num_programs(0):
-        arrived = gl.load(counter_ptr, volatile=True)
-    gl.store(y_ptr + gl.program_id(0), arrived)

@@ -1,16 +1,14 @@
-"""Running Hopper's kernels: on a GPU of compute capability 9.0 as they are, elsewhere in the emulator."""
+"""Running Hopper's kernels: on a GPU of compute capability 9.0 as they are, elsewhere as compiled, emulated."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
-# When tests are collected, before Triton's interpreter has run anything: it changes the language.
-emulator: Any = pytest.importorskip("tests.gluon_emulator", reason="Triton has no Gluon")
+from tools.ptx_emulator.launches import emulated_launches
 
 #: Codes of weights, which a kernel may read while the kernel before it still runs; nothing else (hopper/producer.py).
 WEIGHTS = ("w_desc", "gate_desc", "up_desc")
@@ -24,5 +22,5 @@ def hopper_launches(seed: int = 0) -> Iterator[None]:
             pytest.skip("Hopper's kernels run on compute capability 9.0, or emulated where there is no GPU")
         yield
         return
-    with emulator.emulated_launches(seed=seed, early=WEIGHTS):
+    with emulated_launches(90, seed, WEIGHTS):
         yield

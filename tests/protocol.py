@@ -1,8 +1,8 @@
 """What must stand between two instructions of a kernel whose warps work apart, read off its PTX.
 
 Gluon leaves to the compiler that a partition of several warps acts as one: that all of them have read a slot before one
-thread says so, and have written, and fenced, what one thread has copied out. The emulator takes that for granted
-(tests/gluon_emulator); here is where it is looked at.
+thread says so, and have written, and fenced, what one thread has copied out. The emulator (tools/ptx_emulator) finds
+where that goes wrong on the way that a launch takes; here every instruction is looked at.
 """
 
 from __future__ import annotations

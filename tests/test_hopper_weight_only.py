@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gluon_emulator.assembly import run_assembly
+from tests.assembly import run_assembly
 from tests.hopper import hopper_launches
 from tests.kernel_inputs import (
     Weight,
@@ -156,7 +156,7 @@ def test_every_word_and_zero_point_unpacks_exactly(dtype: torch.dtype, position:
     assembly = operand.word_assembly(position, dtype == torch.bfloat16)
     for zero in range(-8, 8):
         offsets = (-(136.0 if dtype == torch.bfloat16 else 1032.0) - torch.full((2**16,), zero)).to(dtype)
-        (found,) = run_assembly(assembly, [words, offsets], [dtype], 2)
+        found = run_assembly(assembly, [words, offsets], dtype, 2)
         assert_same(found.float(), (codes - zero).float())
 
 
@@ -167,7 +167,7 @@ def test_every_byte_and_zero_point_unpacks_exactly(dtype: torch.dtype, has_zero:
     assembly = operand.byte_assembly(dtype == torch.bfloat16, has_zero)
     for zero in range(-128, 128) if has_zero else (0,):
         offsets = (-(0.0 if dtype == torch.bfloat16 else 1152.0) - torch.full((256,), zero)).to(dtype)
-        (found,) = run_assembly(assembly, [codes, offsets], [dtype], 2)
+        found = run_assembly(assembly, [codes, offsets], dtype, 2)
         assert_same(found.float(), codes.float() - zero)
 
 
