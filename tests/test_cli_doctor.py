@@ -85,7 +85,7 @@ def test_outcomes() -> None:
     one, two = torch.ones(3), torch.tensor([1.0, 1.0, 3.0])
     assert checks.run_check(Made([one, one]), "cpu", 2) == checks.Outcome(0.0, None)
     wrong = checks.run_check(Made([two, two]), "cpu", 2)
-    assert (wrong.difference, wrong.wrong) == (2.0, "off by 2 where every bit is prescribed")
+    assert (wrong.difference, wrong.wrong) == (2.0, "off by 2, but every bit must match")
     assert checks.run_check(Made([one, two]), "cpu", 2).wrong == "another result every time"
     short = checks.run_check(Made([one[:2]]), "cpu", 1)
     assert str(short.wrong).startswith("[2] of torch.float32 instead of [3]")

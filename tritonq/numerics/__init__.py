@@ -1,1 +1,1 @@
-"""The numbers that kernels, files and modules share: schemes, scales, packed codes, and how weights lie in memory."""
+"""Number formats that kernels, files and modules share: schemes, scales, packed codes, memory layouts of weights."""

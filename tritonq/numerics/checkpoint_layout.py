@@ -1,6 +1,6 @@
-"""A quantized weight in the layout of files: to tensors, and back with every number checked.
+"""Converts a quantized weight to the tensors of a checkpoint, and back with every value checked.
 
-The layout is that of compressed-tensors, `pack-quantized` for weight-only and int4, `int-quantized` for int8 × int8.
+The layout is that of compressed-tensors: `int-quantized` for int8 weights with int8 activations, else `pack-quantized`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ def is_packed(config: QuantConfig) -> bool:
 
 
 def zero_points_are_packed(config: QuantConfig) -> bool:
-    """True where zero points lie in int32 words: beside packed codes, unless there is one for the whole tensor."""
+    """True if zero points are packed into int32 words: with packed codes, unless one serves the whole tensor."""
     return is_packed(config) and config.weight.granularity != "tensor"
 
 
 def weight_state(
     config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: Tensor | None
 ) -> dict[str, Tensor]:
-    """Tensors by name from codes int8 [N, K], scale [N, G] and zero point int8 [N, G]; per-tensor rows all agree."""
+    """Tensors by name from codes int8 [N, K], scale [N, G] and zero point int8 [N, G] or None.
+
+    With granularity "tensor", all rows of scale and zero point must be equal: only the first is stored.
+    """
     bits = config.weight.bits
     per_tensor = config.weight.granularity == "tensor"
     if per_tensor:
@@ -52,18 +55,18 @@ def weight_state(
 def read_weight_state(
     config: QuantConfig, in_features: int, out_features: int, state: Mapping[str, Tensor]
 ) -> tuple[CodeReader, Tensor, Tensor | None]:
-    """The inverse: a reader of codes, scale [N or 1, G], zero point int8 [N or 1, G] or None.
+    """The inverse of `weight_state`: a reader of codes, scale [N or 1, G], zero point int8 [N or 1, G] or None.
 
-    The reader takes a slice of rows and returns their codes, int8 [rows, K]: a large weight need not be unpacked as a
-    whole. Tensors on the meta device have no values to check.
+    The reader takes a slice of rows and returns their codes, int8 [rows, K], so a large weight can be unpacked in
+    parts. Tensors on the meta device have no values, which then go unchecked.
 
     Raises:
-        ValueError: naming the tensor that is missing or has a wrong dtype, shape or value.
+        ValueError: a tensor is missing or has a wrong dtype, shape or value; the message names it.
     """
     spec = config.weight
     groups = -(-in_features // spec.resolve_group_size(in_features))
     per_tensor = spec.granularity == "tensor"
-    if is_packed(config):  # first, since other shapes follow from it
+    if is_packed(config):  # first: the shapes checked below follow from it
         stored_shape = expect(state, "weight_shape", (2,), (torch.int64,))
         if not stored_shape.is_meta and stored_shape.tolist() != [out_features, in_features]:
             raise ValueError(
@@ -97,10 +100,9 @@ def read_weight_state(
 
 
 def check_scale(scale: Tensor, name: str) -> None:
-    """Raise unless a weight's scales are numbers ≥ 0: other programs write 0 for rows that are all zero.
+    """Raise a ValueError unless all scales of a weight are finite and ≥ 0.
 
-    Raises:
-        ValueError: beginning with `name`.
+    0 is allowed because other programs write it for rows of zeros.
     """
     if not scale.is_meta and not (torch.isfinite(scale) & (scale >= 0)).all():
         found = "NaN or Inf" if not torch.isfinite(scale).all() else f"{scale.amin().item()}"
@@ -116,14 +118,14 @@ def group_of_column(order: Tensor, group_size: int) -> Tensor:
 def read_input_order(
     in_features: int, group_size: int, state: Mapping[str, Tensor], name: str = "weight_g_idx"
 ) -> Tensor | None:
-    """The inverse: the order int32 [K] that sorts columns by group and keeps them in order within one.
+    """The inverse of `group_of_column`: the order int32 [K] that sorts columns by group; stable within a group.
 
-    None where columns are in order already: without a tensor `name`, or where it is all -1, as compressed-tensors marks
-    one that was never set.
+    None if the columns are in order already, if the tensor is missing, or if it is all -1, which is how
+    compressed-tensors marks an unset one.
 
     Raises:
-        ValueError: the tensor has a wrong dtype or shape, names groups that are not there, or does not give every
-            group `group_size` columns (the last one what is left).
+        ValueError: the tensor has a wrong dtype or shape, names groups that do not exist, or does not give each group
+            `group_size` columns (the last group takes the rest).
     """
     if name not in state:
         return None

@@ -27,7 +27,7 @@ from typing import Any
 
 GRANULARITIES = ("tensor", "channel", "group", "token")
 AUTO_GROUP_SIZES = (128, 64, 32)
-#: An int32 accumulator holds this many products of two signed 8-bit codes (2^31 - 1) // (128 * 128).
+#: An int32 accumulator holds this many products of two signed 8-bit codes: (2^31 - 1) // (128 * 128).
 MAX_GROUP_SIZE = 131_071
 
 
@@ -41,12 +41,12 @@ class QuantSpec:
         granularity: `"tensor"`, `"channel"`, `"group"` (weights) or `"token"` (activations).
         group_size: columns that share a scale, 1 … 131,071, or `"auto"`: the largest of 128, 64, 32 that divides
             the layer's K, else 128 with a shorter last group. Only with granularity `"group"`.
-        dynamic: True computes the scale from each input as it comes; False wants calibration (activations only).
-        observer: how scales are found: a name from `tritonq.observers` (`"minmax"`), an observer class, or what
-            its `.with_args(…)` returns; None takes the default for the tensor.
+        dynamic: True computes the scale from each input; False needs calibration. For activations only.
+        observer: finds the scales: a name from `tritonq.observers` (`"minmax"`), an observer class, or the result
+            of its `.with_args(…)`; None takes the default for the tensor.
 
     Raises:
-        TypeError, ValueError: naming the field, the value found and the values allowed.
+        TypeError, ValueError: the message names the field, the value found and the values allowed.
     """
 
     bits: int = 8
@@ -118,10 +118,10 @@ class QuantConfig:
     Args:
         weight: the weight's spec; granularity tensor, channel or group; never dynamic.
         activation: None keeps activations in float. Otherwise int8: per token when dynamic, per tensor when static.
-        algorithm: how codes are chosen from weights; None is round to nearest.
+        algorithm: chooses the codes of a weight; only None, round to nearest, exists.
 
     Raises:
-        TypeError, ValueError: for a combination that no kernel computes, naming what is allowed.
+        TypeError, ValueError: no kernel computes this combination; the message names what is allowed.
     """
 
     weight: QuantSpec
@@ -182,7 +182,7 @@ class QuantConfig:
 
     @property
     def scheme(self) -> str:
-        """The preset's name that this config is a variation of: w8a16, w4a16, w8a8, w8a8_static or w4a8."""
+        """The name of the preset that this config varies: w8a16, w4a16, w8a8, w8a8_static or w4a8."""
         return f"w{self.weight.bits}a{'16' if self.activation is None else '8'}{'_static' if self.static else ''}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class QuantConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> QuantConfig:
-        """The inverse of `to_dict`; unknown keys raise a ValueError, as does a missing weight."""
+        """The inverse of `to_dict`; unknown keys and a missing weight raise a ValueError."""
         known = _known_fields(cls, fields)
         for key in ("weight", "activation"):
             if known.get(key) is not None:
@@ -245,7 +245,7 @@ PRESETS: dict[str, Callable[[], QuantConfig]] = {
 
 
 def as_config(config: QuantConfig | str, where: str = "") -> QuantConfig:
-    """A preset's name (any case) or a QuantConfig → the QuantConfig; else an error, whose message begins `where`."""
+    """A preset's name (any case) or a QuantConfig → the QuantConfig; `where` begins the message of an error."""
     if isinstance(config, QuantConfig):
         return config
     if not isinstance(config, str):

@@ -1,15 +1,14 @@
-"""INT4 and INT8 codes in int32 words: the form that files and `state_dict` hold (compressed-tensors, pack-quantized).
+"""Packs INT4 and INT8 codes into int32 words, the form of files and `state_dict` (compressed-tensors, pack-quantized).
 
 Value k of a row sits in word k // F, F = 32 / bits, lowest bits first, stored as code + 2^(bits - 1):
 
     word c, int4   [ k=8c+7 | k=8c+6 | … | k=8c+1 | k=8c ]        codes 0…7 pack to 0xFEDCBA98
                      31…28                  7…4     3…0            (the same fields without offset: 0x76543210)
 
-A shorter last word is filled with zero bits. GPTQ packs fields in the same way; AWQ puts the fields of a word in
-another order (`AWQ_ORDER`).
+Zero bits fill the last word of a row. GPTQ packs fields in the same order, AWQ in another one (`AWQ_ORDER`).
 
-Words are read and written as bytes, which hold the fields in order on a little-endian machine (the only kind that
-PyTorch's GPU builds run on): unpacking takes a byte a value, not the four that shifting whole words takes.
+The code reads and writes words as bytes, which hold the fields in order on little-endian machines (PyTorch's GPU
+builds run on no others). Unpacking then takes one byte of memory a value; shifting whole words would take four.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def pack_fields(fields: Tensor, bits: int) -> Tensor:
     padded = torch.nn.functional.pad(fields, (0, -fields.shape[-1] % _values_per_word(bits)))
     if bits == 4:
         padded = padded[..., 0::2] | padded[..., 1::2] << 4
-    words = padded.reshape(-1).view(torch.int32)  # flat: such a view minds the strides of other dimensions
+    words = padded.reshape(-1).view(torch.int32)  # flat: view(dtype) checks the strides of every dimension
     return words.reshape(*fields.shape[:-1], packed_width(fields.shape[-1], bits))
 
 
@@ -87,7 +86,7 @@ def unpack_awq(words: Tensor) -> Tensor:
 
 
 def _offset(bits: int) -> int:
-    """What is added to a code to store it."""
+    """Added to a code before it is stored."""
     return 1 << (bits - 1)
 
 

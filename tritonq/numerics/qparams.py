@@ -1,12 +1,12 @@
-"""Scales and zero points: from what a tensor's values span to the integer grid that covers them.
+"""Scales and zero points: the integer grid that covers the range of a tensor's values.
 
     symmetric   scale = amax / ((qmax - qmin) / 2)                      zero point = 0
     affine      scale = max / R - min / R,  R = qmax - qmin             zero point = clamp(qmin - rint(min / scale))
 
-with min ≤ 0 ≤ max enforced first, so that 0.0 is always exactly a grid point (padding, ReLU, masks). All arithmetic
-is IEEE float32. A weight's scale is then rounded to the dtype that stores it, and the codes are derived from the
-rounded scale: what is saved is what was used. Scales never underflow: they are floored at the smallest normal number
-(2^-24 for float16, its smallest subnormal), and a tensor of zeros gets scale 1.
+The range is first widened to contain 0, so that 0.0 is exactly a grid point (padding, ReLU and masks need it). All
+arithmetic is IEEE float32. A weight's scale is rounded to the dtype that stores it, and the codes are computed with
+the rounded scale, so a file holds the scale that its codes were made with. A scale never underflows to 0: its floor is
+the smallest normal number (for float16 the smallest subnormal, 2^-24). A tensor of zeros gets scale 1.
 
 Formulas: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", 2018, section 2.
@@ -80,7 +80,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qma
         int8 codes of x's shape.
     """
     scaled = (x.float() * inverse(scale)).nan_to_num_(0.0, torch.inf, -torch.inf)
-    # Clamping to integer bounds commutes with rint, and keeps what is rounded small.
+    # Clamping first is the same, because the bounds are integers, and rint then sees small numbers only.
     if zero_point is None:
         return scaled.clamp_(qmin, qmax).round_().to(torch.int8)
     zero = zero_point.float()
@@ -126,7 +126,7 @@ def grid_of_extremes(
 
 
 def weight_extremes(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """float32 smallest and largest value (each ≤ 0 and ≥ 0 at least) per tensor, channel or group; shapes as above."""
+    """float32 min(smallest, 0) and max(largest, 0) per tensor, channel or group; shapes as `weight_qparams`."""
     rows, columns = weight.shape
     values = weight.float()
     if spec.granularity == "tensor":
@@ -134,7 +134,7 @@ def weight_extremes(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     else:
         group_size = spec.resolve_group_size(columns)
         shortage = -columns % group_size
-        # Zeros in the missing columns of a shorter last group change no extreme: the grid contains zero anyway.
+        # Zeros that fill a shorter last group change nothing: every range contains zero.
         values = torch.nn.functional.pad(values, (0, shortage)).reshape(rows, -1, group_size)
     return values.amin(dim=-1).clamp(max=0.0), values.amax(dim=-1).clamp(min=0.0)
 
@@ -146,8 +146,8 @@ def quantize_weight(
 
     Args:
         weight: [N, K], finite.
-        spec: how.
-        qparams: (scale, zero point) found elsewhere, shaped as `weight_qparams` returns them; None computes them.
+        spec: granularity tensor, channel or group.
+        qparams: (scale, zero point), shaped as `weight_qparams` returns them; None computes them.
 
     Returns:
         (codes int8 [N, K], scale, zero point int8 or None).
@@ -161,11 +161,11 @@ def quantize_weight(
 
 
 def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """A positive scale rounded to the dtype that stores it, and no smaller than that dtype's floor."""
+    """A positive scale rounded to `dtype`, and no smaller than that dtype's floor."""
     return scale.to(dtype).clamp(min=_SCALE_FLOOR[dtype])
 
 
 def _storable(scale: Tensor, is_zero: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to the storage dtype, keep it a positive number, and make the scale of all-zero values 1."""
+    """`storable`, and scale 1 where all values are zero."""
     stored = storable(scale, dtype)
     return torch.where(is_zero, torch.ones_like(stored), stored)

@@ -1,17 +1,17 @@
-"""How weights lie in memory while they are used: in slabs, for the kernels on a GPU as for the reference on a CPU.
+"""The memory layout of weights in a layer: slabs, the same for GPU kernels and for the CPU.
 
-A row of K codes is cut into slabs of S consecutive columns; a block is `SLABS` slabs packed into S words, so that one
-load of S words feeds SLABS matrix products, each with S consecutive columns of x, and nothing is ever shuffled:
+Each row of K codes is cut into slabs of S consecutive columns. A block packs one, two or four slabs into S words. One
+load of S words then feeds one matrix product a slab, each with S consecutive columns of x. No kernel shuffles codes:
 
     int4_words  int16, 4 slabs a block    word c = | code 3S+c | code 2S+c | code S+c | code c |   stored as code + 8
     int4_bytes  int8,  2 slabs a block    byte c =                         | code S+c | code c |   two's complement
     int8        int8,  1 slab a block     byte c = code c
 
-`int4_words` serves float activations (a nibble turns into a float by setting exponent bits), `int4_bytes` int8
-activations (a nibble in the upper half of a byte is 16 times its value), `int8` both.
+`int4_words` serves float activations: setting exponent bits turns a nibble into a float. `int4_bytes` serves int8
+activations: a nibble in the upper half of a byte is 16 times its value. `int8` serves both.
 
-A slab lies in one group, so that its partial product has one scale: each group is padded to a whole number of slabs
-(nothing to pad for the usual 32, 64, 128), and a row to a whole number of blocks, with code 0.
+A slab never spans two groups, so its partial product has one scale. Code 0 pads each group to a whole number of slabs
+(the usual groups of 32, 64 and 128 need none) and each row to a whole number of blocks.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from torch import Tensor
 from tritonq.numerics.config import QuantConfig
 
 _SLABS = {"int4_words": 4, "int4_bytes": 2, "int8": 1}
-#: Widths in order of preference; 16 and 32 are the least depths of the matrix instructions (16-bit and 8-bit).
+#: Widths S in order of preference. Matrix instructions need a depth of at least 16 (16-bit) or 32 (8-bit).
 _WIDTHS = {"int4_words": (64, 32, 16), "int4_bytes": (64, 32), "int8": (16,)}
 _DTYPES = {"int4_words": torch.int16, "int4_bytes": torch.int8, "int8": torch.int8}
-#: A wider slab is preferred as long as it costs no more padding than this.
+#: A wider slab is preferred if the padded row is at most this many times as long as K.
 _ACCEPTED_PADDING = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
 class SlabLayout:
-    """The numbers of one weight's layout.
+    """The layout of one weight.
 
     Attributes:
         form: "int4_words", "int4_bytes" or "int8".
         in_features: K.
         group_size: columns of K that share a scale, ≤ K.
         slab_width: S.
-        padded_group: columns that a group takes, a multiple of S.
+        padded_group: columns of a group, padding included: a multiple of S.
     """
 
     form: str
@@ -73,13 +73,13 @@ class SlabLayout:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of a stored element."""
+        """The dtype of a stored element."""
         return _DTYPES[self.form]
 
 
 @functools.lru_cache(maxsize=4096)
 def slab_layout(form: str, in_features: int, group_size: int) -> SlabLayout:
-    """The layout of a weight of `in_features` columns whose scales serve `group_size` columns each."""
+    """The layout of a weight with `in_features` columns and one scale per `group_size` columns."""
 
     def with_width(width: int) -> SlabLayout:
         padded_group = -(-group_size // width) * width
@@ -108,7 +108,7 @@ def pack(codes: Tensor, layout: SlabLayout) -> Tensor:
     slabs = padded.reshape(rows, -1, layout.slabs_per_block, layout.slab_width)
     offset = 8 if layout.form == "int4_words" else 0
     words = torch.zeros_like(slabs[:, :, 0], dtype=layout.dtype)
-    for position in range(layout.slabs_per_block):  # slab by slab: a whole weight is never wider than int8
+    for position in range(layout.slabs_per_block):  # slab by slab, to widen only one slab at a time
         words |= (slabs[:, :, position].to(layout.dtype) + offset & 0xF) << (4 * position)
     return words.reshape(rows, layout.words)
 
@@ -130,7 +130,7 @@ def _pad_groups(codes: Tensor, layout: SlabLayout) -> Tensor:
     padded = torch.nn.functional.pad(codes, (0, layout.groups * layout.group_size - columns))
     padded = padded.reshape(rows, layout.groups, layout.group_size)
     padded = torch.nn.functional.pad(padded, (0, layout.padded_group - layout.group_size)).reshape(rows, -1)
-    # Always a copy: what is packed must not change when the codes given do.
+    # Always a copy: a later change of `codes` must not change the packed weight.
     return torch.nn.functional.pad(padded, (0, layout.columns - padded.shape[1])).clone(
         memory_format=torch.contiguous_format
     )

@@ -1,17 +1,17 @@
-"""What every kernel computes, in plain torch: the oracle of every kernel test, and the backend where there is no other.
+"""Plain torch versions of every kernel: the oracle of the kernel tests, and the backend where there is no other.
 
 M rows of activations, N output features, K input features, G groups of K; codes are signed and held in int8.
 
     quantize_per_token     x [M, K] → codes, one scale and zero point per row, computed from the row
     quantize_per_tensor    x → codes with a given scale and zero point
-    int8_linear            int8 · int8ᵀ, exact in int32 → float; a residual and an activation on the way
+    int8_linear            int8 · int8ᵀ, exact in int32 → float, with a residual and an activation
     int8_linear_requantize the same → int8 on the consumer's grid
-    int8_output, int8_output_requantize  what the two make of the int32 sums
+    int8_output, int8_output_requantize  the second half of these two: from the int32 sums to the result
     int8_gated_linear      activation(int8 · gateᵀ) · (int8 · upᵀ) → float
     int8_gated_linear_requantize  the same → int8
     add_requantize         the sum of two int8 tensors → int8
-    rms_norm, layer_norm, residual_sum, gated  what the operators `…_quantize_per_…` compute before they quantize
-    weight_only_linear     float · dequantized weightᵀ, an activation on the way
+    rms_norm, layer_norm, residual_sum, gated  the first half of the operators `…_quantize_per_…`
+    weight_only_linear     float · dequantized weightᵀ, with an activation
     weight_only_linear_requantize  the same → int8 on the consumer's grid
     weight_only_input_gradient  float · dequantized weight, for training through a frozen weight
     int4_int8_linear       int8 · int4ᵀ with scales per group → float

@@ -1,4 +1,4 @@
-"""What follows a product before it is rounded: bias, residual, activation; all in float32."""
+"""The steps between a product and its rounding: bias, residual, activation, all in float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tritonq.numerics import qparams
 
-#: Beyond this the smooth activations are 0 or y in float32. Formulas give NaN at -Inf, torch's with oneDNN at Inf too.
+#: Beyond ± this the smooth activations are 0 or y in float32. Formulas give NaN at -Inf; torch with oneDNN at Inf too.
 _BOUND = 128.0
 
 _SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,7 +39,7 @@ def add_bias(values: Tensor, bias: Tensor | None) -> Tensor:
 def add_residual(
     values: Tensor, residual: Tensor | None, scale: Tensor | None, zero: Tensor | None
 ) -> Tensor:
-    """float32 values + what the residual stands for.
+    """float32 values + the residual, dequantized if it is int8.
 
     Args:
         values: float32, any shape.

@@ -1,11 +1,11 @@
-"""Fake quantization: round to the grid of the deployed integers and back, with a gradient that passes through.
+"""Fake quantization for training: rounds to the grid of the deployed integers and back, and lets the gradient through.
 
     v    = fl(x · (1/scale))                 as `qparams.quantize` has it; NaN counts as 0
     code = clamp(rint(v) + zero)
     y    = (code - zero) · scale             in float32, rounded once to x's dtype
 
-The codes are those of `qparams.quantize`, because they are computed by it. The gradients pretend that rint is the
-identity. With "inside" meaning that the unclamped code rint(v) + zero lies in [qmin, qmax]:
+The codes equal those of `qparams.quantize`. The gradients treat rint as the identity. "Inside" means that the
+unclamped code rint(v) + zero lies in [qmin, qmax]:
 
                  inside                        outside
     dy/dx        1                             0
@@ -14,10 +14,10 @@ identity. With "inside" meaning that the unclamped code rint(v) + zero lies in [
 
 dy/dscale is Esser et al., "Learned Step Size Quantization", 2020, eq. 3; dy/dzero is Bhalgat et al., "LSQ+", 2020,
 eq. 6, with codes shifted by the zero point instead of values by an offset.
-Both are summed over the elements that share a scale, and multiplied by a gradient factor, 1/√(elements · qmax) in the
-first paper, which keeps a scale from learning faster than the weights it serves.
+Both are summed over the elements that share a scale and multiplied by a gradient factor, 1/√(elements · qmax) in the
+first paper. The factor keeps a scale from learning faster than its weights.
 
-A learned zero point is a float; it is rounded, clamped to [qmin, qmax] and treated as if it had not been.
+A learned zero point is a float. It is rounded and clamped to [qmin, qmax]; its gradient ignores both steps.
 
 This is the CPU backend, and the oracle of the kernels in `kernels/rows/fake_quantize.py`. R rows, C columns, one
 scale per `group_size` columns: scale and zero point are [R or 1, G], G = ceil(C / group_size).
@@ -85,7 +85,7 @@ def gradients(
     """The three gradients of the table above.
 
     Args:
-        dy: [R, C], the gradient that arrives.
+        dy: [R, C], the gradient of y.
         gradient_factor: multiplies the gradients of scale and zero point.
         the others: as `fake_quantize`.
 
@@ -125,7 +125,7 @@ def tiles_per_group(group_size: int) -> int:
 
 
 def mask_shape(rows: int, groups: int, group_size: int) -> tuple[int, int]:
-    """Shape of a packed mask: uint8 [R, bytes], a bit per column of each tile, beyond a group's end too."""
+    """Shape of a packed mask: uint8 [R, bytes], one bit per column of each tile, padding included."""
     return rows, groups * tiles_per_group(group_size) * tile_columns(group_size) // _BITS
 
 
@@ -135,7 +135,7 @@ def pack_mask(mask: Tensor, groups: int, group_size: int) -> Tensor:
     padded_group = tiles_per_group(group_size) * tile_columns(group_size)
     padded = torch.nn.functional.pad(mask, (0, groups * group_size - columns))
     padded = torch.nn.functional.pad(padded.reshape(rows, groups, group_size), (0, padded_group - group_size))
-    # Eight bytes of 0 or 1 are one int64; the product moves byte i's one to bit 56 + i, and none of its terms collide.
+    # Eight bytes of 0 or 1 are one int64. The product moves the 1 of byte i to bit 56 + i; no two terms collide.
     eights = padded.contiguous().view(torch.int64) * _GATHER_BITS
     return (eights >> 56).to(torch.uint8).reshape(mask_shape(rows, groups, group_size))
 
@@ -144,7 +144,7 @@ def unpack_mask(packed: Tensor, columns: int, groups: int, group_size: int) -> T
     """The inverse of `pack_mask`: bool [R, C]."""
     rows = packed.shape[0]
     padded_group = tiles_per_group(group_size) * tile_columns(group_size)
-    # Every byte is repeated eight times, and byte i keeps bit i.
+    # Repeat every byte eight times; copy i keeps bit i.
     spread = packed.to(torch.int64) * _REPEAT_BYTE & _DIAGONAL_BITS
     bits = spread.contiguous().view(torch.uint8).reshape(rows, groups, padded_group)
     return bits[:, :, :group_size].reshape(rows, groups * group_size)[:, :columns] != 0
@@ -164,7 +164,7 @@ def _per_column(
 def _rounded(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, qmin: int, qmax: int
 ) -> tuple[Tensor, Tensor]:
-    """(`fake_quantize`, `inside_range`); the codes are those of `qparams.quantize`, but stay floats."""
+    """(`fake_quantize`, `inside_range`); the codes are those of `qparams.quantize`, kept as floats."""
     column_scale, zero = _per_column(scale, zero_point, x.shape[1], group_size, qmin, qmax)
     rounded = _scaled(x, column_scale).round_()
     if zero is None:
@@ -172,7 +172,7 @@ def _rounded(
     else:
         clamped = torch.clamp(rounded, qmin - zero, qmax - zero)
     inside = clamped == rounded
-    # Adding 0 makes -0 what it is as an integer.
+    # Adding 0 turns -0 into 0, the only zero that integers have.
     return clamped.add_(0.0).mul_(column_scale.float()).to(x.dtype), inside
 
 

@@ -1,11 +1,11 @@
-"""int8 activations × int8 weights, and sums of int8 tensors: to float, or to int8 on another grid.
+"""int8 activations × int8 weights, and sums of int8 tensors; the result is float, or int8 on another grid.
 
-Everything between the exact int32 sum and the one rounding at the end is float32, in this order:
+Between the exact int32 sum and the one rounding at the end, all is float32, in this order:
 
     y = fl(fl(float(acc) · x_scale) · w_scale) + bias;  y = y + residual;  y = activation(y)
 
-An int8 result is quantized as any float tensor is: v = fl(y · (1 / out_scale)), code = clamp(rint(v) + out_zero).
-Without a residual, and with no activation but relu, the scales come first:
+An int8 result is quantized like any float tensor: v = fl(y · (1 / out_scale)), code = clamp(rint(v) + out_zero).
+Without a residual and with activation none or relu, the scales are combined first:
 
     v = fl(fl(float(acc) · m) + b'),  m = (x_scale · w_scale) / out_scale,  b' = bias / out_scale;  relu: v = max(v, 0)
 """
@@ -65,7 +65,7 @@ def int8_output(
     residual_scale: Tensor | None = None,
     residual_zero: Tensor | None = None,
 ) -> Tensor:
-    """What `int8_linear` makes of its sums, int32 [M, N]; other arguments as there."""
+    """The second half of `int8_linear`: from sums, int32 [M, N], to the result. Other arguments as there."""
     result = (sums.float() * x_scale.reshape(-1, 1)) * w_scale.float().reshape(1, -1)
     result = add_residual(add_bias(result, bias), residual, residual_scale, residual_zero)
     return activate(result, activation).to(dtype)
@@ -87,7 +87,7 @@ def int8_linear_requantize(
     residual_scale: Tensor | None = None,
     residual_zero: Tensor | None = None,
 ) -> Tensor:
-    """The same product handed on as int8, on the grid of the layer that reads it.
+    """The same product, quantized to int8 on the grid of the layer that reads it.
 
     Args:
         x, x_scale, x_zero, w, w_scale, w_zero, bias: as `int8_linear`.
@@ -117,7 +117,7 @@ def int8_output_requantize(
     residual_scale: Tensor | None = None,
     residual_zero: Tensor | None = None,
 ) -> Tensor:
-    """What `int8_linear_requantize` makes of its sums, int32 [M, N]; other arguments as there."""
+    """The second half of `int8_linear_requantize`: from sums, int32 [M, N], to the codes. Other arguments as there."""
     if residual is not None or activation not in ("none", "relu"):
         epilogue = (activation, residual, residual_scale, residual_zero)
         values = int8_output(sums, x_scale, w_scale, bias, torch.float32, *epilogue)
@@ -145,12 +145,12 @@ def int8_gated_linear(
     dtype: torch.dtype,
     activation: str,
 ) -> Tensor:
-    """activation(x · gateᵀ) · (x · upᵀ): two products of one x, the middle of a gated MLP.
+    """activation(x · gateᵀ) · (x · upᵀ), the middle of a gated MLP.
 
     Args:
         x, x_scale, x_zero: as `int8_linear`.
-        gate, gate_scale, gate_zero, gate_bias: one weight, as `int8_linear`.
-        up, up_scale, up_zero, up_bias: the other, of the same shape.
+        gate, gate_scale, gate_zero, gate_bias: the first weight, as `int8_linear`.
+        up, up_scale, up_zero, up_bias: the second weight, of the same shape.
         dtype: of the result.
         activation: one of `ACTIVATIONS`.
 

@@ -22,10 +22,10 @@ def int_matmul(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _row_major(x: Tensor) -> Tensor:
-    """x with strides (columns, 1), in dimensions of size 1 too.
+    """x with strides (columns, 1), even in dimensions of size 1.
 
-    torch 2.13's int8 product leaves its result unwritten, without an error, if a row stride is below the number of
-    columns (an expanded tensor), and for one column, which `int_matmul` therefore computes otherwise.
+    torch 2.13's int8 product silently leaves its result unwritten if a row stride is smaller than the number of columns
+    (an expanded tensor). It does the same for one column, which `int_matmul` therefore computes in float32.
     """
     return x if x.stride() == (x.shape[1], 1) else torch.empty(x.shape, dtype=x.dtype).copy_(x)
 
@@ -56,10 +56,10 @@ def int8_accumulate(x: Tensor, x_zero: Tensor | None, w: Tensor, w_zero: Tensor 
 
 @functools.cache
 def int_mm_is_exact_and_fast() -> bool:
-    """Whether torch's int8 product may be used here: it is slow, or saturates to 16 bits, on CPUs without VNNI."""
+    """True if torch's int8 product is exact and fast: on CPUs without VNNI it is slow or saturates to 16 bits."""
     if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         return False
-    # Pairs of neighbours are what is summed in 16 bits: every pair of extreme codes meets every other.
+    # A CPU that saturates sums two neighbouring products in 16 bits: try every pair of extreme codes with every pair.
     pairs = torch.tensor([[127, 127], [127, -128], [-128, 127], [-128, -128]], dtype=torch.int8)
     codes = pairs.repeat(8, 64)
     return torch.equal(torch._int_mm(codes, codes.t()).long(), codes.long() @ codes.long().t())

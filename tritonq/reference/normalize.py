@@ -1,8 +1,8 @@
-"""What is quantized as soon as it is computed: normalized rows, and the products of a gated MLP. All in float32.
+"""Norms, residual sums and gated products, which kernels quantize as soon as they have computed them. All in float32.
 
-Nothing is rounded to a narrower dtype on the way, which is more exact than a model in bfloat16 that rounds between its
-steps. Sums over a row are the float64 ones, rounded to float32: a kernel's, in float32 and in whatever order, differ
-from them by an ulp or two, and the codes by 1 at rare ties.
+Nothing is rounded to a narrower dtype between the steps, so the results are more exact than those of a bfloat16 model.
+Sums over a row are computed in float64 and rounded to float32. A kernel adds in float32 in some other order, so its
+sums differ by an ulp or two, and its codes by 1 at rare ties.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
 
 def residual_sum(x: Tensor, residual: Tensor) -> Tensor:
-    """x + residual, of one shape, added in float32 and rounded once to x's dtype: the new residual stream."""
+    """The new residual stream: x + residual, of one shape, added in float32 and rounded once to x's dtype."""
     return (x.float() + residual.float()).to(x.dtype)
 
 
 def gated(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
-    """float32 activation(gate) · up, of two float tensors of one shape, or up None for 1."""
+    """float32 activation(gate) · up for two float tensors of one shape; `up` None counts as 1."""
     values = activate(gate.float(), activation)
     return values if up is None else values * up.float()
 
@@ -57,7 +57,7 @@ def gated(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
 def _scaled(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Rows of float32 values divided by their root mean square, columns multiplied by the weight."""
     mean = _mean(values * values)
-    # On CPUs torch's float32 square root is an ulp off at times; the float64 one, rounded, is IEEE's.
+    # On CPUs torch's float32 square root is sometimes an ulp off. The float64 one, rounded, equals IEEE's.
     root = torch.sqrt((mean + torch.full_like(mean, eps)).double()).float()
     result = values * torch.reciprocal(root)
     return result if weight is None else result * weight.float()

@@ -1,4 +1,4 @@
-"""Float activations to int8 codes: on a grid found for each row, or on a given one."""
+"""Quantizes float activations to int8: each row on its own grid, or all on a given one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tritonq.numerics import qparams
 
 
 def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize each row on a grid of its own. A row that holds NaN or Inf gets scale NaN and codes 0.
+    """Quantize each row on its own grid. A row that holds NaN or Inf gets scale NaN and codes 0.
 
     Args:
         x: float [M, K].
@@ -47,4 +47,4 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
         int8 codes of x's shape.
     """
     codes = qparams.quantize(x, scale, zero_point, -127 if symmetric else -128, 127)
-    return codes.reshape(x.shape)  # a scalar has broadcast to the scale's [1]
+    return codes.reshape(x.shape)  # the scale's shape [1] has broadcast a scalar to [1]

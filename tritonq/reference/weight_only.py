@@ -48,7 +48,7 @@ def weight_only_linear_requantize(
     symmetric: bool,
     activation: str = "none",
 ) -> Tensor:
-    """The same product, not rounded to x's dtype, handed on as int8 on the grid of the layer that reads it.
+    """The same product, quantized from float32 to int8 on the grid of the layer that reads it.
 
     Args:
         x, w, w_scale, w_zero, bias, group_size, activation: as `weight_only_linear`.

@@ -1,19 +1,19 @@
-"""Whether what a kernel computed agrees with the reference."""
+"""Compares a kernel's result with the reference."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Of the result's root mean square: float32 sums of up to 10⁵ products that run in another order, rounded to 16 bits;
-#: and not rounded, where products in tf32, which float32 must never become, would be ten times worse.
+#: Error that another order of float32 sums (up to 10⁵ products) may cause, as a part of the result's root mean square:
+#: in 16-bit results, and in float32. tf32 products, which a float32 kernel must not use, err ten times more than that.
 _OTHER_ORDER, _OTHER_ORDER_FLOAT32 = 1e-3, 5e-5
-#: Part of the codes that may be one off, behind an elementary function or a sum in another order.
+#: Part of the codes that may be one off after an elementary function or a sum in another order.
 _CODES_ONE_OFF = 1e-3
 
 
 def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference of two tensors of one shape, 0 where both hold NaN; inf where one does."""
+    """Largest absolute difference of two tensors of one shape. NaN and NaN differ by 0, NaN and a number by inf."""
     if found.numel() == 0:
         return 0.0
     difference = (found.float() - expected.float()).abs()
@@ -23,19 +23,19 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def disagreement(found: Tensor, expected: Tensor, exact: bool) -> str | None:
-    """What is wrong with a result, in words; None where nothing is.
+    """What is wrong with a result, in words; None if it is right.
 
     Args:
-        found: what a kernel computed.
-        expected: what the reference computed: in found's dtype if `exact`; else float32, not rounded, or codes.
-        exact: every bit must be the same (NaNs alike, and zeros of either sign); else each element must be right but
-            for one rounding to found's dtype and the order of float32 sums.
+        found: the kernel's result.
+        expected: the reference's result: in found's dtype if `exact`, else codes or unrounded float32.
+        exact: True: every bit must match, except NaN's and the sign of zero. False: elements may differ by one rounding
+            to found's dtype and by another order of float32 sums.
     """
     if found.shape != expected.shape or (exact and found.dtype != expected.dtype):
         return f"{list(found.shape)} of {found.dtype} instead of {list(expected.shape)} of {expected.dtype}"
     if exact:
         difference = largest_difference(found, expected)
-        return None if difference == 0 else f"off by {difference:.3g} where every bit is prescribed"
+        return None if difference == 0 else f"off by {difference:.3g}, but every bit must match"
     if not found.is_floating_point():
         off = (found.int() - expected.int()).abs()
         few = int(off.sum()) <= max(1.0, _CODES_ONE_OFF * off.numel())

@@ -1,7 +1,7 @@
 """Buffers that move between devices but never change dtype.
 
-`model.half()` and `model.to(torch.bfloat16)` cast every floating-point buffer they find. A scale that was
-calibrated in float32, or the smallest value an observer has seen, must survive that untouched.
+`model.half()` and `model.to(torch.bfloat16)` cast every floating-point buffer. Calibrated scales and observed extremes
+must stay in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class FixedDtypeModule(nn.Module):
-    """An nn.Module whose own buffers keep their dtype under `.half()`, `.to(dtype)` and the like."""
+    """An nn.Module whose direct buffers keep their dtype under `.half()`, `.to(dtype)` and the like."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedDtypeModule:
         before = dict(self._buffers)

@@ -1,4 +1,4 @@
-"""What a measurement was made on: without it a number means nothing."""
+"""Describes the machine and the versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, torch, Triton and tritonq; None for what is not installed."""
+    """Versions of Python, torch, Triton and tritonq; None if not installed."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -32,7 +32,7 @@ def gpu(index: int) -> dict[str, str | int | None]:
 
 
 def driver() -> str | None:
-    """The version of NVIDIA's driver as its own tool says; None without it."""
+    """The version of NVIDIA's driver according to nvidia-smi; None without that tool."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout

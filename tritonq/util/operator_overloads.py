@@ -1,4 +1,4 @@
-"""Python's operators for classes that stand in for a tensor and have a meaning for few of them."""
+"""Refuses Python's operators on classes that stand in for a tensor and support only a few of them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _OTHER = ("eq", "ne", "lt", "le", "gt", "ge", "contains", "setitem", "array")
 def refuse_operators(
     cls: type, refuse: Callable[[Any, str, tuple[Any, ...]], Any], more: tuple[str, ...] = ()
 ) -> None:
-    """Give a class all of Python's operators that it has no meaning for, but for `a += b` where it has a + b.
+    """Define every Python operator that `cls` does not define; each calls `refuse`.
 
-    Python looks them up in the class, never in `__getattr__`, and has a meaning of its own for == and bool.
+    They must be defined because Python looks operators up in the class, never through `__getattr__`, and has defaults
+    for == and bool. `a += b` stays undefined if the class defines `a + b`, which Python then uses.
 
     Args:
         refuse: (self, the operator's name, its operands) → raises, or returns NotImplemented.
-        more: others to refuse, such as "getitem".
+        more: further operators to refuse, such as "getitem".
     """
 
     def refused(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A progress bar where somebody is watching: on a terminal, with rich installed. Silent everywhere else."""
+"""A progress bar, drawn only on a terminal and only if rich is installed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ Item = TypeVar("Item")
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items of `iterable`, drawing a bar on stderr that vanishes when done.
+    """Yield the items of `iterable` and draw a bar on stderr, which vanishes at the end.
 
     Args:
-        iterable: anything to go through once.
-        description: what is being done, in front of the bar.
-        total: how many items there are; None asks the iterable, and draws a bar without an end if it cannot
-            say.
+        iterable: the items.
+        description: the text in front of the bar.
+        total: the number of items; None takes `len(iterable)`, and without a length the bar shows no end.
     """
     if sys.stderr is None or not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         yield from iterable

@@ -1,12 +1,12 @@
-"""Timing one call honestly.
+"""Measures the time of one call.
 
-On a GPU: the calls are captured into a CUDA graph, so that no launch overhead of the host is in them, and go round
-enough copies of the weights that none is found in the L2 cache. Before the clock runs, the graph is replayed until the
-chip's clocks have risen from idle. Each replay is timed with device events, behind a kernel that sleeps until the host
-has finished launching; the median counts, and the quartiles say how far the replays spread. On a CPU: wall time.
+On a GPU, the calls are captured into a CUDA graph, so the host's launch overhead is not counted. They rotate through
+enough copies of the weights that none is still in the L2 cache. The graph is first replayed until the chip's clocks
+have risen from idle. Device events then time each replay, behind a kernel that sleeps until the host has finished
+launching. The result is the median of the replays, with the quartiles. On a CPU, wall time is measured.
 
-What a call costs the host is measured apart: calls issued one after the other without waiting, so few at a time that
-the queue of launches never fills, which would measure the GPU.
+The host's time for a call is measured separately: calls are issued without waiting, and few enough that the launch
+queue never fills. A full queue would make the host wait for the GPU.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import torch
 
 Call = Callable[[], object]
 
-#: Weights in rotation take at least this many bytes and this many times the L2 cache.
+#: The copies of the weights take at least this many bytes and this many times the L2 cache.
 ROTATION_BYTES, ROTATION_OF_CACHE = 512 * 2**20, 4
-#: Copies beyond these say nothing new, and graphs of many nodes take long to launch.
+#: More copies change no result, and long graphs take long to launch.
 MOST_COPIES = 64
 _REPEATS = 21
-#: Calls in a graph, at least: what the graph itself takes to start is shared by them.
+#: A graph holds at least this many calls, which share the time that the graph takes to start.
 _CALLS_IN_GRAPH = 20
 #: About a millisecond; the host needs less to launch a graph.
 _SLEEP_CYCLES = 2_000_000
-#: Calls before anything counts: the first compiles, and may try configurations.
+#: Calls before the measurement: the first one compiles and may try configurations.
 _FIRST_CALLS = 3
 _WARM_UP_SECONDS = 0.05
 _EAGER_CALLS, _EAGER_ROUNDS, _EAGER_SECONDS = 100, 10, 0.5
@@ -47,7 +47,7 @@ class Timing:
 
 
 def copies_to_rotate(weight_bytes: int, device: torch.device) -> int:
-    """How many copies of a weight have to be taken in turn for none to stay in the cache; 1 on a CPU."""
+    """How many copies of a weight to rotate through so that none stays in the cache; 1 on a CPU."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -56,7 +56,7 @@ def copies_to_rotate(weight_bytes: int, device: torch.device) -> int:
 
 
 def time_calls(calls: Sequence[Call], device: torch.device) -> Timing:
-    """Time of one call; `calls` do the same work on different weights, and are taken in turn."""
+    """Time of one call. `calls` do the same work on different weights and run in turn."""
     times = _graph_times(calls) if device.type == "cuda" else _wall_times(calls)
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return Timing(1e6 * median, 1e6 * low, 1e6 * high)
@@ -68,7 +68,7 @@ def microseconds(calls: Sequence[Call], device: torch.device) -> float:
 
 
 def eager_microseconds(call: Call, device: torch.device) -> float | None:
-    """CPU time per call in µs when calls are issued one after the other without waiting; None off a GPU."""
+    """The host's µs per call when calls are issued one after the other without waiting; None unless on a GPU."""
     if device.type != "cuda":
         return None
     for _ in range(_EAGER_CALLS):
