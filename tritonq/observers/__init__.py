@@ -1,13 +1,13 @@
-"""Observers watch the values of a tensor go by and say which scale and zero point cover them.
+"""Observers watch the values of a tensor and compute a scale and zero point that cover them.
 
-They carry torch.ao.quantization's names and constructor words. `QuantSpec(observer=…)` takes a name
-("minmax"), a class, or what `.with_args(…)` returns; `make_observer` turns any of these into a module.
+Names and constructor arguments are those of torch.ao.quantization. `QuantSpec(observer=…)` takes a name ("minmax"), a
+class, or the result of `.with_args(…)`; `make_observer` turns any of these into a module.
 
-    minmax                  all of the range, nothing saturates
+    minmax                  the whole range; nothing saturates
     moving_average_minmax   the range of a typical batch
-    histogram, mse          what makes the least squared error
-    percentile              all but a given part of the values
-    entropy                 what keeps most of the distribution's information
+    histogram, mse          the range with the least squared error
+    percentile              the range of a given percentage of the values
+    entropy                 the range that keeps most of the distribution's information
 """
 
 import torch
@@ -52,7 +52,7 @@ __all__ = [
     "observed_weight_qparams",
 ]
 
-# torch's ready-made factories. They use all 8 bits: no kernel here needs one held back.
+# torch's ready-made factories. They use all 8 bits, because no kernel here saturates.
 default_observer = MinMaxObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine)
 default_histogram_observer = HistogramObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine)
 default_weight_observer = MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)

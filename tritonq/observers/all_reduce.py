@@ -1,6 +1,6 @@
-"""`all_reduce`: the observers of all processes merged, so that each process gets the same scales.
+"""`all_reduce` merges the observers of all processes, so that each process gets the same scales.
 
-Call it after calibration, in which each process has seen its own part of the data.
+Call it after calibration, when each process has seen its part of the data.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from tritonq.observers.base import ObserverBase
 
 
 def all_reduce(model: nn.Module, group: Any = None) -> None:
-    """Merge each observer of a prepared model with the same observer of the other processes. All of them must call it.
+    """Merge each observer of a prepared model with the same observer in all processes, which must all call this.
 
-    In a model prepared for training the observers are merged too; the scale of a `FakeQuantize` follows its
-    observer with the next batch that it observes.
+    It works on a model prepared for training too: a `FakeQuantize` updates its scale with the next batch it observes.
 
     Args:
-        model: holds observers, the same ones in every process.
+        model: a prepared model with the same observers in every process.
         group: a torch.distributed process group; None for all processes.
 
     Raises:

@@ -1,8 +1,7 @@
-"""What every observer shares: the words it is built with, the code range, and scales from a range of values.
+"""The base of all observers: constructor arguments, code range, and scales from a range of values.
 
-An observer is a module whose forward hands its input on unchanged and remembers what it needs of it. Its code
-range is signed whatever `dtype` says: torch.quint8 with 0 … 255 becomes -128 … 127, codes and zero point both
-less 128.
+An observer is a module whose forward returns its input unchanged and keeps statistics of it. Its code range is always
+signed: torch.quint8 with 0 … 255 becomes -128 … 127, and 128 is subtracted from codes and zero point.
 
     dtype, qscheme                    default code range
     any, symmetric                    -127 … 127
@@ -40,7 +39,7 @@ _CODE_RANGES = {torch.qint8: (-128, 127, 0), torch.quint8: (0, 255, 128)}
 
 @dataclasses.dataclass(frozen=True)
 class ObserverFactory:
-    """An observer class and some of its constructor's words; called, an observer. Compares, hashes, pickles."""
+    """An observer class and some of its constructor arguments; a call makes an observer. Compares, hashes, pickles."""
 
     observer: type[ObserverBase]
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -49,7 +48,7 @@ class ObserverFactory:
         return self.observer(**{**dict(self.arguments), **arguments})
 
     def with_args(self, **arguments: Any) -> ObserverFactory:
-        """A factory that knows these words too; later ones win."""
+        """A factory with these arguments added; they replace earlier ones of the same name."""
         return ObserverFactory(self.observer, tuple(sorted({**dict(self.arguments), **arguments}.items())))
 
     @property
@@ -60,21 +59,21 @@ class ObserverFactory:
 class ObserverBase(FixedDtypeModule):
     """Base of all observers.
 
-    A subclass writes `observe`, `data_range`, `has_data`, `reset_min_max_vals`, and, to be merged,
-    `take_over` and `share`.
+    A subclass defines `observe`, `data_range`, `has_data`, `reset_min_max_vals`, and, if it can be merged, `take_over`
+    and `share`.
 
     Args:
-        dtype: torch.qint8 or torch.quint8; only decides how quant_min and quant_max are read.
+        dtype: torch.qint8 or torch.quint8; decides only how quant_min and quant_max are read.
         qscheme: torch.per_tensor_affine, per_tensor_symmetric, per_channel_affine or per_channel_symmetric.
         reduce_range: use one bit less.
         quant_min, quant_max: the code range, both or neither.
-        factory_kwargs: accepted as torch does and not used: what is observed is kept in float32, where the data is.
+        factory_kwargs: accepted for torch's sake and ignored: statistics are float32, on the data's device.
         eps: the smallest scale; None leaves only the floor that keeps scales normal numbers.
 
-    `name` is the observed module's, for messages; whoever attaches the observer sets it.
+    `name` is the observed module's name, for messages. Set it when you attach the observer.
 
     Raises:
-        TypeError, ValueError: naming the word, the value found and the values allowed.
+        TypeError, ValueError: the message names the argument, the value found and the values allowed.
     """
 
     per_channel = False
@@ -106,7 +105,7 @@ class ObserverBase(FixedDtypeModule):
 
     @classmethod
     def with_args(cls, **arguments: Any) -> ObserverFactory:
-        """A factory of this observer that already knows these constructor words."""
+        """A factory of this observer with these constructor arguments."""
         return ObserverFactory(cls).with_args(**arguments)
 
     @property
@@ -116,16 +115,16 @@ class ObserverBase(FixedDtypeModule):
 
     @property
     def title(self) -> str:
-        """How messages call it: the observed module's name where known."""
+        """The observer's name in messages: the observed module's name, if known, and the class."""
         return f"{self.name}: {type(self).__name__}" if self.name else type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take note of `x` (float, any shape; no elements: nothing to note) and return it unchanged.
+        """Observe `x` (float, any shape; an empty tensor is ignored) and return it unchanged.
 
         Raises:
             TypeError: x is not a floating-point tensor.
-            ValueError: x holds NaN or Inf. On a GPU `calculate_qparams` says so instead: nothing waits for
-                the device.
+            ValueError: x holds NaN or Inf. On a GPU `calculate_qparams` raises it later, so that the host does not
+                wait for the device.
         """
         self._check_input(x)
         if x.numel():
@@ -139,13 +138,13 @@ class ObserverBase(FixedDtypeModule):
             raise TypeError(f"{self.title} observes floating-point tensors, found {found}")
 
     def observe(self, x: Tensor) -> None:
-        """Take note of a floating-point tensor with at least one element."""
+        """Update the statistics with a floating-point tensor of at least one element."""
         raise NotImplementedError
 
     def data_range(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """float32 (low, high): the range to cover, scalars, or [channels] each for a per-channel observer.
+        """float32 (low, high): the range to cover; scalars, or [channels] each for a per-channel observer.
 
-        `dtype` is what the scale will be rounded to: a search measures with the scales that are used.
+        The scale will be rounded to `dtype`: a search must measure errors with the rounded scale.
         """
         raise NotImplementedError
 
@@ -162,14 +161,14 @@ class ObserverBase(FixedDtypeModule):
         self.reset_min_max_vals()
 
     def merge(self, other: ObserverBase) -> None:
-        """Take over what another observer has seen, as if this one had seen it too; `other` stays as it is.
+        """Add the statistics of `other`, as if this observer had seen its data too; `other` stays as it is.
 
-        Extremes, histograms and kept values come out as one observer of all the data would have them. Of moving
-        averages, which depend on an order that two observers do not have, the mean is taken.
+        Extremes, histograms and kept values become those of one observer of all data. A moving average depends on the
+        order of the batches, which two observers do not have, so it becomes the mean of both.
 
         Raises:
-            TypeError: other is no observer of the same class.
-            ValueError: it counts other bins, or observes another number of channels.
+            TypeError: `other` is not of the same class.
+            ValueError: `other` has another number of bins or channels.
         """
         if type(other) is not type(self):
             raise TypeError(f"{self.title} merges with its own class, found {type(other).__name__}")
@@ -177,7 +176,7 @@ class ObserverBase(FixedDtypeModule):
             self.take_over(other)
 
     def all_reduce(self, group: Any = None) -> None:
-        """Merge the observers of all processes; afterwards each holds the same. All of them must call it.
+        """Merge this observer over all processes; afterwards all hold the same. All processes must call it.
 
         Args:
             group: a torch.distributed process group; None for all processes.
@@ -189,25 +188,25 @@ class ObserverBase(FixedDtypeModule):
             self.share(Processes(group, self.title))
 
     def take_over(self, other: Any) -> None:
-        """`merge` without its check: `other` is of self's class."""
+        """`merge` without the check: `other` must be of the same class."""
         raise NotImplementedError(f"{type(self).__name__} does not merge")
 
     def share(self, processes: Processes) -> None:
-        """`all_reduce` in a group."""
+        """`all_reduce` within `processes`."""
         raise NotImplementedError(f"{type(self).__name__} does not merge across processes")
 
     def calculate_qparams(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the grid that covers what was observed.
+        """Scale and zero point of the grid that covers the observed data.
 
         Args:
-            dtype: what the scale is rounded to, for weights, whose scales are stored in the model's dtype.
+            dtype: the scale is rounded to it. Scales of weights are stored in the model's dtype.
 
         Returns:
             (scale of `dtype`, zero point int8, in the signed range): [1], or [channels] for a per-channel
             observer.
 
         Raises:
-            ValueError: nothing was observed, or NaN or Inf was.
+            ValueError: no data was observed, or it held NaN or Inf.
         """
         if not self.has_data():
             raise ValueError(
@@ -220,7 +219,7 @@ class ObserverBase(FixedDtypeModule):
     def range_qparams(
         self, low: Tensor, high: Tensor, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """What `calculate_qparams` returns, for a range given as float32; nothing is checked, nothing waits."""
+        """`calculate_qparams` for a given float32 range, without checks and without waiting for the device."""
         low, high = low.reshape(-1).clamp(max=0.0), high.reshape(-1).clamp(min=0.0)
         levels = self.qmax - self.qmin
         if self.symmetric:
@@ -234,7 +233,7 @@ class ObserverBase(FixedDtypeModule):
         return affine_qparams(low, high, self.qmin, self.qmax, dtype)
 
     def check_finite(self, low: Tensor, high: Tensor) -> None:
-        """Raise a ValueError where smallest or largest values are not finite (waits for the device)."""
+        """Raise a ValueError unless all extremes are finite. Waits for the device."""
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
             raise ValueError(f"{self.title} needs finite data, found NaN or Inf")
 
@@ -243,7 +242,7 @@ class ObserverBase(FixedDtypeModule):
 
 
 def number_between(observer: ObserverBase, word: str, value: Any, low: float, high: float) -> float:
-    """Return a constructor's word, or raise a ValueError unless it is a number in (low, high]."""
+    """Return the constructor argument `word`, or raise a ValueError unless it is a number in (low, high]."""
     if isinstance(value, (int, float)) and low < value <= high:
         return float(value)
     kind = type(observer).__name__
@@ -251,7 +250,7 @@ def number_between(observer: ObserverBase, word: str, value: Any, low: float, hi
 
 
 def answers_at_once(x: Tensor) -> bool:
-    """Whether a tensor's value may be asked for: a GPU would be waited for, and what is compiled has none yet."""
+    """True if reading a tensor's value is free: a GPU would make the host wait, and compiled code has no value yet."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -267,7 +266,7 @@ def signed_range(
     quant_min: int | None,
     quant_max: int | None,
 ) -> tuple[int, int]:
-    """The signed (smallest, largest) code of an observer's words; see the module's docstring."""
+    """The signed (smallest, largest) code; see the module's docstring."""
     if dtype not in _CODE_RANGES:
         raise ValueError(f"{kind}: dtype must be torch.qint8 or torch.quint8, found {dtype!r}")
     if not isinstance(reduce_range, bool):

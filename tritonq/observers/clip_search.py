@@ -1,20 +1,18 @@
-"""Where to cut a range so that rounding what is inside and clipping what is outside cost least, in mean squared error.
+"""Searches the range with the least mean squared error: values inside are rounded, values outside are clipped.
 
-Of data known by its histogram the error is an expectation: values are spread evenly over each bin. With t = x
-/ scale and the grid's codes a … b counted from the zero point, the integral of the squared error from 0 to t
-is, in units of the scale,
+For a histogram the error is an expectation: values are spread evenly over each bin. Let t = x / scale, and let the
+grid's codes be a … b, counted from the zero point. The integral of the squared error from 0 to t, in units of the
+scale, is
 
     F(t) = n / 12 + (t - n)^3 / 3,   n = clamp(rint(t), a, b)
 
-inside the grid (n whole steps of 1/12, and a part of one) and beyond its ends alike, so that a bin from t to
-t' with count c costs c · scale² · (F(t') - F(t)) / (t' - t): no sum over grid points, no approximation of
-narrow steps.
+both inside the grid (n whole steps of 1/12, and a part of one) and beyond its ends. A bin from t to t' with count c
+costs c · scale² · (F(t') - F(t)) / (t' - t). This is exact and needs no sum over grid points.
 
-Of data kept value by value the error is what `qparams.quantize` and `dequantize` make of it.
+For data kept value by value, the error is that of `qparams.quantize` and `dequantize`.
 
-The search moves the two ends: first both by one factor, then each by itself, then by smaller factors. The
-range it starts from is always among the candidates, so the result is never worse. It runs on the device, all
-rows at once.
+The search moves both ends by one factor, then each end alone, then repeats this with smaller factors. The range it
+starts from is always a candidate, so the result is never worse. All rows are searched at once, on the device.
 """
 
 from __future__ import annotations
@@ -29,22 +27,22 @@ from torch import Tensor
 ErrorOf = Callable[[Tensor, Tensor], Tensor]
 #: low, high float32 [n] → scale, zero point [n]: an observer's `range_qparams`.
 QparamsOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-#: (what moves: "both", "low" or "high"; factors), one round after the other.
+#: One round of the search: which ends move ("both", "low" or "high"), and the factors to try.
 Round = tuple[str, Sequence[float]]
 
-#: 15/14: on INT4's symmetric grid amax/7.5 is the scale, amax/7 the one that also reaches amax itself.
+#: On INT4's symmetric grid the scale is amax / 7.5. 15/14 times that, amax / 7, also reaches amax itself.
 _WIDEN = 15 / 14
 _LARGEST = torch.finfo(torch.float32).max
 
 
 def rounds(ratio: float, narrowest: float, refinements: int, symmetric: bool) -> list[Round]:
-    """A plan: a sweep from the full range down to a fraction of it, then ever finer steps around the best.
+    """A search plan: a sweep from the full range down to a fraction of it, then finer and finer steps around the best.
 
     Args:
-        ratio: from one candidate of the sweep to the next, below 1.
-        narrowest: where the sweep ends, as a fraction of the range.
-        refinements: so often the step is divided by 4.
-        symmetric: both ends move as one.
+        ratio: the factor from one candidate of the sweep to the next, below 1.
+        narrowest: the end of the sweep, as a fraction of the range.
+        refinements: how often the step is divided by 4.
+        symmetric: both ends always move together.
     """
     sweep = [1.0, _WIDEN]
     while sweep[-1] * ratio > narrowest or len(sweep) == 2:
@@ -66,14 +64,14 @@ def least_error(error: ErrorOf, low: Tensor, high: Tensor, plan: list[Round]) ->
         lows = low * (torch.ones_like(factor) if end == "high" else factor)  # [rows, candidates]
         highs = high * (torch.ones_like(factor) if end == "low" else factor)
         lows, highs = lows.clamp(min=-_LARGEST), highs.clamp(max=_LARGEST)
-        best = error(lows, highs).argmin(dim=1, keepdim=True)  # the first of equals: the range as it was
+        best = error(lows, highs).argmin(dim=1, keepdim=True)  # ties take the first: the range as it was
         low, high = lows.gather(1, best), highs.gather(1, best)
     return low[:, 0], high[:, 0]
 
 
 @functools.cache
 def _factors(factors: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32 [candidates]; copied to a device once, since a copy waits for it."""
+    """float32 [candidates], cached because a copy to a device waits for it."""
     return torch.tensor(factors, dtype=torch.float32, device=device)
 
 
@@ -84,7 +82,7 @@ def expected_error(
 
     Args:
         counts: int64 [bins].
-        edges: float64 [bins + 1], ascending; bins without width hold nothing.
+        edges: float64 [bins + 1], ascending; bins of width 0 count nothing.
         scale, zero_point: float [C] and int8 [C].
         qmin, qmax: the code range.
 

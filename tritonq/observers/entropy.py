@@ -1,12 +1,12 @@
-"""An observer that keeps most of the distribution's information, as the calibration of TensorRT does.
+"""An observer that keeps most of the distribution's information, like the calibration of TensorRT.
 
-For every threshold the clipped distribution P (what is cut off is added to its ends) is compared with Q, the same bins
-after their counts are merged into as many levels as the grid has and spread again over the bins that are not empty. The
-threshold with the least Kullback-Leibler divergence Σ P log(P / Q) is taken. Small windows cost by what is piled up at
-their ends, large ones by what merging blurs.
+For each threshold it compares two distributions. P is clipped at the threshold: the counts cut off are added to its
+ends. Q has the same bins, merged into as many levels as the grid has and then spread over the bins that are not empty.
+The observer takes the threshold with the least Kullback-Leibler divergence Σ P log(P / Q). A small window suffers from
+the counts piled up at its ends, a large one from merging.
 
-Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017. A window of an affine grid is what of the
-observed range lies within ± the threshold.
+Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017. For an affine grid the window is the part of the observed
+range within ± the threshold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tritonq.reference import histogram as binning
 
 #: Thresholds tried, evenly spaced over the window.
 _THRESHOLDS = 512
-#: The count of a level that only holds what was cut off: with none, one far outlier could never be cut.
+#: Count of a level that holds only cut-off values. With 0 the divergence is infinite, and an outlier is never cut.
 _LEAST_COUNT = 1e-4
 
 
@@ -44,7 +44,7 @@ class EntropyObserver(CountingObserver):
             levels = self.qmax - self.qmin + 1
         found = divergences(counts, first, last, levels).argmin(
             dim=0, keepdim=True
-        )  # [1], for the host not to wait
+        )  # [1], an index tensor: the host does not wait
         if self.symmetric:
             amax = torch.minimum(last[found][0] * place.width, self.widest()[1])
             return -amax, amax
@@ -54,9 +54,9 @@ class EntropyObserver(CountingObserver):
 
 
 def without_zeros(counts: Tensor, zero: Tensor) -> Tensor:
-    """The bin around zero, two widths, gets the counts of its neighbours.
+    """Replace the count of the bin around zero, two widths wide, by its neighbours' counts.
 
-    ReLU and padding make exact zeros, which are on every grid; as part of a distribution they would outweigh the rest.
+    ReLU and padding make many exact zeros, which every grid represents. Counted, they would outweigh all other values.
     """
     padded = torch.nn.functional.pad(counts, (1, 1))
     place = torch.arange(counts.numel(), device=counts.device)
@@ -64,16 +64,16 @@ def without_zeros(counts: Tensor, zero: Tensor) -> Tensor:
 
 
 def divergences(counts: Tensor, first: Tensor, last: Tensor, levels: int) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of C windows of a histogram from the same merged into levels.
+    """Kullback-Leibler divergence, in nats, between C windows of a histogram and the same windows merged into levels.
 
     Args:
         counts: int64 [bins].
-        first, last: int [C]: the windows' first bins, and those behind their last; the last window is the largest.
-        levels: how many. A window of fewer bins loses nothing by merging, whatever it cuts off, and is not
-            eligible, unless none is larger.
+        first, last: int [C]: the first bin of each window, and the bin behind its last; the last window is the largest.
+        levels: levels of the grid. A window with fewer bins loses nothing by merging, however much it cuts off, so it
+            is not eligible unless it is the largest.
 
     Returns:
-        float64 [C]; inf for windows that are not eligible or hold nothing.
+        float64 [C]; inf for windows that are not eligible or empty.
     """
     c = counts.double()
     total = c.sum()
@@ -90,7 +90,7 @@ def divergences(counts: Tensor, first: Tensor, last: Tensor, levels: int) -> Ten
     inside = sums[bounds].diff(dim=1)  # [C, levels]
     spread = filled[bounds].diff(dim=1)
 
-    # What is cut off, and piled up on the first and the last bin.
+    # The counts cut off, which pile up on the first and the last bin.
     before, behind = sums[first], total - sums[last]
     c_first, c_last = c[first], c[last - 1]
     single = width == 1

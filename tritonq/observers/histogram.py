@@ -1,8 +1,8 @@
-"""Observers that count values in bins, so that what an outlier is worth is decided when all data was seen.
+"""Observers that count values in bins, and decide where to cut outliers after they have seen all data.
 
-The bins are those of `tritonq.reference.histogram`: the same counts for the same data, in whatever batches, order or
-processes. State is `min_val` and `max_val`, exact, and `histogram`, int64 [bins]; width and place of the bins
-follow from the first two.
+The bins are those of `tritonq.reference.histogram`: the same data gives the same counts, whatever its batches, order
+and processes. The state is `min_val` and `max_val`, exact, and `histogram`, int64 [bins]. The width and the place of
+the bins follow from the first two.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tritonq.reference import histogram as binning
 
 
 class CountingObserver(MinMaxObserver):
-    """Counts values in bins; a subclass writes `cut`, what range the counts call for.
+    """Counts values in bins; a subclass defines `cut`, which chooses the range.
 
     Args:
-        bins: how many, 16 … 8192. The data's range, zero included, fills half of them or more.
+        bins: 16 … 8192. The data's range, zero included, fills at least half of them.
         others: see ObserverBase.
     """
 
@@ -41,7 +41,7 @@ class CountingObserver(MinMaxObserver):
         self.register_buffer("histogram", torch.zeros(bins, dtype=torch.int64))
 
     def cut(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """float32 scalars (low, high): the range to cover with a scale that `dtype` stores."""
+        """float32 scalars (low, high): the range to cover; `dtype` stores the scale."""
         raise NotImplementedError
 
     def reset_min_max_vals(self) -> None:
@@ -55,7 +55,7 @@ class CountingObserver(MinMaxObserver):
         self._hold(ops.histogram(x, self.histogram, place.inverse_width, place.origin))
 
     def widen(self, low: Tensor, high: Tensor) -> binning.Window:
-        """Fold extremes in, the counts with them; returns where the bins are now."""
+        """Widen the range to include low … high, move the counts to the new bins, and return these."""
         before = self.window()
         self.histogram = self.histogram.to(low.device)
         if answers_at_once(low) and bool((low >= self.min_val) & (high <= self.max_val)):
@@ -79,13 +79,13 @@ class CountingObserver(MinMaxObserver):
         self._hold(processes.total(binning.rebinned(self.histogram, before, self.window())))
 
     def window(self) -> binning.Window:
-        """Where the bins are."""
+        """The place of the bins."""
         return binning.window(self.min_val, self.max_val, self.bins)
 
     def edges(self) -> Tensor:
-        """float64 [bins + 1]: where bins begin and the last one ends, none of them outside of the data's range."""
+        """float64 [bins + 1]: the beginning of each bin and the end of the last, clamped to the data's range."""
         place = self.window()
-        # A bin that the range only touches keeps a little width, so that there is a density in it.
+        # A bin that the range only touches keeps a little width, so that its density is finite.
         little = place.width.double() / 1024
         low, high = self.min_val.double() - little, self.max_val.double() + little
         return torch.maximum(torch.minimum(place.edges(self.bins), high), low)
@@ -112,18 +112,18 @@ class CountingObserver(MinMaxObserver):
 
 
 class HistogramObserver(CountingObserver):
-    """Cuts the range where the expected squared error, of clipping and of rounding, is least.
+    """Cuts the range where the expected squared error of clipping and rounding is least.
 
-    torch's HistogramObserver narrows the range quantile by quantile and stops when its estimate of the error
-    first rises; here the error is the exact expectation for values spread evenly over each bin, on the grid
-    that will be used, and the search (`clip_search`) does not stop at the first rise.
+    torch's HistogramObserver narrows the range quantile by quantile and stops when its estimate of the error first
+    rises. This one computes the exact expectation on the final grid, with values spread evenly over each bin, and its
+    search (`clip_search`) does not stop at the first rise.
 
     Args:
-        bins: how many, 16 … 8192.
+        bins: 16 … 8192.
         dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps: see ObserverBase.
     """
 
-    #: How often the search divides its step by 4, from 10 % of the range on.
+    #: How often the search divides its step, at first 10 % of the range, by 4.
     refinements = 1
 
     def cut(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

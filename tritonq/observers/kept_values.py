@@ -1,7 +1,7 @@
-"""The base of per-channel observers that keep what they see: for weights, which come once and are measured exactly.
+"""The base of per-channel observers that keep every value. They are for weights, which are observed once.
 
-A histogram per channel would hold more numbers than a channel does, or tell less. So the values themselves are kept,
-float32 [channels, values]; an activation's observer must not be one of these.
+A histogram per channel would be larger than the channel, or less exact. So the values are kept, float32
+[channels, values]. Do not use such an observer for activations: it would keep every batch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from tritonq.observers.minmax import PerChannelMinMaxObserver
 from tritonq.observers.processes import Processes
 
-#: Values searched at a time, whole rows: what is computed on them stays in a core's cache.
+#: Values searched at a time, in whole rows, so that intermediate results stay in a core's cache.
 _CHUNK = 65_536
 
 
 class KeptValuesObserver(PerChannelMinMaxObserver):
-    """Keeps all values; a subclass writes `cut`. Arguments: see PerChannelMinMaxObserver."""
+    """Keeps all values; a subclass defines `cut`. Arguments: see PerChannelMinMaxObserver."""
 
     values: Tensor
 
@@ -29,11 +29,11 @@ class KeptValuesObserver(PerChannelMinMaxObserver):
         self.register_buffer("values", torch.empty(0, 0))
 
     def cut(self, values: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The range that rows of values call for, with a scale that `dtype` stores.
+        """The range to cover in each row; `dtype` stores the scale.
 
         Args:
             values: float32 [rows, n].
-            low, high: float32 [rows], the smallest and largest of each row.
+            low, high: float32 [rows], the extremes of each row.
 
         Returns:
             (low, high) float32 [rows].
@@ -71,7 +71,7 @@ class KeptValuesObserver(PerChannelMinMaxObserver):
         self.values = torch.cat([known, rows], dim=1)
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Some rows at a time, their smallest and their largest values."""
+        """(values, smallest, largest) of some rows at a time."""
         rows, columns = self.values.shape
         step = max(1, _CHUNK // columns) if self.values.device.type == "cpu" else rows
         return zip(self.values.split(step), self.min_val.split(step), self.max_val.split(step), strict=True)

@@ -1,9 +1,8 @@
 """Observers of the smallest and largest value of all data.
 
-`min_val` and `max_val` are float32 buffers: scalars per tensor, which start at +inf and -inf, and [channels]
-per channel, which start empty. They are updated in place (data-parallel training holds on to a module's buffers) and
-without waiting for the device. NaN and Inf travel through minimum and maximum, so the buffers themselves remember
-bad data until `calculate_qparams` reports it.
+`min_val` and `max_val` are float32 buffers. Per tensor they are scalars, at first +inf and -inf; per channel they are
+[channels], at first empty. They are updated in place, because data-parallel training holds references to buffers, and
+without waiting for the device. Minimum and maximum keep NaN and Inf, so `calculate_qparams` can report bad data later.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class MinMaxObserver(ObserverBase):
         self.fold(*self.checked_extremes(x))
 
     def checked_extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of one batch, finite where that is known at once, and the state where they are."""
+        """The extremes of one batch, checked to be finite on a CPU; moves the statistics to their device."""
         low, high = self.extremes(x)
         if answers_at_once(low):
             self.check_finite(low, high)
-        # Statistics live where the data is: a stub has no parameter that would say so beforehand.
+        # The data decides the device, because a stub has no parameter that could.
         self.min_val, self.max_val = self.min_val.to(low.device), self.max_val.to(low.device)
         return low, high
 
@@ -141,7 +140,7 @@ class PerChannelMinMaxObserver(MinMaxObserver):
         return f"ch_axis={self.ch_axis}, {super().extra_repr()}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # The number of channels is known from the data alone: take the shape of what is loaded.
+        # Only data tells the number of channels: take the shape of the loaded tensor.
         for name in ("min_val", "max_val"):
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.dim() == 1:

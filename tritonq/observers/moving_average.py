@@ -1,7 +1,7 @@
-"""Observers of each batch's extremes, averaged: value ← value + averaging_constant · (batch's - value).
+"""Observers that average the extremes of batches: value ← value + averaging_constant · (batch's - value).
 
-The first batch is taken whole. The average depends on the order of the batches and on how the data is cut into them, as
-torch's does; merged with another observer, or over processes, it becomes the mean of those that saw data.
+The first batch sets the value. As in torch, the average depends on how the data is cut into batches and on their order.
+Merging, with another observer or over processes, takes the mean of the observers that saw data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tritonq.observers.processes import Processes
 
 
 class _MovingAverage(MinMaxObserver):
-    """What both have in common, over the class that knows the extremes of a batch."""
+    """The averaging of both classes below."""
 
     def __init__(self, averaging_constant: float = 0.01, *arguments: Any, **words: Any) -> None:
         super().__init__(*arguments, **words)
@@ -45,10 +45,10 @@ class _MovingAverage(MinMaxObserver):
         self.min_val, self.max_val = (low / count).reshape(shape), (high / count).reshape(shape)
 
     def _approach(self, low: Tensor, high: Tensor, weight: float) -> None:
-        if self.min_val.shape != low.shape:  # channels, before the first batch
+        if self.min_val.shape != low.shape:  # per channel, before the first batch
             self.min_val, self.max_val = low, high
             return
-        # Chosen on the device: asking whether this is the first batch would wait for it.
+        # Decided on the device: an `if` on the first batch would wait for it.
         first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
         for value, newest in ((self.min_val, low), (self.max_val, high)):
             value.copy_(torch.where(first, newest, value + weight * (newest - value)))

@@ -1,8 +1,8 @@
 """Observers that cut the range where the mean squared quantization error is least.
 
-Of activations the error is an expectation over a histogram; of weights, channel by channel or group by group,
-it is what rounding the kept values really costs, with the scale as the model's dtype stores it. Weights in
-INT4 gain most: 16 levels are too few to spend on the one largest value of a group.
+For activations the error is an expectation over a histogram. For weights it is the real error of the kept values, per
+channel or group, with the scale rounded to the model's dtype. INT4 weights gain most: 16 levels are too few to spend
+them on the one largest value of a group.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tritonq.observers.kept_values import KeptValuesObserver
 
 
 class MSEObserver(HistogramObserver):
-    """HistogramObserver with a search that goes on to steps of 0.2 % of the range. Arguments: see there."""
+    """HistogramObserver with a finer search, down to steps of 0.2 % of the range. Arguments: see there."""
 
     refinements = 3
 
 
 class PerChannelMSEObserver(KeptValuesObserver):
-    """The range of each channel whose quantization makes the least squared error on all values seen.
+    """The range of each channel with the least squared quantization error over all observed values.
 
     Args:
         ch_axis, dtype, qscheme, …: see PerChannelMinMaxObserver.

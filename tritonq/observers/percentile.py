@@ -18,7 +18,7 @@ from tritonq.reference import histogram as binning
 
 
 class PercentileObserver(CountingObserver):
-    """Covers `percentile` percent of all values, found in a histogram, and so to one bin width.
+    """Covers `percentile` percent of all values, found in a histogram and so exact to one bin width.
 
     Args:
         percentile: in (50, 100].
@@ -71,7 +71,13 @@ class PerChannelPercentileObserver(KeptValuesObserver):
 
 
 def value_below_which(fraction: float, counts: Tensor, edges: Tensor) -> Tensor:
-    """float64 scalar: so much of a histogram (int64 [bins], edges [bins + 1]) lies below, spread evenly in each bin."""
+    """float64 scalar: the value below which `fraction` of a histogram lies; values are spread evenly over each bin.
+
+    Args:
+        fraction: 0 … 1.
+        counts: int64 [bins].
+        edges: float64 [bins + 1].
+    """
     below = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).double()  # [bins + 1]
     wanted = (fraction * below[-1]).reshape(1)
     end = torch.searchsorted(below, wanted).clamp(1, counts.numel())  # the first edge with enough below it

@@ -1,4 +1,4 @@
-"""The observer of activations whose scales are computed from each input: torch's word for "dynamic"."""
+"""The observer that marks an activation as dynamic, as in torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tritonq.observers.processes import Processes
 
 
 class PlaceholderObserver(ObserverBase):
-    """Stands for an activation whose scale is computed from each input as it comes: it observes nothing.
+    """Marks an activation whose scale is computed from each input; it observes nothing.
 
     Args:
         dtype, qscheme, quant_min, quant_max: as for every observer.

@@ -1,4 +1,4 @@
-"""What processes of torch.distributed find out together: extremes, totals, all of their values."""
+"""Reductions over the processes of torch.distributed: extremes, totals, gathered values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Processes:
-    """A process group; every method is called by all of its processes.
+    """A process group. All of its processes must call each method.
 
     Args:
         group: a process group; None for all processes.
-        title: who asks, for messages.
+        title: the caller's name, for messages.
 
     Raises:
         ValueError: torch.distributed is not initialized.
@@ -27,11 +27,11 @@ class Processes:
                 f"{title}: all_reduce needs torch.distributed initialized, found no process group"
             )
         self._dist, self._group, self.title = dist, group, title
-        # NCCL reads GPUs only; statistics of a process that saw nothing lie on the CPU.
+        # NCCL reads only GPU memory, but the statistics of a process without data are on the CPU.
         self._on_gpu = dist.get_backend(group) == "nccl"
 
     def least(self, x: Tensor) -> Tensor:
-        """Smallest of each element; NaN, which a minimum may lose, counts as -inf."""
+        """Smallest of each element. NaN counts as -inf, because a minimum may lose it."""
         return self._reduced(torch.where(x.isnan(), -torch.inf, x), self._dist.ReduceOp.MIN)
 
     def largest(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Processes:
         return self._reduced(x.clone(), self._dist.ReduceOp.SUM)
 
     def gathered(self, x: Tensor) -> list[Tensor]:
-        """x [channels, n] of every process, in their order; n may differ."""
+        """x [channels, n] of every process, in rank order; n may differ."""
         size = self._movable(torch.tensor([x.shape[1]]))
         sizes = [torch.empty_like(size) for _ in range(self._dist.get_world_size(self._group))]
         self._dist.all_gather(sizes, size, group=self._group)
@@ -54,10 +54,10 @@ class Processes:
         return [part[:, :n].to(x.device) for part, n in zip(parts, columns, strict=True)]
 
     def agreed_channels(self, channels: int) -> int:
-        """How many channels the processes observe; 0 is a process that saw nothing, and all of them are 0.
+        """The number of channels of all processes that saw data; 0 if none did.
 
         Raises:
-            ValueError, in every process: two of them observe different numbers.
+            ValueError: in every process, if two of them observe different numbers of channels.
         """
         most = int(self.largest(torch.tensor(float(channels))))
         fewest = int(self.least(torch.tensor(float(channels or most))))

@@ -1,13 +1,13 @@
-"""torch.ao.quantization's way to say how a layer is quantized, and its translation into a QuantConfig.
+"""`QConfig` as in torch.ao.quantization, and its conversion to a QuantConfig.
 
-A `QConfig` is a pair of observer factories. What they say about dtype and qscheme is all the scheme there is:
+A `QConfig` is a pair of observer factories. Their dtype and qscheme define the scheme:
 
     weight      per_tensor_* or per_channel_*, affine or symmetric      → granularity, symmetric
     activation  an observer                                             → static, per tensor
                 PlaceholderObserver(is_dynamic=True)                    → dynamic, per token
                 None or nn.Identity                                     → stays float
 
-torch's own QConfigs and observers are read the same way where the observers exist here.
+torch's own QConfigs are converted in the same way, if tritonq has their observers.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ class QConfig(namedtuple("QConfig", ["activation", "weight"])):
     """How to observe a layer's activation and weight.
 
     Args:
-        activation, weight: an observer class, or what its `.with_args(…)` returns: a fresh observer is made
-            per layer.
+        activation, weight: an observer class, or the result of its `.with_args(…)`; each layer gets a new observer.
 
     Raises:
-        ValueError: one of them is an observer, not a class or factory.
+        ValueError: one of them is an observer instead of a class or factory.
     """
 
     __slots__ = ()
@@ -66,11 +65,11 @@ default_dynamic_qconfig = QConfig(
 #: The same two under torch's names for QConfigs with one scale per channel.
 default_per_channel_qconfig = default_qconfig
 per_channel_dynamic_qconfig = default_dynamic_qconfig
-#: As default_qconfig, with activations' ranges cut where the squared error is least.
+#: default_qconfig, with activations' ranges cut where the squared error is least.
 _histogram_qconfig = QConfig(
     activation=default_histogram_observer, weight=default_per_channel_weight_observer
 )
-#: As default_qconfig, with activations' ranges averaged over batches.
+#: default_qconfig, with activations' ranges averaged over batches.
 default_qat_qconfig = QConfig(
     activation=MovingAverageMinMaxObserver.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine),
     weight=default_per_channel_weight_observer,
@@ -78,10 +77,10 @@ default_qat_qconfig = QConfig(
 
 
 def get_default_qconfig(backend: str = "x86") -> QConfig:
-    """The static QConfig: histograms for activations, as torch's; its backends are accepted and all get the same.
+    """The static QConfig, with histograms for activations as in torch. All of torch's backends get the same one.
 
-    torch holds a bit of x86 activations back (`reduce_range=True`) for CPUs whose int8 products saturate; no
-    product here does, and all 8 bits are used.
+    torch uses 7 bits for x86 activations (`reduce_range=True`), because int8 products saturate on some CPUs. No product
+    here saturates, so all 8 bits are used.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
@@ -89,14 +88,14 @@ def get_default_qconfig(backend: str = "x86") -> QConfig:
 
 
 def get_default_qat_qconfig(backend: str = "x86") -> QConfig:
-    """The QConfig for `prepare_qat`: a moving average, since ranges move while weights learn."""
+    """The QConfig for `prepare_qat`. It averages ranges over batches, because they move while weights learn."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
     return default_qat_qconfig
 
 
 def resolve_config(config: Any, where: str = "") -> QuantConfig:
-    """QuantConfig, preset's name or QConfig (torch's too) → QuantConfig; `where` begins an error's message."""
+    """QuantConfig, preset's name or QConfig (torch's too) → QuantConfig; `where` begins the message of an error."""
     if not (isinstance(config, tuple) and hasattr(config, "activation") and hasattr(config, "weight")):
         return as_config(config, where)
     weight_factory, weight = _observer(config.weight, f"{where}QConfig: weight: ")

@@ -1,14 +1,14 @@
-"""From what a QuantSpec says about its observer to the observer module, and to a weight's scales.
+"""Makes the observer that a QuantSpec names, and finds a weight's scales with it.
 
     "minmax", "mse", …                  the class for activations or the one for weights: `OBSERVERS`
     "MinMaxObserver", … or the class    that class
-    MinMaxObserver.with_args(…)         that class with these words
-    any callable without arguments      what it returns
+    MinMaxObserver.with_args(…)         that class with these arguments
+    any callable without arguments      its result
 
-A weight's per-channel observer sees a channel as a row, a group as a row, or the whole tensor as its only row.
+A weight's per-channel observer sees rows: one per channel, one per group, or one for the whole tensor.
 
-Words that are not given come from the spec. torch.ao.quantization's own observers are accepted wherever a
-class or a factory is, and become the ones here.
+Arguments that are not given come from the spec. Observers of torch.ao.quantization are accepted as classes and as
+factories, and are converted to the ones here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tritonq.observers.mse import MSEObserver, PerChannelMSEObserver
 from tritonq.observers.percentile import PercentileObserver, PerChannelPercentileObserver
 from tritonq.observers.placeholder import PlaceholderObserver
 
-#: name → (observer of activations, of weights); a weight's histogram is of the whole tensor alone.
+#: name → (observer of activations, of weights); a histogram or entropy observer of a weight is per tensor only.
 OBSERVERS: dict[str, tuple[type[ObserverBase], type[ObserverBase]]] = {
     "minmax": (MinMaxObserver, PerChannelMinMaxObserver),
     "moving_average_minmax": (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver),
@@ -56,9 +56,9 @@ def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> Observer
     """A fresh observer of one tensor.
 
     Args:
-        spec: says which; None means "minmax".
-        for_weight: the tensor is a weight; only then may there be several scales.
-        name: the module it is for, for messages.
+        spec: names the observer; None means "minmax".
+        for_weight: the tensor is a weight; only weights may have several scales.
+        name: the module's name, for messages.
 
     Raises:
         TypeError, ValueError: an unknown observer, or one that contradicts the spec.
@@ -98,15 +98,15 @@ def make_observer(spec: QuantSpec, for_weight: bool, name: str = "") -> Observer
 def observed_weight_qparams(
     weight: Tensor, spec: QuantSpec, name: str = ""
 ) -> tuple[Tensor, Tensor | None] | None:
-    """Scale and zero point that the spec's observer finds for a weight, or None where the plain extremes do.
+    """Scale and zero point that the spec's observer finds for a weight; None if the plain extremes are enough.
 
     Args:
         weight: [N, K], finite.
         spec: granularity tensor, channel or group, and the observer.
-        name: the module, for messages.
+        name: the module's name, for messages.
 
     Returns:
-        None if spec.observer is None or "minmax"; else as `qparams.weight_qparams` returns them.
+        None if spec.observer is None or "minmax"; else as `qparams.weight_qparams`.
     """
     if spec.observer is None or spec.observer == "minmax":
         return None
@@ -117,7 +117,7 @@ def observed_weight_qparams(
         rows = 1
     else:
         group_size = spec.resolve_group_size(columns)
-        # One row per scale; zeros fill a shorter last group: they are on every grid.
+        # One row per scale; zeros fill a shorter last group, because they are on every grid.
         padded = nn.functional.pad(weight.detach(), (0, -columns % group_size))
         observer(padded.reshape(-1, group_size))
     scale, zero_point = observer.calculate_qparams(weight.dtype)
@@ -125,12 +125,11 @@ def observed_weight_qparams(
 
 
 def as_observer_factory(observer: Any, where: str = "") -> Callable[..., ObserverBase]:
-    """An observer class, factory or callable, of tritonq or torch.ao.quantization → a callable that makes
-    tritonq's.
+    """An observer class, factory or callable of tritonq or torch.ao.quantization → a callable that makes tritonq's.
 
     Raises:
-        TypeError: it makes something that is no observer.
-        ValueError: torch's observer has no counterpart here.
+        TypeError: it makes no observer.
+        ValueError: tritonq has no counterpart of torch's observer.
     """
     if isinstance(observer, ObserverFactory):
         return observer
@@ -141,7 +140,7 @@ def as_observer_factory(observer: Any, where: str = "") -> Callable[..., Observe
             f"{where}an observer class or what .with_args(…) returns is needed, found {observer!r}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that its own words are old
+        warnings.simplefilter("ignore")  # torch warns that its own API is deprecated
         made = observer()
     if isinstance(made, ObserverBase):
         return observer
@@ -171,12 +170,12 @@ def _by_name(observer: Any, for_weight: bool, where: str) -> Any:
 
 
 def _classes() -> dict[str, type[ObserverBase]]:
-    """Class name → class, of all that observe."""
+    """Class name → class, of all observers but the placeholder."""
     return {cls.__name__: cls for pair in OBSERVERS.values() for cls in pair}
 
 
 def _counterpart(observer: Any, where: str) -> ObserverFactory:
-    """torch.ao.quantization's observer, or FakeQuantize, which holds one → the factory of the same observer here."""
+    """An observer of torch.ao.quantization, or a FakeQuantize that holds one → the factory of tritonq's observer."""
     observer = getattr(observer, "activation_post_process", observer)
     kind = type(observer).__name__
     classes: dict[str, type[ObserverBase]] = {**_classes(), "PlaceholderObserver": PlaceholderObserver}
@@ -192,5 +191,5 @@ def _counterpart(observer: Any, where: str) -> ObserverFactory:
         if observer.has_customized_qrange:
             words.update(quant_min=observer.quant_min, quant_max=observer.quant_max)
     factory = classes[kind].with_args(**words)
-    factory()  # refuses dtypes that are not 8-bit integers here and now
+    factory()  # raises now if the dtype is not an 8-bit integer
     return factory
