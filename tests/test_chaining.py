@@ -144,7 +144,7 @@ def test_compiled_without_graph_breaks(name):
 
 
 FLOATS: dict[str, tuple[Callable[[Model, Tensor], Any], str, str]] = {
-    "returned": (leaks, "a", "the model returns it, or keeps it"),
+    "returned": (leaks, "a", "the model returns or keeps it"),
     "read in float": (lambda m, x: m.b(h := m.a(x)) * h.mean(), "a", "mean reads its values"),
     "unknown activation": (lambda m, x: m.b(m.a(x).tanh()), "a", "tanh reads its values"),
     "read by a norm": (lambda m, x: m.b(m.norm(m.a(x))), "a", "norm reads it in float"),
@@ -155,17 +155,17 @@ FLOATS: dict[str, tuple[Callable[[Model, Tensor], Any], str, str]] = {
         "a",
         "relu reads its values",
     ),
-    "squared": (lambda m, x: m.b((h := m.a(x)) * h), "a", "it is multiplied with itself or with a number"),
-    "doubled": (lambda m, x: m.b(m.a(x) * 2), "a", "it is multiplied with itself or with a number"),
+    "squared": (lambda m, x: m.b((h := m.a(x)) * h), "a", "it is multiplied by itself or by a number"),
+    "doubled": (lambda m, x: m.b(m.a(x) * 2), "a", "it is multiplied by itself or by a number"),
     "other inputs": (
         lambda m, x: m.c(functional.silu(m.a(x)) * m.b(x + 1)),
         "a",
-        "b, which it is multiplied with, reads another input",
+        "it is multiplied by b, which reads another input",
     ),
     "times a float": (
         lambda m, x: m.c(functional.silu(m.a(x)) * x),
         "a",
-        "it is multiplied with what is no quantized layer's output",
+        "it is multiplied by something else than a quantized layer's output",
     ),
     "three steps": (
         lambda m, x: m.c(functional.relu(functional.gelu(functional.relu(m.a(x))))),
@@ -175,7 +175,7 @@ FLOATS: dict[str, tuple[Callable[[Model, Tensor], Any], str, str]] = {
     "strange order": (
         lambda m, x: m.c(x + m.a(x).relu()),
         "a",
-        "a sum with it has no layer whose epilogue could take it",
+        "no layer's epilogue can compute the sum that reads it",
     ),
 }
 
@@ -196,7 +196,7 @@ def test_what_stays_float_and_why(name):
 def test_the_second_factor_says_why_the_first_is_float():
     model, _ = prepared(lambda m, x: (m.c(functional.silu(m.a(x)) * (h := m.b(x))), h))
     reasons = tritonq.summary(convert(model)).float_outputs
-    assert reasons["a"] == "b, which it is multiplied with, stays float: the model returns it, or keeps it"
+    assert reasons["a"] == "it is multiplied by b, which stays float: the model returns or keeps it"
 
 
 def test_int8_goes_from_layer_to_layer():

@@ -262,7 +262,7 @@ def test_what_the_model_keeps_stays_float(way):
         model(torch.randn(2, K))
     summary = tritonq.summary(tritonq.convert(model))
     assert not summary.edges
-    assert summary.float_outputs["a"] == "the model returns it, or keeps it"
+    assert summary.float_outputs["a"] == "the model returns or keeps it"
     model = tritonq.prepare(Keeps("neither"), "w8a8_static")
     with torch.no_grad():
         model(torch.randn(2, K))

@@ -284,7 +284,7 @@ def test_hostile_configs(
         (None, ("-s", "w8a16", "--json", "nowhere/x.json"), "the folder of 'nowhere/x.json' does not exist"),
         (pickles, ("-s", "w8a16"), "found pytorch_model.bin: a pickle can run code when it is read"),
         (unknown_architecture, ("-s", "w8a16"), "config.json must be of a model that transformers knows: "),
-        (quantized_already, ("-s", "w8a16"), "must be a float model, found one that is quantized already (fp8)"),
+        (quantized_already, ("-s", "w8a16"), "must be a float model, found one that is already quantized (fp8)"),
         (quantized_elsewhere, ("-s", "w8a16"), "found that in quantize_config.json alone: tritonq convert"),
         (no_tokenizer, STATIC, "must hold a tokenizer that transformers loads, found none"),
         (truncated, ("-s", "w8a16"), "must be a whole safetensors file, found "),

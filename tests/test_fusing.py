@@ -225,7 +225,7 @@ def test_another_path_is_an_error():
         model(x)
     other = Model(lambda m, x: m.b(m.a(x).relu() if len(x) == 4 else m.a(x)))
     tritonq.quantize_(other.eval(), "w8a8")
-    with pytest.warns(UserWarning, match="a: nothing lies between that could quantize it"):
+    with pytest.warns(UserWarning, match="a: no activation follows that could quantize it"):
         tritonq.fuse_activations_(other, [x, x[:3]])
 
 

@@ -65,9 +65,9 @@ def test_a_layer_that_cannot_be_quantized_leaves_the_others_alone():
 
 def test_prepared_twice():
     p = prepare_qat(mlp(), "w8a8")
-    with pytest.raises(ValueError, match=r"the model is prepared already \(0, …\): convert it"):
+    with pytest.raises(ValueError, match=r"the model is already prepared \(0, …\): convert it"):
         prepare_qat(p, "w8a8")
-    with pytest.raises(ValueError, match=r"the model is prepared already \(0, …\): convert it"):
+    with pytest.raises(ValueError, match=r"the model is already prepared \(0, …\): convert it"):
         quantize_(p, "w8a8")
 
 

@@ -345,12 +345,12 @@ def test_a_branch_without_data():
         (
             lambda: tritonq.prepare(tritonq.prepare(mlp(), "w8a8"), "w8a8"),
             ValueError,
-            "the model is prepared already \\(0, …\\): convert it",
+            "the model is already prepared \\(0, …\\): convert it",
         ),
         (
             lambda: tritonq.quantize_(tritonq.prepare(mlp(), "w8a8"), "w8a8"),
             ValueError,
-            "model is prepared already",
+            "model is already prepared",
         ),
         (
             lambda: tritonq.quantize_(mlp(), tritonq.W8A8Static(observer="median"), calibration=data()),

@@ -202,7 +202,7 @@ def test_quantized_layers_are_passed_over():
     with pytest.raises(ValueError, match="leave none of the 1 Linear layers"):
         tritonq.quantize_(model, "w8a16")
     tritonq.quantize_(model, "w8a16", ignore=())
-    with pytest.raises(ValueError, match="all 6 Linear layers are quantized already"):
+    with pytest.raises(ValueError, match="all 6 Linear layers are already quantized"):
         tritonq.quantize_(model, "w8a16")
 
 
@@ -240,7 +240,7 @@ def test_bad_arguments(arguments, kind, message):
         (
             lambda: QuantizedLinear.from_float(nn.Linear(8, 8), tritonq.W8A8()),
             ValueError,
-            "quantized already",
+            "already quantized",
         ),
         (lambda: nn.Sequential(nn.ReLU()), ValueError, "has no plain nn.Linear"),
         (lambda: "model", TypeError, "model must be a torch.nn.Module, found str"),

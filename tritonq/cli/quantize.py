@@ -107,7 +107,7 @@ def quantize(
     source = open_model_directory(model)
     if source.quantization is not None:
         method = source.quantization.get("quant_method")
-        raise ValueError(f"{model} must be a float model, found one that is quantized already ({method})")
+        raise ValueError(f"{model} must be a float model, found one that is already quantized ({method})")
     job = Job(source, output, schemes, ignore, restart, shard_mb * _MEGABYTE)
     try:
         kept = 0

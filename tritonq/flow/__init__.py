@@ -1,1 +1,1 @@
-"""What a recorded run of a model shows: its calls, and the edges on which int8 can go from layer to layer."""
+"""Records a run of a model, and finds the edges along which int8 can go from layer to layer."""

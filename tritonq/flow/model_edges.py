@@ -1,4 +1,4 @@
-"""The edges of a quantized model, read off its layers."""
+"""Reads the edges of a quantized model from its layers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tritonq.select.patterns import Place
 
 
 def edges_of(everything: list[Place]) -> list[Edge]:
-    """The edges of a model, under the names that its modules have now.
+    """The edges of a model, with the current names of its modules.
 
-    A model that was put into another one, or taken apart, has changed its names since: layers are known by those they
-    had. The name of one that is gone stays as it was.
+    An edge holds names from the time of quantization. They change if the model becomes a part of another one, or is
+    taken apart. The name of a layer that no longer exists stays as it was.
     """
     found: list[tuple[Edge, str]] = []
     names_now: dict[str, list[str]] = {}
@@ -27,7 +27,7 @@ def edges_of(everything: list[Place]) -> list[Edge]:
                 found.append((module.edge, place.name))
 
     def renamed(old: str, beside: str) -> str:
-        """Of several copies of a layer, the one that is nearest."""
+        """The current name of a layer; of several copies, the one closest to `beside`."""
         return max(names_now.get(old, [old]), key=lambda name: _shared_parts(name, beside))
 
     return [
@@ -42,6 +42,6 @@ def edges_of(everything: list[Place]) -> list[Edge]:
 
 
 def _shared_parts(name: str, other: str) -> int:
-    """How many of their first parts two names have in common."""
+    """The number of leading parts that two names share."""
     pairs = zip(name.split("."), other.split("."), strict=False)
     return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

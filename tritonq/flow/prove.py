@@ -1,19 +1,19 @@
-"""Where int8 can go from layer to layer: edges, found in the recorded runs of calibration.
+"""Proves where int8 can go from layer to layer, from the recorded runs of calibration. Such a way is an edge.
 
-A static Linear, or a norm, hands over int8 if everything that reads its output in the end is a static Linear, and
-nothing lies between but what an epilogue computes (tritonq/nn/epilogue_steps.py) and what only moves elements about:
+A static Linear or a norm hands over int8 if only static Linears read its output. Between them there may be only steps
+that an epilogue computes (tritonq/nn/epilogue_steps.py) and calls that only move elements:
 
     fc1 → gelu → dropout → fc2                 one edge, gelu in fc1's epilogue
     norm → q, k, v                             one edge, three consumers, one grid
     silu(gate(x)) · up(x) → down               one edge of two producers, one kernel
     h = relu(r + fc2(…)) → fc1 and the next r  int8 residuals: the sum in fc2's epilogue
-    x = x + down(…) → norm                     float, but the sum in down's epilogue: its output is never written
+    x = x + down(…) → norm                     float, but down's epilogue adds: its own output is never written
 
-The grid is the one that the consumers' observers found, merged: an edge has one. Everything that is not proven stays
-float, and the reason is kept.
+An edge has one grid: the merged observers of its consumers give it. Values without a proof stay float, and the reason
+is kept.
 
-Dynamic layers need no grid, so that less stands in their way, and less is to be gained: a norm hands over rows that are
-quantized each on its own grid, and so does what computes an activation between two layers. Sums stay in float.
+Dynamic layers need no grid: each row is quantized on its own. A norm hands over int8 rows, and so does an activation
+between two layers. Sums stay in float.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Unproven(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Route:
-    """The way of a value to the Linears that read it."""
+    """The steps between a value and the Linears that read it."""
 
     steps: tuple[str, ...]
     consumers: tuple[str, ...]
@@ -40,10 +40,10 @@ class _Route:
 
 @dataclasses.dataclass(frozen=True)
 class Chaining:
-    """What was found.
+    """The result of `find_edges`.
 
     Attributes:
-        edges: by producer; both factors of a product have one.
+        edges: by producer; both factors of a product have an edge.
         reasons: why the output of each other layer stays float.
     """
 
@@ -62,14 +62,14 @@ def find_edges(
 
     Args:
         flows: recorded runs, not empty.
-        linears: names of the static int8 Linears; or of the dynamic ones.
+        linears: names of the static int8 Linears, or of the dynamic ones.
         norms: names of norms that may hand over int8.
-        refused: producers that stay float for reasons that lie elsewhere.
-        dynamic: which Linears these are; the runs were recorded with `per_token` as this.
+        refused: producers that must stay float, with the reasons.
+        dynamic: the Linears are dynamic; the runs must be recorded with the same `per_token`.
     """
     reasons = dict(refused or {})
     while True:
-        # An edge may rest on another one, such as a residual on the sum that takes it: until no more fall.
+        # An edge may depend on another one, such as a residual on its sum: repeat until no more edges are lost.
         edges, further = _find(flows, linears, norms, reasons, dynamic)
         if not further:
             return Chaining(edges, reasons)
@@ -83,10 +83,10 @@ def _find(
     reasons: Mapping[str, str],
     dynamic: bool,
 ) -> tuple[dict[str, Edge], dict[str, str]]:
-    """(edges, reasons) of all but those that have a reason already."""
+    """(edges, new reasons) of all producers without a reason yet."""
     edges: dict[str, Edge] = {}
     further: dict[str, str] = {}
-    # No epilogue of a dynamic layer takes a sum: as if all of them stayed float, where sums ask.
+    # A dynamic layer's epilogue computes no sum, so for sums all of them count as float.
     in_float = frozenset(linears) if dynamic else frozenset(reasons)
     tracers = [
         _Tracer(flow, frozenset(linears), in_float, DYNAMIC_SEQUENCES if dynamic else SEQUENCES)
@@ -102,14 +102,18 @@ def _find(
                 for call in tracer.flow.calls_of(name)
             }
             if len(found) != 1:
-                raise Unproven("calls of it go different ways" if found else "calibration never reached it")
+                raise Unproven(
+                    "its calls are read in different ways"
+                    if found
+                    else "the calibration data never reaches it"
+                )
             edges[name] = found.pop()
         except Unproven as reason:
             further[name] = str(reason)
     for name, edge in edges.items():  # both factors of a product hand over, or neither
         if edge.partner is not None and edge.partner not in edges:
             why = {**reasons, **further}[edge.partner]
-            further[name] = f"{edge.partner}, which it is multiplied with, stays float: {why}"
+            further[name] = f"it is multiplied by {edge.partner}, which stays float: {why}"
     return edges, further
 
 
@@ -126,7 +130,7 @@ class _Tracer:
         self.flow, self.linears, self.in_float, self.sequences = flow, linears, in_float, sequences
         self.maker = {value: call for call in flow.calls for value in call.makes}
         self.order = {call: place for place, call in enumerate(flow.calls)}
-        # Sum by sum from the last: each rests on later ones alone.
+        # From the last sum to the first, because a sum depends only on later ones.
         self.int8_residuals: set[tuple[Call, int]] = set()
         for call in reversed(flow.calls):
             if call.step == "add":
@@ -138,10 +142,10 @@ class _Tracer:
         """The edge of one call of a module.
 
         Raises:
-            Unproven: it has none.
+            Unproven: it has no edge.
         """
         if len(call.makes) != 1 or len(call.reads) != 1:
-            raise Unproven("a call of it does not read one tensor and make one")
+            raise Unproven("a call of it does not take one tensor and return one")
         (value,) = call.makes
         try:
             route = self.route(value, ())
@@ -154,20 +158,20 @@ class _Tracer:
         if not is_norm and route.steps not in self.sequences:
             steps = " and ".join(route.steps)
             raise Unproven(
-                f"no epilogue computes {steps}" if steps else "nothing lies between that could quantize it"
+                f"no epilogue computes {steps}" if steps else "no activation follows that could quantize it"
             )
         partner, lead = self.partner(value, call, route.steps) if "mul" in route.steps else (None, True)
         return Edge(name, route.steps, route.consumers, partner, lead)
 
     def route(self, value: int, taken: tuple[str, ...]) -> _Route:
-        """The way of a value; `taken` are the steps of the epilogue so far.
+        """The route of a value; `taken` are the steps of the epilogue so far.
 
         Raises:
-            Unproven: it ends in float.
+            Unproven: something reads the value in float.
         """
         modules, functions, returned = self.flow.ends(value)
         if returned:
-            raise Unproven("the model returns it, or keeps it")
+            raise Unproven("the model returns or keeps it")
         in_float = next((call.name for call in modules if call.name not in self.linears), None)
         if in_float is not None:
             raise Unproven(f"{in_float} reads it in float")
@@ -180,18 +184,18 @@ class _Tracer:
             call = next(call for call in functions if (call, value) not in self.int8_residuals)
             raise Unproven(f"{call.name} reads its values")
         if taken[-1:] == ("add",) and self.order[reader] != self.order[self.maker[value]] + 1:
-            raise Unproven("calls between a sum and its activation could change what is added")
+            raise Unproven("calls between a sum and its activation could change an addend")
         if len(taken) == 2:
             raise Unproven(f"no epilogue computes {', '.join((*taken, reader.step))}")
         if reader.step == "add" and self.absorber(reader) != value:
-            raise Unproven("a sum with it has no layer whose epilogue could take it")
+            raise Unproven("no layer's epilogue can compute the sum that reads it")
         if reader.step == "mul" and len(set(reader.reads)) != 2:
-            raise Unproven("it is multiplied with itself or with a number")
+            raise Unproven("it is multiplied by itself or by a number")
         rest = self.route(reader.makes[0], (*taken, reader.step))
         return _Route((reader.step, *rest.steps), rest.consumers)
 
     def absorber(self, addition: Call) -> int | None:
-        """Which of two addends is a Linear's output that nothing else reads: the later one, if both are."""
+        """The addend that is a Linear's output and that nothing else reads; the later one if both are."""
         if addition.step != "add" or len(addition.reads) != 2 or len(set(addition.reads)) != 2:
             return None
         able = [value for value in addition.whole if self.may_absorb(value)]
@@ -199,17 +203,17 @@ class _Tracer:
         return max(able, key=lambda value: self.order[self.maker[value]], default=None)
 
     def is_absorbed(self, value: int) -> bool:
-        """Whether nothing reads a Linear's output but a sum, which its epilogue may as well compute in float."""
+        """True if only a sum reads a Linear's output, so that its epilogue can compute the sum in float."""
         readers = self.flow.readers.get(value, ())
         return len(readers) == 1 and self.absorber(readers[0]) == value and value not in self.flow.returned
 
     def may_absorb(self, value: int) -> bool:
-        """Whether a static Linear made it that may hand over int8."""
+        """True if a static Linear that may hand over int8 made the value."""
         maker = self.maker.get(value)
         return maker is not None and maker.is_module and maker.name in self.linears - self.in_float
 
     def is_residual(self, call: Call, value: int) -> bool:
-        """Whether a call adds an int8 value to a Linear's output in that one's epilogue, and the sum is int8 too."""
+        """True if `call` adds an int8 value to a Linear's output in the Linear's epilogue, and the sum is int8 too."""
         absorber = self.absorber(call)
         if absorber is None or absorber == value or value not in call.reads:
             return False
@@ -220,7 +224,10 @@ class _Tracer:
         return True
 
     def partner(self, value: int, call: Call, steps: tuple[str, ...]) -> tuple[str, bool]:
-        """(the other Linear of a product, whether `call`'s is the lead): act(gate) · up, or gate · up in order."""
+        """(the other Linear of a product, True if `call` is the lead).
+
+        The lead is the factor with the activation, gate in act(gate) · up; without one it is the first factor.
+        """
         product = self.flow.readers[value][0]
         own = value
         if product.step in ACTIVATIONS:
@@ -228,7 +235,7 @@ class _Tracer:
             product = self.flow.readers[own][0]
         (other,) = (read for read in product.reads if read != own)
         if set(product.whole) != {own, other}:
-            raise Unproven("it is multiplied with a tensor of another shape")
+            raise Unproven("it is multiplied by a tensor of another shape")
         has_activation = len(steps) == 2
         maker = self.maker.get(other)
         if maker is not None and maker.step in ACTIVATIONS and self.flow.readers[other] == [product]:
@@ -239,7 +246,7 @@ class _Tracer:
         else:
             lead = has_activation or product.reads[0] == own
         if maker is None or not maker.is_module or maker.name not in self.linears or maker.name == call.name:
-            raise Unproven("it is multiplied with what is no quantized layer's output")
+            raise Unproven("it is multiplied by something else than a quantized layer's output")
         if maker.reads != call.reads:
-            raise Unproven(f"{maker.name}, which it is multiplied with, reads another input")
+            raise Unproven(f"it is multiplied by {maker.name}, which reads another input")
         return maker.name, lead

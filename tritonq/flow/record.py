@@ -1,16 +1,16 @@
-"""Which layer's output goes where: a model's calls, recorded while it runs.
+"""Records a model's calls while it runs, to see which layers read the output of a layer.
 
-A run is noted call by call: every module that counts as one step (a Linear, a norm), and every torch function that is
-called outside of those. A call reads values and makes values; a value is one tensor on its way through the model:
+The recorder notes each Linear and each norm as one call, and each torch function called outside of them. A call reads
+values and makes values. A value is one tensor on its way through the model:
 
     x ─ linear1 ─ a ─ gelu ─ b ─ view ─ c ─ linear2 ─ y          b's readers: view;  c's: linear2;  y is returned
 
-It sees what the model's code calls, at the level at which a QuantizedTensor will meet the same calls later. So a call
-that moves elements about is told from one that reads their values by trying it on a QuantizedTensor. Nothing of a
-tensor but its identity is kept. Reading sizes, dtype or device is no reading of values.
+A QuantizedTensor will later meet the same calls. So the recorder tries each call on a QuantizedTensor, to tell calls
+that only move elements from calls that read their values. It keeps only the identity of tensors. Calls that read sizes,
+dtype or device are not recorded.
 
-What a recording proves, it proves for the path that the run took; a QuantizedTensor that later meets another call
-refuses it, so that a wrong guess is an error and never a wrong number.
+A recording proves something only for the path that the run took. If a QuantizedTensor later meets another call, it
+raises an error, so a wrong guess never gives a wrong number.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Call:
     """One call of a module or a function.
 
     Attributes:
-        name: the module's, or the function's.
-        is_module: which of the two.
-        reads, makes: values, by number; a value that is read twice stands there twice.
-        step: what an epilogue would call it (tritonq/nn/epilogue_steps.py), None for others.
-        moves: a QuantizedTensor does it: elements are moved about, their values stay.
-        whole: of a step, the values that it reads in the shape of what it makes; others are broadcast.
+        name: of the module or the function.
+        is_module: False for a function.
+        reads, makes: the numbers of the values; a value that is read twice is listed twice.
+        step: its name as a step of an epilogue (tritonq/nn/epilogue_steps.py); None for others.
+        moves: it only moves elements, so a QuantizedTensor can do it.
+        whole: the values that a step reads in the shape of its result; other values are broadcast.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Dataflow:
     Attributes:
         calls: in the order in which they ended.
         returned: values that the model returned.
-        kept: values that were still there when it had returned, such as a cache's.
+        kept: values that still existed when the model had returned, such as those of a cache.
     """
 
     calls: tuple[Call, ...]
@@ -84,7 +84,7 @@ class Dataflow:
         return readers
 
     def prefixed(self, prefix: str) -> Dataflow:
-        """The same run, of a model that is a part of another one: `prefix` comes before its modules' names."""
+        """The same run with `prefix` before the modules' names, for a model that is a part of another one."""
         renamed = (
             dataclasses.replace(call, name=prefix + call.name) if call.is_module else call
             for call in self.calls
@@ -96,10 +96,10 @@ class Dataflow:
         return [call for call in self.calls if call.is_module and call.name == name]
 
     def ends(self, value: int) -> tuple[list[Call], list[Call], bool]:
-        """What reads a value in the end, calls that only move elements about being followed.
+        """What reads a value, directly or after calls that only move elements.
 
         Returns:
-            (modules that read it, functions that read it, whether the model returns or keeps it).
+            (modules that read it, functions that read it, True if the model returns or keeps it).
         """
         modules: list[Call] = []
         functions: list[Call] = []
@@ -122,8 +122,7 @@ def record(model: nn.Module, batch: Any) -> Dataflow:
     """Run one batch through a model, without gradients, and note its calls.
 
     Args:
-        model: Linears, quantized or not, and norms (tritonq/nn/norm_kinds.py) count as one step each, all else is
-            looked into.
+        model: each Linear, quantized or not, and each norm (tritonq/nn/norm_kinds.py) is one call.
         batch: tensor → model(x), tuple → model(*x), dict → model(**x).
     """
     with torch.no_grad(), recording(model) as recorder:
@@ -133,7 +132,7 @@ def record(model: nn.Module, batch: Any) -> Dataflow:
 
 @contextlib.contextmanager
 def recording(model: nn.Module, per_token: bool = False) -> Iterator[Recorder]:
-    """Note what happens inside of the block; `model`'s Linears and norms count as one step each."""
+    """Record the calls inside of the block; each Linear and each norm of `model` is one call."""
     recorder = Recorder(per_token)
     with contextlib.ExitStack() as stack:
         for handle in recorder.attach(model):
@@ -143,24 +142,23 @@ def recording(model: nn.Module, per_token: bool = False) -> Iterator[Recorder]:
 
 
 class Recorder(TorchFunctionMode):
-    """While it is active, notes every call of torch functions, and of the modules it was attached to.
+    """Notes every call of a torch function, and of the modules it is attached to, while it is active.
 
     Args:
-        per_token: what moves elements about is tried on a QuantizedTensor with a scale for each row, which may move
-            rows alone.
+        per_token: try calls on a QuantizedTensor with one scale per row, which can only move whole rows.
     """
 
     def __init__(self, per_token: bool = False) -> None:
         super().__init__()
         self._per_token = per_token
         self._calls: list[Call] = []
-        self._values = WeakIdKeyDictionary()  # tensor → its value's number, and its version then
+        self._values = WeakIdKeyDictionary()  # tensor → the number of its value, and its version at that time
         self._count = 0
-        # Modules that run now, the innermost last, with names and what they read; observers have no name.
+        # The running modules, the innermost last: (module, name, values it reads); observers have no name.
         self._inside: list[tuple[nn.Module, str, tuple[int, ...]]] = []
 
     def attach(self, model: nn.Module) -> list[Any]:
-        """Hook into the modules that count as one step; returns the hooks' handles."""
+        """Hook into each Linear, norm and observer; returns the hooks' handles."""
         handles: list[Any] = []
         for place in places(model):
             module = place.module
@@ -170,16 +168,16 @@ class Recorder(TorchFunctionMode):
                 enter = functools.partial(self._enter, place.name)
             else:
                 continue
-            # The user's own hooks lie outside: what they read is read.
+            # These hooks are inside of the user's hooks, so what a user's hook reads is recorded.
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, prepend=True, always_call=True))
         return handles
 
     def finish(self, output: Any) -> Dataflow:
-        """What was recorded, of a run that returned `output`.
+        """The recorded run, which returned `output`.
 
-        Without gradients what is still there was returned or kept: in an object that only the model's code knows, in an
-        attribute of its own. With them autograd keeps tensors too, and nothing can be told.
+        Without gradients, a tensor that still exists was returned, or the model keeps it somewhere. With gradients
+        autograd keeps tensors too, so `kept` stays empty.
         """
         returned = (self._values.get(tensor) for tensor in _tensors(output))
         kept = () if torch.is_grad_enabled() else self._values.values()
@@ -195,7 +193,7 @@ class Recorder(TorchFunctionMode):
         tensors = _tensors((args, words))
         reads = tuple(map(self._value_of, tensors))  # before func changes one of them
         result = func(*args, **words)
-        # Dropout in eval mode returns what it got.
+        # Dropout in eval mode returns its input: no call.
         if tensors and not (func is functional.dropout and result is tensors[0]):
             moves, step = _moves(func, args, words, self._per_token), step_of(func, args, words)
             if not all(tensor.is_floating_point() for tensor in tensors):
@@ -217,7 +215,7 @@ class Recorder(TorchFunctionMode):
             self._calls.append(Call(name, True, reads, tuple(map(self._new_value, _tensors(output)))))
 
     def _value_of(self, tensor: Tensor) -> int:
-        """One that was changed in place since, through a view or an index, is another value."""
+        """The value of a tensor; a new value if the tensor was changed in place since, even through a view."""
         value, version = self._values.get(tensor, (0, 0))
         return value if value and version == _version(tensor) else self._new_value(tensor)
 
@@ -228,8 +226,8 @@ class Recorder(TorchFunctionMode):
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; 0 for those of inference mode, which do not count."""
-    with torch._C.DisableTorchFunction():  # the recorder itself would note these calls
+    """How often a tensor was changed in place; 0 for tensors of inference mode, which keep no count."""
+    with torch._C.DisableTorchFunction():  # else the recorder would note these calls
         return 0 if tensor.is_inference() else tensor._version
 
 
@@ -238,7 +236,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _of_shape(shape: torch.Size, tensors: list[Tensor], values: tuple[int, ...]) -> tuple[int, ...]:
-    """The values of those tensors that have a shape."""
+    """The values of the tensors of this shape."""
     return tuple(value for tensor, value in zip(tensors, values, strict=True) if tensor.shape == shape)
 
 
@@ -251,7 +249,7 @@ def _is_metadata(func: Callable[..., Any]) -> bool:
 
 
 def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], per_token: bool) -> bool:
-    """Whether a QuantizedTensor in the place of the first argument does this; relu it does, but relu is a step."""
+    """True if a QuantizedTensor as the first argument can do this call. Steps such as relu do not count."""
     first = args[0] if args else kwargs.get("input")
     if (
         step_of(func, args, kwargs) is not None
@@ -270,6 +268,6 @@ def _moves(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], per_toke
             result = getattr(stand_in, name)(*others, **words)
         else:
             result = func(stand_in, *others, **words)
-    except Exception:  # whatever it says, it says no
+    except Exception:  # any error means that it cannot
         return False
     return isinstance(result, QuantizedTensor)

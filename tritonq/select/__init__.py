@@ -1,1 +1,1 @@
-"""Which modules of a model are meant, how to run it on calibration data, and how one module takes another's place."""
+"""Selects modules of a model, runs the model on calibration data, and replaces modules."""

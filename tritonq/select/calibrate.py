@@ -1,4 +1,4 @@
-"""Running calibration batches through a model."""
+"""Runs calibration batches through a model."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def check_calibration(batches: object, argument: str = "calibration") -> None:
 def calibrate(model: nn.Module, batches: Iterable[Any], argument: str = "calibration") -> None:
     """Run every batch through the model: a tensor as m(x), a tuple or list as m(*x), a dictionary as m(**x).
 
-    In eval mode and without gradients; training flags are as before afterwards. Messages call the batches `argument`.
+    The model runs in eval mode and without gradients; its training flags are restored. `argument` names the batches in
+    messages.
 
     Raises:
-        TypeError: `batches` is not iterable or one batch is of another type.
+        TypeError: `batches` is not iterable, or a batch has another type.
         ValueError: there is no batch.
     """
     check_calibration(batches, argument)
@@ -41,14 +42,14 @@ def calibrate(model: nn.Module, batches: Iterable[Any], argument: str = "calibra
 
 
 def check_not_empty(count: int, argument: str = "calibration") -> None:
-    """Raise a ValueError, naming the argument, where there was no batch."""
+    """Raise a ValueError, naming the argument, if there was no batch."""
     if count == 0:
         raise ValueError(f"{argument} must have at least one batch, found none")
 
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; training flags as before afterwards."""
+    """Inside the block: eval mode and no gradients. Afterwards the training flags are restored."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -60,11 +61,11 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def run_batch(model: nn.Module, batch: Any, index: int = 0, argument: str = "calibration") -> Any:
-    """What the model returns for a batch; `index` is the batch's place, for the error.
+    """The model's output for a batch; `index` is the batch's number, for messages.
 
     Raises:
         TypeError: the batch is no tensor, tuple, list or dictionary.
-        ValueError: the model fails, and the batch lies on another device than all of the model.
+        ValueError: the model fails, and the batch is on another device than the whole model.
     """
     try:
         if isinstance(batch, Tensor):
@@ -74,7 +75,7 @@ def run_batch(model: nn.Module, batch: Any, index: int = 0, argument: str = "cal
         if isinstance(batch, Mapping):
             return model(**batch)
     except (RuntimeError, NotImplementedError) as error:
-        # Some models move their input themselves: only one that failed is asked where it is.
+        # Check devices only after a failure: some models move their input themselves.
         homes = {parameter.device for parameter in model.parameters()}
         found = {leaf.device for leaf in tree_iter(batch) if isinstance(leaf, Tensor)}
         if len(homes) == 1 and found - homes:

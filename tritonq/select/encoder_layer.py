@@ -1,13 +1,13 @@
-"""torch's fused encoder layer, which reads the weights of Linears instead of calling them.
+"""Turns off torch's fused encoder layer, which reads the weights of Linears instead of calling the Linears.
 
-In eval mode and without gradients nn.TransformerEncoderLayer hands `linear1.weight` and `linear2.weight` to one fused
-float operator. A QuantizedLinear dequantizes its weight for anyone who reads it, so results would stay nearly right,
-but its forward would never run: activations would not be quantized, and every call would dequantize both weights. A
-model in quantization-aware training would be evaluated without any rounding.
+In eval mode and without gradients, nn.TransformerEncoderLayer passes `linear1.weight` and `linear2.weight` to one fused
+float operator. A QuantizedLinear dequantizes its weight when it is read, so results would stay nearly right. But its
+forward would never run: activations would stay float, and every call would dequantize both weights. A model in
+quantization-aware training would be evaluated without rounding.
 
-The layer takes its ordinary path, which calls `linear1` and `linear2`, where `activation_relu_or_gelu` is 0 (any
-activation but these two); nothing else reads that attribute at run time. nn.TransformerEncoder turns padded inputs into
-nested tensors, which only the fused operator takes, where its `use_nested_tensor` is set.
+With `activation_relu_or_gelu` set to 0 (any other activation), the layer takes its ordinary path, which calls `linear1`
+and `linear2`; nothing else reads that attribute at run time. With `use_nested_tensor` set, nn.TransformerEncoder turns
+padded inputs into nested tensors, which only the fused operator accepts, so it is cleared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tritonq.nn.qat_linear import QATLinear
 
 
 def leave_fast_path(model: nn.Module) -> None:
-    """Make encoder layers that hold a QuantizedLinear or QATLinear call it."""
+    """Make encoder layers call the QuantizedLinears and QATLinears that they hold."""
     bypassed = {
         module
         for module in model.modules()

@@ -1,12 +1,12 @@
-"""The modules of a model by name, and patterns that pick among them.
+"""Lists the modules of a model by name, and selects some of them by patterns.
 
 A pattern is one of
 
     "model.layers.0.fc1"    the exact name of a layer
     "fc1"                   the last part of its name
     "Linear", nn.Linear     its class, or a class it derives from
-    "re:.*router.*"         a regular expression, matched from the start of the name (re.match, as
-    compressed-tensors)
+    "re:.*router.*"         a regular expression, matched from the start of the name (re.match, as in
+                            compressed-tensors)
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TypeVar
 from torch import nn
 
 Pattern = str | type
-#: A model comes back as the class it went in as.
+#: Functions return a model as the class that they were given.
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-    """One module of a model, all its names, and everywhere it sits: (parent, attribute)."""
+    """One module of a model, all its names, and all its places as (parent, attribute)."""
 
     module: nn.Module
     names: tuple[str, ...]
@@ -42,7 +42,7 @@ class Place:
 
 
 def places(model: nn.Module) -> list[Place]:
-    """Every module below the root, in the model's order, once each however many names it has."""
+    """Every module below the root, in the model's order; a module with several names is listed once."""
     found: dict[int, tuple[nn.Module, list[str], list[tuple[nn.Module, str]]]] = {}
     by_name: dict[str, nn.Module] = {}
     for name, module in named_modules(model):
@@ -57,9 +57,9 @@ def places(model: nn.Module) -> list[Place]:
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules under all their names, the root first; a child that holds one of its parents does not go round.
+    """All modules under all their names, the root first, like `named_modules(remove_duplicate=False)`.
 
-    As `named_modules(remove_duplicate=False)`, which recurses without end there.
+    Unlike torch's method it does not recurse forever if a module holds one of its parents.
     """
     yield from _walk(model, "", ())
 
@@ -91,7 +91,7 @@ def matches_any(patterns: Iterable[Pattern], place: Place) -> bool:
 
 
 def check_pattern(pattern: object, where: str) -> None:
-    """Raise unless `pattern` is one; `where` begins the message."""
+    """Raise unless `pattern` is a valid pattern; `where` begins the message."""
     if isinstance(pattern, type):
         return
     if not isinstance(pattern, str) or not pattern:

@@ -1,4 +1,4 @@
-"""One module in the place of another, with everything that users have attached to it."""
+"""Replaces a module and keeps everything that users have attached to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from tritonq.select.patterns import Place
 
-#: The user's hooks, which move on to the quantized layer together with the handles that remove them.
+#: The user's hooks. They move to the new module, and the handles that remove them keep working.
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -22,10 +22,10 @@ HOOKS = (
 
 
 def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:
-    """Put `new` in the place of `old`, with its hooks, its training flag and what users have attached to it.
+    """Put `new` in the place of `old`, with the hooks, the training flag and the user's attributes of `old`.
 
-    That is attributes (`layer.tag = …`) which no class declares and which mean nothing else in `new`. Hooks on state
-    dictionaries stay behind: they were written for another layout.
+    The user's attributes (`layer.tag = …`) are those that no class declares and that `new` does not have. Hooks on
+    state dictionaries are dropped, because they were written for another layout.
     """
     declared = {name for cls in type(old).__mro__ for name in getattr(cls, "__annotations__", ())}
     for name, value in vars(old).items():

@@ -1,11 +1,11 @@
-"""Which layers are quantized, and how each.
+"""Selects the layers to quantize, each with its config.
 
-Two ways to say it: a config, or a dictionary of patterns (tritonq/select/patterns.py), of which the first that
-matches counts; or torch's way, a config attached to a module and inherited by everything in it. Either way
-only a plain nn.Linear is selected: a subclass with a forward of its own computes something else, and so may
-one whose weight is recomputed before each forward (weight_norm, pruning).
+There are two ways to choose. `select` takes one config, or a dictionary of patterns (tritonq/select/patterns.py); the
+first pattern that matches decides. `select_inherited` follows torch: a module's config also applies to all modules in
+it. Both select only a plain nn.Linear. A subclass with another forward computes something else, and so may a Linear
+whose weight is recomputed before each forward (weight_norm, pruning).
 
-QuantStubs take part wherever a static layer does.
+QuantStubs are selected if a static layer is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tritonq.numerics.config import QuantConfig
 from tritonq.observers.qconfig import resolve_config
 from tritonq.select.patterns import Pattern, Place, check_pattern, matches, matches_any, named_modules, places
 
-#: Known by identity: one that was typed is said to match nothing where it does.
+#: Compared by identity: the warning about patterns that match nothing is only for patterns that the user typed.
 DEFAULT_IGNORE = ("lm_head",)
 DEFAULT_KEY = "_default"
 PLAN = "quantization_plan"  # the attribute that marks a prepared module, see tritonq/quantize/prepare.py
@@ -32,7 +32,7 @@ Filter = Callable[[nn.Module, str], bool]
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """A Linear or QuantStub, and the config it gets."""
+    """A Linear or QuantStub, and its config."""
 
     place: Place
     config: QuantConfig
@@ -40,7 +40,7 @@ class Selected:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The config for a module, None for float; `explicit` if said of it rather than of all that is left."""
+    """The config for a module, None for float; `explicit` is False if it is only the default config."""
 
     config: QuantConfig | None
     explicit: bool
@@ -52,15 +52,14 @@ def select(
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
 ) -> list[Selected]:
-    """The Linears to quantize and the QuantStubs that take part, each with its config.
+    """The Linears and QuantStubs to quantize, each with its config.
 
     Args:
-        model: not itself a Linear; layers that are quantized already are passed over.
-        config: a QuantConfig, a preset's name or a QConfig for all layers; or a dictionary {pattern: config
-            or None, "_default": config}, where None leaves a layer in float, as does no match and no
-            "_default".
+        model: not itself a Linear; layers that are already quantized are skipped.
+        config: a QuantConfig, a preset's name or a QConfig for all layers; or a dictionary {pattern: config or None,
+            "_default": config}. None leaves a layer in float. So does no match, if there is no "_default".
         ignore: patterns of layers to leave in float.
-        filter_fn: (module, name) → whether to quantize that layer.
+        filter_fn: (module, name) → True to quantize that layer.
 
     Warns:
         UserWarning: a pattern matches no layer, or a selected weight is shared with another module.
@@ -85,10 +84,10 @@ def select_inherited(
     ignore: Iterable[Pattern],
     filter_fn: Filter | None,
 ) -> list[Selected]:
-    """Like `select`, with configs that modules hand down to what is in them.
+    """Like `select`, but each module inherits the config of the module that holds it.
 
     Args:
-        config_of: (module, name) → its own config in any form, None for float, or NotImplemented to inherit.
+        config_of: (module, name) → the module's config in any form, None for float, NotImplemented to inherit.
         model, ignore, filter_fn: as for `select`.
     """
     configs: dict[str, QuantConfig | None] = {}
@@ -119,7 +118,7 @@ def check_root(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     if isinstance(model, QuantizedLinear):
-        raise ValueError("model must hold Linear layers, found a QuantizedLinear: it is quantized already")
+        raise ValueError("model must hold Linear layers, found a QuantizedLinear: it is already quantized")
     if is_plain_linear(model):
         raise ValueError(
             "model must hold Linear layers, found a Linear, which cannot replace itself: use "
@@ -142,7 +141,7 @@ def _select(
     for place in everything:
         if hasattr(place.module, PLAN):
             raise ValueError(
-                f"the model is prepared already ({place.name}, …): convert it, or start from the float one"
+                f"the model is already prepared ({place.name}, …): convert it, or start from the float model"
             )
     layers = [place for place in everything if is_plain_linear(place.module)]
     stubs = [place for place in everything if is_quant_stub(place.module)]
@@ -169,7 +168,7 @@ def _select(
 def _select_stubs(
     choose: Callable[[Place], Choice], stubs: list[Place], selected: list[Selected]
 ) -> list[Selected]:
-    """The QuantStubs that quantize: with a static config said of them, else what all static layers share."""
+    """The QuantStubs to quantize: with their own static config, else with the one that all static layers share."""
     static = [layer.config for layer in selected if layer.config.static]
     if not static:
         return []
@@ -182,7 +181,7 @@ def _select_stubs(
             if len(shared) > 1:
                 raise ValueError(
                     f"QuantStub {stub.name!r}: the static layers have {len(shared)} different activation "
-                    "specs, name the stub in the config's dictionary to say which is its own"
+                    "specs: name the stub in the config's dictionary to choose one"
                 )
             config = static[0]
         if config is not None and config.static:
@@ -200,7 +199,7 @@ def _check_selected(selected: list[Selected], layers: list[Place], quantized: li
         )
     if quantized:
         raise ValueError(
-            f"nothing to quantize: all {len(quantized)} Linear layers are quantized already "
+            f"nothing to quantize: all {len(quantized)} Linear layers are already quantized "
             f"({quantized[0].name}, …)"
         )
     raise ValueError("nothing to quantize: the model has no plain nn.Linear layer")
@@ -214,7 +213,7 @@ def _warn_of_unused(where: str, patterns: Iterable[Pattern], known: list[Place])
 
 
 def _warn_of_tied_weights(model: nn.Module, selected: list[Selected]) -> None:
-    """Say so where quantizing a layer gives it a weight of its own that it shared before."""
+    """Warn if quantizing a layer ends the sharing of its weight."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -224,15 +223,15 @@ def _warn_of_tied_weights(model: nn.Module, selected: list[Selected]) -> None:
         others = [owner for owner in owners[id(layer.place.module.weight)] if owner not in layer.place.names]
         if others:
             warnings.warn(
-                f"the weight of {name} is tied to {' and '.join(others)}: quantized, {name} has a weight of "
-                "its own (ignore it to keep them tied)",
+                f"the weight of {name} is tied to {' and '.join(others)}: quantizing gives {name} a separate weight "
+                f"(add {name} to ignore to keep them tied)",
                 UserWarning,
                 stacklevel=5,
             )
 
 
 def _config_table(config: Any) -> dict[Pattern, QuantConfig | None]:
-    """Any form of config → {pattern: config or None}, "_default" standing for what no pattern matches."""
+    """Any form of config → {pattern: config or None}; "_default" is for layers that no pattern matches."""
     if not isinstance(config, Mapping):
         return {DEFAULT_KEY: resolve_config(config)}
     for key in config:
@@ -244,7 +243,7 @@ def _config_table(config: Any) -> dict[Pattern, QuantConfig | None]:
 
 
 def ignored_patterns(ignore: Iterable[Pattern]) -> tuple[Pattern, ...]:
-    """`ignore` as users give it, checked."""
+    """The user's `ignore`, checked."""
     if isinstance(ignore, (str, type)) or not isinstance(ignore, Iterable):
         raise TypeError(f"ignore must be a list of patterns, found {ignore!r}")
     patterns = tuple(ignore)

@@ -1,9 +1,9 @@
-"""Making a float model easier to quantize without changing what it computes, and a quantized one less biased.
+"""Makes a float model easier to quantize without changing its results, and a quantized model less biased.
 
-smooth_                     SmoothQuant: activations' outliers into weights            before quantize_
-cross_layer_equalize_       pairs of Linears: ranges of channels made equal            before quantize_
-smoothing_groups            what the two can scale in a model, and what not and why
-correct_bias_               the mean error of every output, taken off the bias         after quantize_
+smooth_                     SmoothQuant: moves activation outliers into weights         before quantize_
+cross_layer_equalize_       equalizes the ranges of channels between Linears            before quantize_
+smoothing_groups            lists what these two can scale in a model, and why not the rest
+correct_bias_               subtracts the mean error of every output from the bias      after quantize_
 """
 
 from tritonq.optimize.equalize.bias_correction import correct_bias_

@@ -1,12 +1,12 @@
-"""How much of the difficulty to move: SmoothQuant's factors, and the search for the exponent that costs least.
+"""SmoothQuant's factors, and the search for the exponent α with the smallest error.
 
-For every α of a grid, the inputs and weights of a group are scaled, rounded as they will be, and multiplied; what
-counts is the squared error of the products, over a sample of rows and all Linears of the group, relative to the row:
+For each α of a grid, the search scales the inputs and weights of a group, quantizes and multiplies them. The error is
+the squared error of the products relative to each row, summed over a sample of rows and all Linears of the group:
 
-    error(α) = Σ_t ‖Q(x_t / s) · Q(s · W)ᵀ − x_t · Wᵀ‖² / max(‖x_t · Wᵀ‖², the median of it)
+    error(α) = Σ_t ‖Q(x_t / s) · Q(s · W)ᵀ − x_t · Wᵀ‖² / max(‖x_t · Wᵀ‖², its median over t)
 
-In a language model the first token's values can be a thousand times the others'. Without the denominator its row would
-be all that counts, and yet a norm makes it as large as any other soon after.
+In a language model the first token's values can be a thousand times as large as the others'. Without the denominator
+its row alone would decide, although a norm soon makes it as large as any other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tritonq.optimize.equalize.groups import Group
 from tritonq.optimize.equalize.inputs import GroupInputs
 from tritonq.reference import quantize_per_token
 
-#: What is tried, besides leaving a group as it is.
+#: The α to try, besides leaving a group as it is.
 ALPHAS = tuple(step / 10 for step in range(11))
 
 
@@ -46,13 +46,13 @@ def smoothing_factors(largest: Tensor, weights: Sequence[Tensor], alpha: float) 
 def search_alpha(
     group: Group, inputs: GroupInputs, weights: Sequence[Tensor], config: QuantConfig
 ) -> float | None:
-    """The α of ALPHAS with the smallest error, or None if leaving the group as it is has a smaller one.
+    """The α of ALPHAS with the smallest error; None if the error is smaller without scaling.
 
     Args:
         group: for messages.
-        inputs: of the calibration data, with rows.
+        inputs: from the calibration data, with rows.
         weights: float32 [N, K] of each reader.
-        config: how they will be quantized.
+        config: how the readers will be quantized.
     """
     products = [inputs.rows @ weight.t() for weight in weights]  # [rows, K] @ [K, N] -> [rows, N]
     sizes = torch.stack([product.square().sum(dim=1) for product in products]).sum(dim=0)  # [rows]
@@ -75,7 +75,7 @@ def search_alpha(
 
 
 def _rounded_activation(rows: Tensor, extremes: Tensor, spec: QuantSpec | None, name: str) -> Tensor:
-    """Rows [M, K] after a trip through int8; `extremes` [2, K] are what all data reaches, for a static grid."""
+    """Rows [M, K], quantized and dequantized; a static grid also covers `extremes` [2, K], those of all data."""
     if spec is None:
         return rows
     if spec.dynamic:
@@ -89,7 +89,7 @@ def _rounded_activation(rows: Tensor, extremes: Tensor, spec: QuantSpec | None, 
 
 
 def _rounded_weight(weight: Tensor, spec: QuantSpec, name: str) -> Tensor:
-    """A weight [N, K] after a trip through its codes, with float32 scales."""
+    """A weight [N, K], quantized and dequantized, with float32 scales."""
     found = observed_weight_qparams(weight, spec, name)
     codes, scale, zero_point = qparams.quantize_weight(weight, spec, found)
     columns = weight.shape[1]

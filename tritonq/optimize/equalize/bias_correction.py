@@ -1,13 +1,12 @@
-"""Bias correction: rounding shifts the mean of a layer's outputs, and the bias takes it back.
+"""Bias correction: quantization shifts the mean of a layer's outputs, and the bias compensates it.
 
-Rounding errors of a weight's row do not cancel where the inputs have a mean, as they do behind a ReLU, nor do those of
-values that a calibrated range clips. What is left is a shift that is the same for all inputs:
+If the inputs have a nonzero mean, as behind a ReLU, the rounding errors of a weight's row do not cancel. The errors of
+clipped values do not cancel either. They leave a shift that is the same for all inputs:
 
     shift = E[quantized output] − E[float output]                  bias ← bias − shift
 
-Both expectations are over the inputs that the layer gets in the quantized model, and the float output is the float
-weight's on the same inputs. So each layer is corrected for what it does wrong itself, all of them in one pass; what an
-earlier layer passes on is that layer's to correct.
+Both expectations are over the layer's inputs in the quantized model; the float output is that of the float weight on
+the same inputs. So each layer corrects only its own error, and one pass corrects all layers.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2; with data, as
 in its appendix D.
@@ -31,7 +30,7 @@ from tritonq.select.select import is_plain_linear
 
 
 class Shift:
-    """The mean of quantized less float output of one layer, [N], over everything it computes."""
+    """The mean of quantized minus float output of one layer, [N], over all its calls."""
 
     def __init__(self, name: str, layer: QuantizedLinear, linear: nn.Linear) -> None:
         self.name, self.layer, self.linear = name, layer, linear
@@ -45,7 +44,7 @@ class Shift:
         if self.layer.edge is not None:
             output = int8_product(
                 self.layer, source, in_float=True
-            )  # not behind the activation, and not rounded
+            )  # the product before the activation and before requantization
         rows = x.reshape(-1, x.shape[-1]).float()
         bias = self.linear._parameters["bias"]
         exact = nn.functional.linear(
@@ -57,10 +56,10 @@ class Shift:
         self.rows += len(rows)
 
     def mean(self) -> Tensor | None:
-        """float64 [N], or None where nothing came by.
+        """float64 [N]; None if the layer was not called.
 
         Raises:
-            ValueError: it is not finite.
+            ValueError: the mean is not finite.
         """
         if self.total is None or not self.rows:
             return None
@@ -73,26 +72,26 @@ class Shift:
 
 
 def correct_bias_(quantized: Model, float_model: nn.Module, calibration: Iterable[Any]) -> Model:
-    """Take the mean error of every quantized layer's outputs off its bias, in place.
+    """Subtract the mean output error of every quantized layer from its bias, in place.
 
     A layer without a bias gets one. A layer that the data does not reach stays as it is.
 
     Args:
         quantized: from `quantize_` or `convert`.
-        float_model: what it was quantized from, layers under the same names: after `smooth_`, the smoothed one.
+        float_model: the float model it was made from, with the same layer names; after `smooth_`, the smoothed model.
         calibration: batches, as for `quantize_`.
 
     Returns:
         The quantized model.
 
     Raises:
-        TypeError, ValueError: nothing is quantized, the float model lacks a layer or has one of another shape,
-            calibration data that is empty or gives values that are not finite. Nothing has changed then.
+        TypeError, ValueError: nothing is quantized, the float model lacks a layer or has another shape for it, or the
+            calibration data is empty or gives values that are not finite. The model is then unchanged.
     """
     shifts = _pair(quantized, float_model)
     with contextlib.ExitStack() as stack:
         for shift in shifts:
-            # Before the user's hooks see the output, as the bias will be.
+            # Before the user's hooks, because the bias is added before them too.
             handle = shift.layer.register_forward_hook(shift.observe, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         calibrate(quantized, calibration)
@@ -101,13 +100,13 @@ def correct_bias_(quantized: Model, float_model: nn.Module, calibration: Iterabl
         if mean is not None:
             layer, old = shift.layer, shift.layer.bias
             bias = (-mean if old is None else old.detach().double() - mean).to(layer.dtype)
-            # A new parameter: the old one may be the float model's too.
+            # A new parameter, because the float model may share the old one.
             layer.bias = nn.Parameter(bias, requires_grad=old is not None and old.requires_grad)
     return quantized
 
 
 def _pair(quantized: nn.Module, float_model: nn.Module) -> list[Shift]:
-    """Each quantized layer with the float layer of its name."""
+    """Pair each quantized layer with the float layer of the same name."""
     linears = dict(named_modules(float_model))
     shifts = []
     for place in places(quantized):

@@ -1,13 +1,13 @@
-"""Cross-layer equalization: two Linears in a row share what is large among their channels.
+"""Cross-layer equalization: gives the channels between two consecutive Linears equal ranges.
 
-Between a Linear and the next there is often nothing, or a function that lets positive factors through (ReLU). Then
-each channel c of the first can be divided by s_c, and the second's column multiplied by it. Ranges r1 of the first's
-rows and r2 of the second's columns become equal with
+If there is nothing between two Linears, or only a function that positive factors pass through (ReLU), channel c of the
+first can be divided by s_c and column c of the second multiplied by it. The ranges r1 of the first's rows and r2 of the
+second's columns become equal with
 
     s_c = √(r1_c / r2_c)                   r1_c / s_c = r2_c · s_c = √(r1_c · r2_c)
 
-A layer that is second in one pair and first in another makes this a fixed point, reached in a few rounds. It helps
-where a whole tensor shares one scale; with a scale for each output channel the first's rows need no help.
+A layer may be second in one pair and first in another. So the factors are a fixed point, which takes a few rounds. This
+helps if a whole tensor shares one scale. With one scale per output channel, the first Linear's rows gain nothing.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1.
 """
@@ -26,7 +26,7 @@ from tritonq.select.patterns import Model, Pattern, named_modules
 from tritonq.select.select import DEFAULT_IGNORE, check_root
 
 _ROUNDS = 100
-#: Rounds end when no factor changes by more than this part of itself.
+#: The rounds end when no factor changes by more than this fraction.
 _CONVERGED = 1e-4
 
 
@@ -37,21 +37,22 @@ def cross_layer_equalize_(
     groups: Iterable[Any] | None = None,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
 ) -> Model:
-    """Make the ranges of the channels between Linears equal, in place; what the model computes stays, up to rounding.
+    """Equalize the ranges of the channels between Linears, in place. The model's results stay the same up to rounding.
 
     Args:
         model: float.
-        batch: tensor → model(x), tuple → model(*x), dict → model(**x): to find the pairs, or to try those given; no
-            statistics are taken.
-        groups: (Linear, [Linear, …]) each, by name, the second ones reading the first in proportion. None finds them.
-        ignore: patterns of Linears to leave as they are, where pairs are found.
+        batch: tensor → model(x), tuple → model(*x), dict → model(**x). It serves to find the pairs or to test the given
+            ones; no statistics are taken.
+        groups: pairs (Linear, [Linear, …]) of names; the inputs of the second ones must be proportional to the output
+            of the first. None finds them.
+        ignore: patterns of Linears to leave as they are when pairs are searched.
 
     Returns:
         The model.
 
     Raises:
-        TypeError, ValueError: a bad argument, an unknown name, shapes that do not match, a pair that the model is not
-            indifferent to, nothing found. Nothing has changed then.
+        TypeError, ValueError: a bad argument, an unknown name, shapes that do not match, a pair whose scaling changes
+            the model's results, or no pair. The model is then unchanged.
     """
     check_root(model)
     modules = dict(named_modules(model))
@@ -69,7 +70,7 @@ def cross_layer_equalize_(
 
 @torch.no_grad()
 def _equalizing_factors(modules: dict[str, nn.Module], pairs: list[Group]) -> dict[Group, Tensor]:
-    """The fixed point of s = √(r1 / r2), r1 and r2 being of the weights as the other pairs' factors scale them."""
+    """The fixed point of s = √(r1 / r2); r1 and r2 are ranges of the weights scaled by the other pairs' factors."""
     names = dict.fromkeys(name for group in pairs for name in (group.source, *group.readers))
     magnitudes = {name: modules[name].get_parameter("weight").float().abs() for name in names}
     factors = {group: torch.ones(len(magnitudes[group.source])) for group in pairs}

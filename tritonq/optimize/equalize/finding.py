@@ -1,15 +1,16 @@
-"""Finding groups: candidates from a recorded run (tritonq/flow/record.py), the proof by trying.
+"""Finds groups: a recorded run (tritonq/flow/record.py) gives the candidates, and trial runs prove them.
 
-A source is a candidate if all that its output leads to, through functions, are Linears with as many columns as it has
-channels. For those, each reader's input is compared with what it is while the source is scaled by powers of two:
+A source is a candidate if its output, directly or through functions, reaches only Linears, and these have as many
+columns as the source has channels. Each candidate is tried: the source is scaled by powers of two, and each reader's
+input is multiplied back and compared with the original:
 
-    norm ─────────────────────────→ q, k, v          equal once multiplied back: a group
+    norm ─────────────────────────→ q, k, v          equal: a group
     up ─ product with silu(gate) ─→ down             equal: a group
     gate ─ silu ─ product with up → down             differs: silu is not homogeneous
-    v ─ attention with q, k ──────→ o                equal, where every head has a v of its own
+    v ─ attention with q, k ──────→ o                equal, if every head has its own v
     q, k ─ attention ─────────────→ o                differs
 
-Then all that is left is rehearsed on the whole model, which notices readers that a recording cannot see.
+At the end all groups are rehearsed on the whole model, which detects readers that a recording cannot see.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ _LOG = logging.getLogger("tritonq.equalize")
 def smoothing_groups(model: nn.Module, batch: Any, *, ignore: Iterable[Pattern] = DEFAULT_IGNORE) -> Groups:
     """The norms and Linears of a model whose output can be scaled channel by channel, and the Linears that read it.
 
-    Runs the batch a few times, and keeps the inputs of the readers meanwhile: a single short sequence does.
+    It runs the batch a few times and keeps the readers' inputs meanwhile. One short sequence is enough.
 
     Args:
         model: float; not changed.
         batch: tensor → model(x), tuple → model(*x), dict → model(**x).
-        ignore: patterns of Linears that are to stay as they are, as for `quantize_`; a source they read is skipped.
+        ignore: patterns of Linears to leave as they are, as for `quantize_`; a source that they read is skipped.
 
     Returns:
-        What was found, and why the other norms, and Linears that lead to nothing but Linears, were not.
+        The groups, and the reason for each skipped norm, and for each skipped Linear that only Linears read.
     """
     check_root(model)
     ignored = ignored_patterns(ignore)
@@ -79,10 +80,10 @@ def smoothing_groups(model: nn.Module, batch: Any, *, ignore: Iterable[Pattern] 
 def groups_to_scale(
     model: nn.Module, batch: Any, groups: Iterable[Any] | None, ignore: Iterable[Pattern]
 ) -> tuple[Group, ...]:
-    """The groups that a user gave, checked and tried on a batch, or those that are found.
+    """The user's groups, checked and rehearsed on a batch; without any, those that are found.
 
     Raises:
-        TypeError, ValueError: as `given_groups`; a group fails the rehearsal; none was given and none is found.
+        TypeError, ValueError: as `given_groups`; a group fails the rehearsal; none is given and none is found.
     """
     if groups is None:
         search = smoothing_groups(model, batch, ignore=ignore)
@@ -100,7 +101,7 @@ def groups_to_scale(
 
 
 def _candidates(model: nn.Module, flow: Dataflow, kept: set[str]) -> tuple[list[Group], dict[str, str]]:
-    """Groups as the recorded run suggests them, and the sources that it rules out."""
+    """The groups that the recorded run suggests, and the sources that it rules out."""
     modules, owners = dict(named_modules(model)), parameter_owners(model)
     found: list[Group] = []
     skipped: dict[str, str] = {}
@@ -112,9 +113,9 @@ def _candidates(model: nn.Module, flow: Dataflow, kept: set[str]) -> tuple[list[
         group = Group(name, tuple(readers))
         why = other or ("no Linear reads it" if not readers else None)
         if why is not None and not is_norm(source):
-            continue  # most Linears write to the residual stream: not worth a word each
+            continue  # most Linears write to the residual stream: too many to list
         if why is None and source_channels(source) is None:
-            why = f"{type(source).__name__} computes something else than the norms that are known"
+            why = f"{type(source).__name__} is not one of the known norms"
         if why is None:
             why = next((f"{reader} is ignored" for reader in readers if reader in kept), None)
         why = why or unfit(group, modules, owners)
@@ -126,7 +127,7 @@ def _candidates(model: nn.Module, flow: Dataflow, kept: set[str]) -> tuple[list[
 
 
 def _readers(flow: Dataflow, name: str, modules: dict[str, nn.Module]) -> tuple[dict[str, None], str | None]:
-    """The Linears that a module's output leads to through functions, and what else it leads to."""
+    """The Linears that a module's output reaches through functions, and the reason if it reaches anything else."""
     calls = flow.calls_of(name)
     if not calls:
         return {}, "the model does not call it"
@@ -151,10 +152,10 @@ def _readers(flow: Dataflow, name: str, modules: dict[str, nn.Module]) -> tuple[
 
 
 def _proportional(model: nn.Module, batch: Any, candidates: Sequence[Group]) -> set[Group]:
-    """The candidates all of whose readers' inputs scale with the source, channel by channel.
+    """The candidates whose readers' inputs all scale with the source, channel by channel.
 
-    In one run every reader's input is put back to what it was, so that what one source does reaches no other; several
-    sources of one reader take a run each.
+    One run tries several candidates: every reader's input is replaced by the original, so no source affects another
+    one. Sources of the same reader need separate runs.
     """
     modules = dict(named_modules(model))
     exact: defaultdict[str, list[Tensor]] = defaultdict(list)
@@ -180,7 +181,7 @@ def _proportional(model: nn.Module, batch: Any, candidates: Sequence[Group]) -> 
 def _proportional_alone(
     model: nn.Module, batch: Any, groups: Sequence[Group], exact: dict[str, list[Tensor]]
 ) -> set[Group]:
-    """Those of several groups without a common reader that scale; `exact` holds what every reader reads."""
+    """Those of `groups`, which share no reader, that scale; `exact` holds the original inputs of every reader."""
     modules = dict(named_modules(model))
     failed: set[Group] = set()
     with contextlib.ExitStack() as stack:
@@ -208,7 +209,7 @@ def _proportional_alone(
 
 @contextlib.contextmanager
 def _input_replaced(reader: nn.Module, replace: Any) -> Any:
-    """Put a Linear's input through `replace`; None leaves it."""
+    """Replace a Linear's input by `replace(input)`; None keeps it."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         replaced = replace(args[0] if args else kwargs["input"])

@@ -1,10 +1,10 @@
-"""A source and the Linears that read it: where a factor per channel can be moved from activations into weights.
+"""A group is a source and the Linears that read it; a factor per channel can move from activations into weights.
 
     source ─ y ─ (attention, ReLU, a product …) ─ x ─ Linear          y_c / s_c  →  x_c / s_c  →  W[:, c] · s_c
 
-Dividing the source's output by s and multiplying the readers' columns by s changes nothing, if each reader's column
-is proportional to the same channel of the source, and if nobody else reads it. A source is a norm, whose weight and
-bias take 1/s, or a Linear, whose rows and bias do. That the two conditions hold is not assumed but tried
+Dividing the source's output by s and multiplying the readers' columns by s changes nothing under two conditions: each
+input column of a reader is proportional to the same channel of the source, and nothing else reads the source. The
+source is a norm, whose weight and bias take 1/s, or a Linear, whose rows and bias do. Both conditions are tested
 (tritonq/optimize/equalize/rehearsal.py).
 """
 
@@ -37,11 +37,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """What was found in a model; iterates over `found`.
+    """The groups of a model; iterates over `found`.
 
     Attributes:
         found: the groups, in the model's order.
-        skipped: source → why it is in none: every norm, and every Linear whose output goes to Linears only.
+        skipped: source → why it is in no group; for every norm, and for every Linear that only Linears read.
     """
 
     found: tuple[Group, ...]
@@ -59,12 +59,12 @@ class Groups:
 
 
 def given_groups(model: nn.Module, groups: Iterable[object]) -> tuple[Group, ...]:
-    """Groups as users write them, (source, [Linear, …]) each, checked.
+    """The user's groups, pairs (source, [Linear, …]) of names, checked.
 
     Raises:
-        TypeError: something else than pairs of names.
-        ValueError: an unknown name, a source or reader that cannot be scaled, shapes that do not match, a module in two
-            groups on the same side, no group.
+        TypeError: an entry is no pair of names.
+        ValueError: an unknown name, a source or reader that cannot be scaled, shapes that do not match, a module that
+            is the source or a reader of two groups, no group.
     """
     pairs = []
     for entry in [groups] if isinstance(groups, str) or not isinstance(groups, Iterable) else groups:
@@ -98,7 +98,7 @@ def given_groups(model: nn.Module, groups: Iterable[object]) -> tuple[Group, ...
 
 
 def unfit(group: Group, modules: Mapping[str, nn.Module], owners: Mapping[int, list[str]]) -> str | None:
-    """Why a group's modules cannot take factors, whatever the model computes with them; None if they can."""
+    """Why a group's modules cannot take factors, whatever the model does with them; None if they can."""
     for name in (group.source, *group.readers):
         if name not in modules:
             return f"the model has no module {name!r}"
@@ -129,7 +129,7 @@ def unfit(group: Group, modules: Mapping[str, nn.Module], owners: Mapping[int, l
 
 
 def source_channels(module: nn.Module) -> int | None:
-    """How many channels a module's output has; None if it can be no source."""
+    """The number of channels of a module's output; None if it cannot be a source."""
     if is_plain_linear(module):
         assert isinstance(module, nn.Linear)
         return module.out_features
@@ -138,7 +138,7 @@ def source_channels(module: nn.Module) -> int | None:
 
 
 def parameter_owners(model: nn.Module) -> dict[int, list[str]]:
-    """id of a parameter → the modules that hold it; a module under two names is there twice."""
+    """id of a parameter → the names of the modules that hold it; a module with two names is listed twice."""
     owners: dict[int, list[str]] = {}
     for name, module in named_modules(model):
         for parameter in module._parameters.values():
@@ -149,22 +149,22 @@ def parameter_owners(model: nn.Module) -> dict[int, list[str]]:
 
 @torch.no_grad()
 def fold(model: nn.Module, factors: Mapping[Group, Tensor]) -> None:
-    """Divide every source's channels by its group's factors, and multiply the readers' columns.
+    """Divide every source's channels by its group's factors, and multiply the readers' columns by them.
 
-    A weight that is a source's and a reader's takes both at once and is rounded to its dtype once.
+    The weight of a module that is both source and reader takes both factors and is rounded to its dtype once.
 
     Args:
         model: changed in place.
         factors: positive, finite, [channels] each.
 
     Raises:
-        ValueError: a result would not be finite in the parameter's dtype; nothing has changed then.
+        ValueError: a result would not be finite in the parameter's dtype; the model is then unchanged.
     """
     modules = dict(named_modules(model))
     rows: dict[str, Tensor] = {group.source: factor for group, factor in factors.items()}
     columns = {reader: factor for group, factor in factors.items() for reader in group.readers}
     names = [name for name in modules if name in rows or name in columns]
-    for write in (False, True):  # everything is computed once for the check, and again to be kept: no copy is
+    for write in (False, True):  # compute all results twice, to check and to write, instead of keeping copies
         for name in names:
             for part, parameter in modules[name]._parameters.items():
                 if parameter is None:

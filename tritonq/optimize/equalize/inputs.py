@@ -1,4 +1,4 @@
-"""What calibration tells about the inputs of a group's readers: each channel's extremes, and a sample of rows."""
+"""Collects the inputs of a group's readers in calibration: each channel's extremes, and a sample of rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ROWS_PER_CALL = 64
 
 
 class GroupInputs:
-    """The inputs of one group's readers, in float32 on the device where they are.
+    """The inputs of one group's readers, in float32 on their device.
 
     Attributes:
         low, high: [K], smallest and largest value of each channel over all data.
-        rows: a sample, [rows, K]: up to 64 of each call, evenly spaced from the first one on, which in a language
-            model is where the largest values are; empty unless asked for.
+        rows: a sample, [rows, K]: up to 64 rows of each call, evenly spaced. It includes the first row, which has the
+            largest values in a language model. Empty unless `keep_rows`.
     """
 
     def __init__(self, keep_rows: bool) -> None:
@@ -32,7 +32,7 @@ class GroupInputs:
         self._latest: Tensor | None = None
 
     def observe(self, name: str, x: Tensor) -> None:
-        """Take note of a reader's input [..., K].
+        """Add a reader's input [..., K].
 
         Raises:
             ValueError: it holds NaN or Inf.
@@ -52,10 +52,10 @@ class GroupInputs:
             self._rows.append(values[torch.linspace(0, len(values) - 1, count).long()].clone())
 
     def finish(self, group: Group) -> None:
-        """Let go of the latest batch.
+        """Release the last batch.
 
         Raises:
-            ValueError: no data came by.
+            ValueError: no data reached the readers.
         """
         self._latest = None
         if self._extremes is None:
@@ -84,10 +84,10 @@ class GroupInputs:
 def group_inputs(
     model: nn.Module, groups: Sequence[Group], calibration: Iterable[Any], keep_rows: bool
 ) -> dict[Group, GroupInputs]:
-    """Run the calibration data through a model and watch what every group's readers read.
+    """Run the calibration data through a model and collect the inputs of every group's readers.
 
     Raises:
-        TypeError, ValueError: as `calibrate`; also for inputs that are not finite, and for readers that none reaches.
+        TypeError, ValueError: as `calibrate`; an input is not finite; the data does not reach a reader.
     """
     modules = dict(named_modules(model))
     found = {group: GroupInputs(keep_rows) for group in groups}

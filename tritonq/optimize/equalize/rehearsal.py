@@ -1,9 +1,9 @@
-"""Trying whether factors could be moved, before a parameter is touched.
+"""Tests whether factors can be moved, before any parameter is changed.
 
-Hooks divide a source's output by powers of two, another one for each channel, and multiply the readers' inputs by the
-same. Powers of two are exact in floating point: where the factors cancel, the model returns what it returned without
-hooks, bit for bit (in float16 but for subnormals). Where a function in between is not positively homogeneous, channels
-are mixed or moved, or somebody else reads the source, it returns something else by far.
+Hooks divide a source's output by powers of two, one per channel, and multiply the readers' inputs by the same factors.
+Powers of two are exact in floating point. If the factors cancel, the model returns the same bits as without hooks
+(except for subnormals in float16). It returns something very different if a function in between is not positively
+homogeneous, if it mixes or moves channels, or if something else reads the source.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tritonq.optimize.equalize.groups import Group
 from tritonq.select.calibrate import run_batch
 from tritonq.select.patterns import named_modules
 
-#: Factors are 2^low … 2^high. Both signs show a function that clips, but twice 40,000 is too much for float16.
+#: Factors are 2^low … 2^high. Both signs reveal a function that clips, but twice 40,000 is too large for float16.
 _EXPONENTS, _FLOAT16_EXPONENTS = (-3, 3), (0, 6)
 
 
 class Rehearsal:
-    """A model and a batch to try groups on, in evaluation mode and without gradients, which are the caller's to see to.
+    """A model and a batch to try groups on. The caller must set evaluation mode and turn gradients off.
 
     Args:
-        model: its hooks come and go, nothing else does.
+        model: gets hooks during a run; nothing else changes.
         batch: tensor → model(x), tuple → model(*x), dict → model(**x).
     """
 
@@ -38,7 +38,7 @@ class Rehearsal:
         self._expected = self._run()
 
     def failing(self, groups: Sequence[Group]) -> dict[Group, str]:
-        """The groups whose factors the model notices, each with the reason; none in a run if all are as they should."""
+        """The groups whose factors change the model's results, with the reasons. If none does, one run is enough."""
         if not groups:
             return {}
         uncalled = self._try(groups)
@@ -53,7 +53,7 @@ class Rehearsal:
         )
 
     def _try(self, groups: Sequence[Group]) -> str | None:
-        """None if all is well; else the reason, "" where only the output says so."""
+        """None if the results stay the same; else the reason, or "" if only the output shows the change."""
         called: set[str] = set()
         with contextlib.ExitStack() as stack:
             for group in groups:
@@ -76,7 +76,7 @@ class Rehearsal:
 
 
 def powers_of_two(source: nn.Module) -> Tensor:
-    """A factor for each channel of a norm or Linear, in its dtype, the same ones every time."""
+    """A random factor for each channel of a norm or Linear, in its dtype; the same in every call."""
     weight = source.weight
     assert isinstance(weight, Tensor)
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def powers_of_two(source: nn.Module) -> Tensor:
 
 @contextlib.contextmanager
 def divided(source: nn.Module, factors: Tensor, note: Callable[[], None]) -> Iterator[None]:
-    """Divide what a module returns, before hooks of the user's see it."""
+    """Divide a module's output by `factors`, before the user's hooks."""
 
     def divide(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         note()
@@ -102,7 +102,7 @@ def divided(source: nn.Module, factors: Tensor, note: Callable[[], None]) -> Ite
 
 @contextlib.contextmanager
 def multiplied(reader: nn.Module, factors: Tensor, note: Callable[[], None]) -> Iterator[None]:
-    """Multiply a Linear's input, after hooks of the user's have seen it."""
+    """Multiply a Linear's input by `factors`, after the user's hooks."""
 
     def multiply(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         note()
@@ -118,7 +118,7 @@ def multiplied(reader: nn.Module, factors: Tensor, note: Callable[[], None]) -> 
 
 
 def equal_but_for_subnormals(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors agree to their dtype's precision as a whole; integers and Inf must be equal."""
+    """True if the norm of the difference is within the dtype's precision; integers and Inf must be equal."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if not found.is_floating_point():

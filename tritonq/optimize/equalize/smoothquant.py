@@ -1,13 +1,13 @@
-"""SmoothQuant: outliers of activations moved into weights, before either is quantized.
+"""SmoothQuant: moves outliers of activations into weights, before both are quantized.
 
-A few channels of a language model's activations are a hundred times larger than the others. One scale for the tensor
-leaves those others a handful of codes; weights have no such channels. So each channel is divided by s, and the weights'
-columns are multiplied by it:
+A few channels of a language model's activations are a hundred times as large as the others. One scale for the tensor
+leaves the others only a handful of codes. Weights have no such channels. So each channel is divided by s, and the
+weights' columns are multiplied by it:
 
     s_j = max|X_j|^α / max|W_j|^(1−α)               Y = (X / s) · (s · W)ᵀ
 
-α = 1 makes all channels of X equally large, α = 0 all columns of W, 0.5 shares what is hard evenly. The division costs
-nothing at run time: it goes into the norm or Linear that computes X (tritonq/optimize/equalize/groups.py).
+α = 1 makes all channels of X equally large, α = 0 all columns of W; 0.5 is halfway. The division costs nothing at run
+time: the norm or Linear that computes X absorbs it (tritonq/optimize/equalize/groups.py).
 
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", 2023.
 """
@@ -44,29 +44,29 @@ def smooth_(
     groups: Iterable[Any] | None = None,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
 ) -> Model:
-    """Move activations' outliers into weights (SmoothQuant), in place; what the model computes stays, up to rounding.
+    """Move activation outliers into weights (SmoothQuant), in place. The model's results stay the same up to rounding.
 
         tritonq.smooth_(model, batches)
         tritonq.quantize_(model, "w8a8_static", calibration=batches)
 
     Args:
         model: float.
-        calibration: batches, as for `quantize_`. The first one is run a few times more, to find or try groups.
-        alpha: how much of the difficulty moves, in [0, 1], for all groups; or "search": for each group what gives its
-            Linears, quantized as `config` says, the smallest error of their outputs on the calibration data.
-        config: what the search quantizes with; a fixed α does not depend on it.
-        groups: (source, [Linear, …]) each, by name: a norm, or a Linear whose output channels reach the readers'
-            columns in proportion (up_proj → down_proj). They are tried on the first batch. None finds them:
-            `tritonq.equalize.smoothing_groups` says which, and why others were left alone.
-        ignore: patterns of Linears to leave as they are, where groups are found.
+        calibration: batches, as for `quantize_`. The first one is run a few times more, to find or test the groups.
+        alpha: α in [0, 1], for all groups; or "search": for each group the α with which its Linears, quantized with
+            `config`, have the smallest output error on the calibration data.
+        config: for the search only.
+        groups: pairs (source, [Linear, …]) of names. The source is a norm, or a Linear whose output channels are
+            proportional to the readers' input columns (up_proj → down_proj). The first batch tests them. None finds
+            them: `tritonq.equalize.smoothing_groups` lists them, and the reason for each skipped source.
+        ignore: patterns of Linears to leave as they are when groups are searched.
 
     Returns:
-        The model. What was done to each group goes to the log "tritonq.equalize" as INFO.
+        The model. The log "tritonq.equalize" (level INFO) says what was done to each group.
 
     Raises:
-        TypeError, ValueError: a bad argument, an unknown name, shapes that do not match, groups that the model is not
-            indifferent to, calibration data that is empty or gives values that are not finite. Nothing has changed
-            then.
+        TypeError, ValueError: a bad argument, an unknown name, shapes that do not match, a group whose scaling changes
+            the model's results, or calibration data that is empty or gives values that are not finite. The model is
+            then unchanged.
     """
     _check_alpha(alpha)
     check_root(model)
