@@ -12,6 +12,7 @@ ROW_CASES = [
     (name, mode, columns)
     for name in ("rms", "add-rms", "layer", "gated")
     for mode, columns in (("token", 4096), ("token", 16_384), ("token", 20_000), ("tensor", 4096))
+    if (name, mode) != ("gated", "tensor")
 ] + [("activation", "token", 4096)]
 
 #: Float activations quantized inside of a product's launch: (weight's scheme, rows, dtype, symmetric activations).
@@ -94,23 +95,9 @@ def define(
 
         return case
 
-    def weight_only(rows: int, *rest: Any) -> Callable[[], object]:
-        def case() -> object:
-            from tritonq.kernels.matmul.weight_only import weight_only_matmul
-            from tritonq.numerics import slabs as layouts
-
-            layout = layouts.slab_layout("int4_words", columns, 128)
-            words = torch.zeros(features, layout.words, dtype=torch.int16)
-            scale, bias = torch.ones(layout.groups, features, dtype=torch.bfloat16), torch.zeros(features)
-            slabs = (layout.group_size, layout.padded_group, layout.slab_width)
-            x = torch.zeros(rows, columns, dtype=torch.bfloat16)
-            return weight_only_matmul(x, words, scale, None, bias, *slabs, *rest)
-
-        return case
-
     def quantization(name: str, mode: str, columns: int, dtype: torch.dtype) -> Callable[[], object]:
         def case() -> object:
-            from tritonq.kernels.rows import elementwise, norm_quantize
+            from tritonq.kernels.rows import norm_quantize
 
             x, w = torch.zeros(4, columns, dtype=dtype), torch.zeros(columns, dtype=dtype)
             given = None if mode == "token" else grid[:2]
@@ -122,9 +109,7 @@ def define(
                 return norm_quantize.layer_norm_quantize(x, w, w, 1e-6, False, given)
             if name == "activation":
                 return norm_quantize.gated_quantize_per_token(x, None, "gelu", True)
-            if mode == "token":
-                return norm_quantize.gated_quantize_per_token(x, x, "silu", False)
-            return elementwise.gated_quantize_per_tensor(x, x, "silu", *grid)
+            return norm_quantize.gated_quantize_per_token(x, x, "silu", False)
 
         return case
 
@@ -138,8 +123,6 @@ def define(
             rows, torch.int8, *grid, "silu", codes, one, code
         )
         cases[f"w8a8-gated-{size}"] = gated(rows, torch.bfloat16, "silu")
-        cases[f"w4a16-silu-{size}"] = weight_only(rows, "silu")
-        cases[f"w4a16-gelu-tanh-requantize-{size}"] = weight_only(rows, "gelu_tanh", *grid)
         cases[f"w8a8-gated-requantize-{size}"] = gated(rows, torch.int8, "gelu_tanh", *grid)
     cases["w8a8-gated-odd"] = gated(1000, torch.int8, "silu", *grid, columns=1000)
     for name, mode, length in ROW_CASES:
@@ -148,11 +131,3 @@ def define(
 
     for name, arguments in DYNAMIC_CASES.items():
         cases[name] = dynamic(*arguments)
-
-    def add() -> object:
-        from tritonq.kernels.rows.elementwise import add_requantize
-
-        a = torch.zeros(4, columns, dtype=torch.int8)
-        return add_requantize(a, one, code, a, one, code, *grid, "gelu")
-
-    cases["add_requantize"] = add

@@ -94,10 +94,6 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
             ops.int8_linear_requantize,
             (codes, one, zero, *affine, bias, *grid, "gelu", residual_codes, one, zero),
         ),
-        "gated": (
-            ops.int8_gated_linear,
-            (codes, token, token_zero, *affine, bias, *affine, None, torch.bfloat16, "silu"),
-        ),
         "gated requantize": (
             ops.int8_gated_linear_requantize,
             (codes, one, None, *plain, None, *plain, bias, *grid, "gelu_tanh"),
@@ -122,18 +118,6 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "gated per token": (ops.gated_quantize_per_token, (gates, ups, "silu", True)),
         "gated per token without a factor": (ops.gated_quantize_per_token, (gates, None, "gelu", False)),
-        "gated per tensor": (
-            ops.gated_quantize_per_tensor,
-            (gates.half(), ups.half(), "gelu", one, zero, False),
-        ),
-        "add": (
-            ops.add_requantize,
-            (residual_codes, one, zero, residual_codes.flip(0), token[:1, 0], None, *grid),
-        ),
-        "add silu": (
-            ops.add_requantize,
-            (codes.t(), one, None, codes.flip(0).t(), one, zero, *grid, "silu"),
-        ),
         "int4 int8": (
             ops.int4_int8_linear,
             (codes, token, w4.packed, w4.kernel_scale, None, 32, torch.float16),
@@ -154,17 +138,6 @@ def samples(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "weight only": (
             ops.weight_only_linear,
             (learned(x.clone()), g4.packed, g4.kernel_scale, g4.kernel_zero, learned(bias.clone()), 32),
-        ),
-        **{
-            f"weight only {activation}": (
-                ops.weight_only_linear,
-                (learned(x.clone()), g4.packed, g4.kernel_scale, None, learned(bias.clone()), 32, activation),
-            )
-            for activation in ("relu", "gelu", "gelu_tanh", "silu")
-        },
-        "weight only requantize": (
-            ops.weight_only_linear_requantize,
-            (x, g8.packed, g8.kernel_scale, None, bias, 32, *grid, "silu"),
         ),
         "weight only int8": (ops.weight_only_linear, (x.half(), g8.packed, g8.kernel_scale, None, None, 32)),
         "weight only input gradient": (

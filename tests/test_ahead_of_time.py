@@ -36,8 +36,6 @@ FAMILIES = (
     "w4a16-g64-affine-bfloat16",
     "w4a16-g32-bfloat16",
     "w4a16-channel-bfloat16",
-    "w4a16-silu",
-    "w4a16-gelu-tanh-requantize",
     "w8a16-bfloat16",
     "w8a16-g128-affine-bfloat16",
     "w4a8-g128",
@@ -51,7 +49,6 @@ QUANTIZERS = [
         for kind in ("symmetric", "affine")
     ),
     *(f"quantize-{name}-{mode}-{columns}" for name, mode, columns in ROW_CASES),
-    "add_requantize",
 ]
 OBSERVERS = ["extremes-1", "extremes-4096", "histogram-16", "histogram-2048", "histogram-8192"]
 BATCH = ["w8a8-batch"]

@@ -25,7 +25,6 @@ needs_triton = pytest.mark.skipif(
 #: As it is: tests pretend that there is a GPU, or none.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATOR_MODULES = (
-    "elementwise",
     "fake_quantize",
     "int4",
     "int8",
@@ -172,12 +171,11 @@ def test_every_operator_is_checked() -> None:
     from tritonq import ops
 
     checked = {sample.operator for sample in operators.samples().values()}
-    by_products = {ops.int8_gated_linear}
     no_kernels = {ops.backend, ops.scale_of_codes, ops.scale_with_history, ops.traced_version}
     others = {ops.rms_norm_quantize_per_tensor, ops.layer_norm_quantize_per_tensor}
     others |= {ops.add_rms_norm_quantize_per_token}  # the other mode of a kernel that is checked
     everything = {getattr(ops, name) for name in ops.__all__}
-    assert everything - checked == by_products | no_kernels | others
+    assert everything - checked == no_kernels | others
 
 
 class Direct:

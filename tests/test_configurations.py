@@ -41,7 +41,7 @@ def chosen(problem: Problem = INT8, target: Any = H100) -> choose.Explanation:
 class TestSources:
     def test_tuned_before_table_before_rule(self) -> None:
         row = shipped.ROWS[0]
-        problem = Problem("weight_only", (4, 128, 64, "torch.bfloat16", False, True), row.bucket, 4096, 4096)
+        problem = Problem("weight_only", (4, 128, 64, "torch.bfloat16", False), row.bucket, 4096, 4096)
         assert (chosen().config, chosen().source) == (RULE, "rule")
         found = chosen(problem)
         assert (found.config, found.source, found.origin) == (row.config, "table", row.source)
@@ -245,7 +245,7 @@ def test_shipped_rows_run_what_they_are_for(row: shipped.Row) -> None:
     target = TARGETS["sm_90"]
     columns = 14336 if row.shape_class[1] else 4096
     group_size = group_size if slabs == 4 else columns
-    variant = (slabs, group_size, slab_width, "torch.bfloat16", False, True)
+    variant = (slabs, group_size, slab_width, "torch.bfloat16", False)
     problem = Problem("weight_only", variant, row.bucket, 4096, columns)
     assert shipped.shipped(problem, target, "pointers") is row
     assert shipped.shipped(problem, target, "hopper") is None

@@ -13,9 +13,7 @@ from tests.hopper import hopper_launches
 from tests.kernel_inputs import (
     Weight,
     assert_close_to_float32,
-    assert_codes_close,
     assert_same,
-    random_grid,
     random_weight,
     with_strides,
 )
@@ -55,25 +53,6 @@ def check(x: Tensor, w: Weight, bias: Tensor | None, chosen: Any, seed: int = 0)
     magnitude = x.float().abs() @ w.dequantized().abs().t()
     magnitude = magnitude if bias is None else magnitude + bias.float().abs()
     assert_close_to_float32(found, exact, magnitude, stored=Tensor.to)
-
-
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-@pytest.mark.parametrize(("bits", "block_m", "symmetric"), [(4, 8, True), (8, 64, False)])
-def test_activations_and_codes(
-    bits: int, block_m: int, symmetric: bool, activation: str, device: str
-) -> None:
-    w = random_weight(made(bits, 64, True), 32, 256, torch.bfloat16, device)
-    x, bias = torch.randn(7, 256, device=device).bfloat16(), torch.randn(32, device=device)
-    layout, grid = w.layout, (*random_grid(device, 0.1, not symmetric)[:2], symmetric)
-    operands = (w.codes, w.scale, w.zero, bias, layout.group_size)
-    given = (w.packed, w.kernel_scale, w.kernel_zero, bias, layout.group_size, layout.padded_group)
-    chosen = tile(bits, block_m, 2, 2)
-    with hopper_launches():
-        found = kernels.weight_only_matmul(x, *given, layout.slab_width, activation, config=chosen)
-        codes = kernels.weight_only_matmul(x, *given, layout.slab_width, activation, *grid, config=chosen)
-    exact = reference.weight_only_linear(x.float(), *operands, activation)
-    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-4)
-    assert_codes_close(codes, reference.weight_only_linear_requantize(x, *operands, *grid, activation))
 
 
 def made(bits: int, group_size: int | None, symmetric: bool) -> config.QuantConfig:
@@ -189,13 +168,13 @@ def test_the_rule_fills_the_gpu(
 ) -> None:
     slabs = 4 if bits == 4 else 1
     size = group_size or columns
-    chosen = shapes.choose_config(H100, rows, features, columns, slabs, size, True)
+    chosen = shapes.choose_config(H100, rows, features, columns, slabs, size)
     if shape == (128, 1) and group_size is None and rows > 256:
         shape = (256, 1)  # room for as many sums again
     assert (chosen.block_m, chosen.splits) == shape
     assert chosen.num_stages >= 3
     problem = kernels.Problem(
-        "weight_only", (slabs, size, 64, "torch.bfloat16", True, True), rows, features, columns
+        "weight_only", (slabs, size, 64, "torch.bfloat16", True), rows, features, columns
     )
     assert shapes.why_not_weight_only(problem, H100, chosen) is None
     assert chosen in list(shapes.candidates(problem, H100))
@@ -208,7 +187,6 @@ def test_the_rule_is_asked_for_layers_that_the_kernel_takes(monkeypatch: pytest.
         target: Any,
         dtype: torch.dtype = torch.bfloat16,
         features: int = 64,
-        epilogue: tuple[str, bool] = ("none", False),
         **layer: Any,
     ) -> str:
         w = random_weight(
@@ -218,15 +196,13 @@ def test_the_rule_is_asked_for_layers_that_the_kernel_takes(monkeypatch: pytest.
         layout = w.layout
         config = kernels._config(
             x, w.packed, w.kernel_scale, w.kernel_zero, target,
-            layout.group_size, layout.padded_group, layout.slab_width, *epilogue,
+            layout.group_size, layout.padded_group, layout.slab_width,
         )  # fmt: skip
         return str(config.path)
 
     assert path_of(H100) == "hopper"
     assert path_of(H100, group_size=None, features=7) == "hopper"
     assert path_of(H100, bits=8, group_size=32, symmetric=False) == "hopper"
-    assert path_of(H100, epilogue=("gelu_tanh", True)) == "hopper"
-    assert path_of(H100, epilogue=("gelu", True)) == "pointers"
     assert path_of(H100, torch.float32) == "pointers"
     assert path_of(H100, group_size=100) == "pointers"
     assert path_of(H100, group_size=96) == "pointers"
@@ -252,5 +228,5 @@ def test_the_rule_is_asked_for_layers_that_the_kernel_takes(monkeypatch: pytest.
 def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, int], words: str) -> None:
     shape = {"block_n": 128, "block_m": 128, "block_k": 256, "splits": 1}
     fields = shape | {"num_warps": 8, "num_stages": 4, "max_registers": 168} | change
-    problem = kernels.Problem("weight_only", (4, 128, 64, "torch.bfloat16", True, True), 1024, 4096, 4096)
+    problem = kernels.Problem("weight_only", (4, 128, 64, "torch.bfloat16", True), 1024, 4096, 4096)
     assert words in shapes.why_not_weight_only(problem, H100, TileConfig(**fields, path="hopper"))

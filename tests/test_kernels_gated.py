@@ -60,7 +60,8 @@ def expected_of(
 ) -> Tensor:
     """float32 [M, N]."""
     gate, up = ((w.codes, w.scale, w.zero, bias) for w, bias in zip(weights, biases, strict=True))
-    return reference.int8_gated_linear(x, scale, zero, *gate, *up, torch.float32, activation)
+    gates, ups = (reference.int8_linear(x, scale, zero, *one, torch.float32) for one in (gate, up))
+    return reference.gated(gates, ups, activation)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from tests.kernel_inputs import (
     as_stored,
     assert_codes_close,
     assert_same,
-    random_codes,
     random_grid,
     readable,
     with_strides,
@@ -28,7 +27,6 @@ from tests.pairwise import pairwise
 from tritonq import reference
 
 kernels: Any = pytest.importorskip("tritonq.kernels.rows.norm_quantize", reason="Triton is not installed")
-elementwise: Any = pytest.importorskip("tritonq.kernels.rows.elementwise", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 LONGEST_SINGLE_READ = 16384
@@ -59,7 +57,9 @@ def check(values: Tensor, row: Row, symmetric: bool, grid: Any, exact: bool) -> 
         return
     codes, scale, zero = reference.quantize_per_token(values, symmetric)
     compare(row[0], codes)
-    torch.testing.assert_close(row[1], scale, rtol=0 if exact else 1e-6, atol=0, equal_nan=True)
+    # A gelu of a negative value is what a difference leaves: its error is absolute.
+    rtol, atol = (0.0, 0.0) if exact else (1e-6, 1e-9)
+    torch.testing.assert_close(row[1], scale, rtol=rtol, atol=atol, equal_nan=True)
     assert_same(row[2], zero)
 
 
@@ -167,7 +167,7 @@ def test_rows_of_zeros_and_without_eps(device: str) -> None:
     assert scale.isnan().all()
 
 
-# --- gated products and sums -----------------------------------------------------------------------------------------
+# --- gated products --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,6 @@ def test_rows_of_zeros_and_without_eps(device: str) -> None:
         rows=(6, 1, 0),
         columns=(*COLUMNS, 4097, LONGEST_SINGLE_READ + 1),
         activation=reference.ACTIVATIONS,
-        mode=("token", "tensor"),
         symmetric=(True, False),
         dtype=FLOATS,
         strides=STRIDES,
@@ -192,38 +191,8 @@ def test_gated_products(case: dict[str, Any], device: str) -> None:
     )
     activation = case["activation"]
     values, exact = reference.gated(gate, up, activation), activation in ("none", "relu")
-    scale, zero, symmetric = random_grid(device, 0.02, not case["symmetric"])
-    if case["mode"] == "token":
-        row = kernels.gated_quantize_per_token(gate, up, activation, symmetric)
-        check(values, row, symmetric, None, exact)
-        row = kernels.gated_quantize_per_token(gate, None, activation, symmetric)
-        check(reference.gated(gate, None, activation), row, symmetric, None, exact)
-    else:
-        codes = elementwise.gated_quantize_per_tensor(gate, up, activation, scale, zero, symmetric)
-        check(values, (codes, scale, zero), symmetric, (scale, zero), exact)
-
-
-@pytest.mark.parametrize(
-    "case",
-    pairwise(
-        shape=((33, 314), (4097,), (2, 3, 5), (), (0, 4)),
-        activation=reference.ACTIVATIONS,
-        symmetric=(True, False),
-        a_zero=(True, False),
-        b_zero=(False, True),
-        transposed=(False, True),
-    ),
-)
-def test_sums_of_codes(case: dict[str, Any], device: str) -> None:
-    a, b = (random_codes(*case["shape"], device=device) for _ in range(2))
-    if case["transposed"] and a.dim() > 1:
-        a = a.transpose(0, -1).contiguous().transpose(0, -1)
-    a_scale, b_scale = torch.rand(2, 1, device=device) + 0.01
-    zeros = [random_codes(1, device=device) if case[name] else None for name in ("a_zero", "b_zero")]
-    sides = (a, a_scale, zeros[0], b, b_scale, zeros[1], *random_grid(device, 1.0, not case["symmetric"]))
-    found = elementwise.add_requantize(*sides, case["activation"])
-    expected = reference.add_requantize(*sides, case["activation"])
-    assert found.is_contiguous()
-    (assert_same if case["activation"] in ("none", "relu") else assert_codes_close)(
-        found, expected.contiguous()
-    )
+    symmetric = case["symmetric"]
+    row = kernels.gated_quantize_per_token(gate, up, activation, symmetric)
+    check(values, row, symmetric, None, exact)
+    row = kernels.gated_quantize_per_token(gate, None, activation, symmetric)
+    check(reference.gated(gate, None, activation), row, symmetric, None, exact)

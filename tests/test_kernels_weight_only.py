@@ -17,9 +17,7 @@ from tests.kernel_inputs import (
     STRIDES,
     Weight,
     assert_close_to_float32,
-    assert_codes_close,
     assert_same,
-    random_grid,
     random_weight,
     with_strides,
 )
@@ -107,22 +105,6 @@ def test_one_column_at_a_time_finds_every_code(
     tile = TileConfig(64, 512, 0, 1, 4, 1) if device == "cpu" else None
     found = multiply(torch.eye(columns, device=device), w, None, tile)
     assert_same(found, w.dequantized().t().contiguous())
-
-
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-@pytest.mark.parametrize(("bits", "symmetric", "splits"), [(4, True, 2), (8, False, 1)])
-def test_activations_and_codes(bits: int, symmetric: bool, splits: int, activation: str, device: str) -> None:
-    w = random_weight(scheme(bits, 64, True), 30, 256, torch.float32, device)
-    x, bias = torch.randn(7, 256, device=device), torch.randn(30, device=device)
-    layout, grid = w.layout, (*random_grid(device, 0.1, not symmetric)[:2], symmetric)
-    operands = (w.codes, w.scale, w.zero, bias, layout.group_size)
-    given = (w.packed, w.kernel_scale, w.kernel_zero, bias, layout.group_size, layout.padded_group)
-    tile = TileConfig(64, 8, 0, splits, 4, 2)
-    found = kernels.weight_only_matmul(x, *given, layout.slab_width, activation, config=tile)
-    codes = kernels.weight_only_matmul(x, *given, layout.slab_width, activation, *grid, config=tile)
-    exact = reference.weight_only_linear(x, *operands, activation)
-    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
-    assert_codes_close(codes, reference.weight_only_linear_requantize(x, *operands, *grid, activation))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -33,15 +33,6 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def handed_on(y, out_scale_ptr, out_zero_ptr, ACTIVATION: tl.constexpr, OUT_QMIN: tl.constexpr):
-    """The activation of float32 y, on the grid (out_scale, out_zero) where there is one."""
-    y = activate(y, ACTIVATION)
-    if out_scale_ptr is not None:
-        y = to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN)
-    return y
-
-
-@triton.jit
 def sigmoid(u):
     """1 / (1 + e⁻ᵘ): where e⁻ᵘ overflows the quotient is 0, as it should be."""
     return 1.0 / (1.0 + tl.exp(-u))

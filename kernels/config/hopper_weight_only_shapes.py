@@ -114,17 +114,16 @@ def consumer_registers(config: TileConfig) -> int:
     return (12 * at_launch - 4 * _PRODUCER_REGISTERS) // _CONSUMER_WARPS // 8 * 8
 
 
-def most_rows(one_scale: bool, short_epilogue: bool) -> int:
-    """Rows of x that a tile can have: groups take two sets of sums, and smooth activations registers too."""
-    most = 256 if one_scale else 128
-    return most if short_epilogue else most // 2
+def most_rows(one_scale: bool) -> int:
+    """Rows of x that a tile can have: groups take two sets of sums."""
+    return 256 if one_scale else 128
 
 
 def choose_config(
-    target: Target, rows: int, features: int, columns: int, slabs: int, group_size: int, short_epilogue: bool
+    target: Target, rows: int, features: int, columns: int, slabs: int, group_size: int
 ) -> TileConfig:
     """The shape for a problem; group_size ≥ columns is one scale a row."""
-    most = most_rows(group_size >= columns, short_epilogue)
+    most = most_rows(group_size >= columns)
     tiles_n = triton.cdiv(features, BLOCK_N)
 
     def fills(block_m: int) -> bool:
@@ -135,7 +134,7 @@ def choose_config(
     elif most == 256 and rows > 256 and fills(256):
         block_m = 256
     else:
-        block_m = 128 if most >= 128 and fills(128) else 64
+        block_m = 128 if fills(128) else 64
     programs = 2 if block_m <= _MOST_ROWS_OF_TWO_PROGRAMS else 1
     tiles = tiles_n * triton.cdiv(rows, block_m)
     steps = triton.cdiv(columns, columns_per_step(slabs))
@@ -193,7 +192,7 @@ def fit(target: Target, config: TileConfig, group_size: int, one_scale: bool) ->
 
 def why_not_weight_only(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """Why a configuration of the path "hopper" cannot run a weight-only problem, in words; None where it can."""
-    slabs, group_size, _, _, suited, short_epilogue = problem.variant
+    slabs, group_size, _, _, suited = problem.variant
     assert isinstance(slabs, int)
     assert isinstance(group_size, int)
     if not is_hopper(target):
@@ -207,7 +206,7 @@ def why_not_weight_only(problem: Problem, target: Target, config: TileConfig) ->
     if config.max_registers not in _REGISTERS.values():
         return f"max_registers must be one of {sorted(_REGISTERS.values())}, found {config.max_registers}"
     one_scale = group_size >= problem.columns
-    most_m = most_rows(one_scale, bool(short_epilogue))
+    most_m = most_rows(one_scale)
     if config.max_registers == _REGISTERS[2]:
         most_m = _MOST_ROWS_OF_TWO_PROGRAMS
     if config.block_m > most_m:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -29,10 +27,7 @@ def launch_hopper(
     scale: Tensor,
     zero_point: Tensor | None,
     bias: Tensor | None,
-    out_scale: Tensor | None,
-    out_zero: Tensor | None,
     out: Tensor,
-    epilogue: dict[str, Any],
     group_size: int,
     slab_width: int,
     config: TileConfig,
@@ -63,8 +58,6 @@ def launch_hopper(
         scale if one_scale else None,
         zero_point if one_scale else None,
         bias,
-        out_scale,
-        out_zero,
         out,
         partials,
         counters,
@@ -81,8 +74,7 @@ def launch_hopper(
         num_warps=4,
         maxnreg=config.max_registers,
         launch_pdl=True,
-        enable_fp_fusion=out_scale is None,  # to_code wants none
-        **epilogue,
+        enable_fp_fusion=True,
     )
 
 

@@ -20,7 +20,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from ..blocks.epilogue import handed_on
 from ..blocks.split_k import arrive, store_partial, sum_of_partials
 from ..config.hopper_weight_only_shapes import TURNED
 from ..launch.gluon_versions import allow_next_kernel, load_tile, wait_for_previous_kernel
@@ -41,9 +40,7 @@ def weight_only_matmul_kernel(
     scale_ptr,  # float [N] where there is one group
     zero_ptr,  # int8 [N] where there is one group, or None
     bias_ptr,  # float [N], or None
-    out_scale_ptr,  # float32 [1], or None for a float output
-    out_zero_ptr,  # int8 [1], or None
-    out_ptr,  # x's dtype, or int8, [M, N]
+    out_ptr,  # x's dtype [M, N]
     partials_ptr,  # float32 [2 · tiles, SPLITS, BLOCK_N / 2, BLOCK_M], or None
     counters_ptr,  # int32 [2 · tiles], or None
     M,
@@ -56,8 +53,6 @@ def weight_only_matmul_kernel(
     X_STAGES: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     GROUP: gl.constexpr,
-    ACTIVATION: gl.constexpr,
-    OUT_QMIN: gl.constexpr,
 ):
     """All tiles of outᵀ, or splits of them, that fall to one program."""
     w_slots = slots_of(w_desc, W_STAGES)
@@ -73,17 +68,11 @@ def weight_only_matmul_kernel(
     x_ring = (x_slots, x_full, x_empty)
     sizes = (M, N, steps, group_size)
     pointers = (scale_ptr, zero_ptr, partials_ptr, counters_ptr)
-    output = (bias_ptr, out_scale_ptr, out_zero_ptr, out_ptr)
+    output = (bias_ptr, out_ptr)
     gl.warp_specialize(
         [
-            (
-                consume,
-                (w_ring, x_ring, pointers, output, sizes, 0, SLAB, SPLITS, GROUP, ACTIVATION, OUT_QMIN),
-            ),
-            (
-                consume,
-                (w_ring, x_ring, pointers, output, sizes, 1, SLAB, SPLITS, GROUP, ACTIVATION, OUT_QMIN),
-            ),
+            (consume, (w_ring, x_ring, pointers, output, sizes, 0, SLAB, SPLITS, GROUP)),
+            (consume, (w_ring, x_ring, pointers, output, sizes, 1, SLAB, SPLITS, GROUP)),
             (produce_weights, ((w_desc, scale_desc, zero_desc), w_ring, x_slots, sizes, SPLITS, GROUP)),
             (produce_x, (x_desc, x_ring, w_slots, sizes, SPLITS, GROUP)),
         ],
@@ -200,8 +189,6 @@ def consume(
     SLAB: gl.constexpr,
     SPLITS: gl.constexpr,
     GROUP: gl.constexpr,
-    ACTIVATION: gl.constexpr,
-    OUT_QMIN: gl.constexpr,
 ):
     """One of the two groups of warps that multiply."""
     w_slots, scale_slots, zero_slots, w_full, w_empty = w_ring
@@ -286,7 +273,7 @@ def consume(
             if is_finished:
                 acc = sum_of_partials(acc, partials, SPLITS)
         if is_finished:
-            finish(acc, n, m0, output, M, N, ACTIVATION, OUT_QMIN)
+            finish(acc, n, m0, output, M, N)
 
 
 @gluon.jit
@@ -304,22 +291,20 @@ def row_of_step(slot, ROW: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.constexp
 
 
 @gluon.jit
-def finish(acc, n, m0, output, M, N, ACTIVATION: gl.constexpr, OUT_QMIN: gl.constexpr):
-    """Store what becomes of float32 acc [rows of the weight n, rows of x from m0 on]: bias, activation, grid."""
+def finish(acc, n, m0, output, M, N):
+    """Add the bias to float32 acc [rows of the weight n, rows of x from m0 on], and store it."""
     COLUMNS: gl.constexpr = acc.shape[1]
     if COLUMNS > _TURNED:
         # A part after the other: beside the sums that wait, few registers are left.
         left, right = halves(acc)
-        finish(left, n, m0, output, M, N, ACTIVATION, OUT_QMIN)
-        finish(right, n, m0 + COLUMNS // 2, output, M, N, ACTIVATION, OUT_QMIN)
+        finish(left, n, m0, output, M, N)
+        finish(right, n, m0 + COLUMNS // 2, output, M, N)
     else:
-        bias_ptr, out_scale_ptr, out_zero_ptr, out_ptr = output
+        bias_ptr, out_ptr = output
         n = gl.convert_layout(n, gl.SliceLayout(1, acc.type.layout), assert_trivial=True)
         if bias_ptr is not None:
             acc += gl.load(bias_ptr + n, mask=n < N, other=0.0).to(gl.float32)[:, None]
-        values = handed_on(acc, out_scale_ptr, out_zero_ptr, ACTIVATION, OUT_QMIN).to(
-            out_ptr.dtype.element_ty
-        )
+        values = acc.to(out_ptr.dtype.element_ty)
         if COLUMNS == _TURNED:
             # Eight neighbours of a row of out for each thread.
             NEIGHBOURS: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])

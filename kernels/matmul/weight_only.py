@@ -1,6 +1,7 @@
-"""Float activations × INT4 or INT8 weights: the weight is read packed, turned into x's dtype in registers, multiplied,
-and the scale of its group applied to the float32 partial product; an activation and int8 output follow where they are
-wanted.
+"""Float activations × INT4 or INT8 weights.
+
+The weight is read packed, turned into x's dtype in registers and multiplied; the scale of its group is applied to the
+float32 partial product.
 
 INT4 weights come in the layout `int4_words`, INT8 in `int8`. float16 and bfloat16 hold code - zero point exactly;
 float32 activations are multiplied in IEEE float32, never in tf32.
@@ -30,13 +31,9 @@ def weight_only_matmul(
     group_size: int,
     padded_group: int,
     slab_width: int,
-    activation: str = "none",
-    out_scale: Tensor | None = None,
-    out_zero: Tensor | None = None,
-    out_symmetric: bool = False,
     config: TileConfig | None = None,
 ) -> Tensor:
-    """activation(x [M, K] · dequantized wᵀ + bias) → [M, N] of x's dtype, or int8 on a grid.
+    """x [M, K] · dequantized wᵀ + bias → [M, N] of x's dtype.
 
     Args:
         x: float [M, K].
@@ -45,16 +42,12 @@ def weight_only_matmul(
         zero_point: int8 [G, N], contiguous, or None for 0.
         bias: float [N] or None.
         group_size, padded_group, slab_width: of the weight's layout.
-        activation: none, relu, gelu, gelu_tanh or silu.
-        out_scale: float32 [1] for int8 output, else None.
-        out_zero: int8 [1] for int8 output, else None.
-        out_symmetric: int8 output in [-127, 127], else [-128, 127].
         config: tile shape; None chooses.
     """
     rows, features, groups = x.shape[0], w.shape[0], scale.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
-    out = torch.empty(rows, features, dtype=x.dtype if out_scale is None else torch.int8, device=x.device)
+    out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
     slabs = 4 if w.dtype == torch.int16 else 1
@@ -62,17 +55,15 @@ def weight_only_matmul(
     if slabs == 1:
         slab_width = int8_slab_width(padded_group, groups, x.element_size())
     if config is None:
-        slabs_of_w = (group_size, padded_group, slab_width)
-        config = _config(x, w, scale, zero_point, target, *slabs_of_w, activation, out_scale is not None)
-    operands = (w, scale, zero_point, bias, out_scale, out_zero)
-    epilogue = {"ACTIVATION": activation, "OUT_QMIN": -127.0 if out_symmetric else -128.0}
+        config = _config(x, w, scale, zero_point, target, group_size, padded_group, slab_width)
+    operands = (w, scale, zero_point, bias, out)
     with on_device_of(x):
         if config.path == "hopper":
             from ..hopper.weight_only import launch_hopper
 
-            launch_hopper(x, *operands, out, epilogue, group_size, slab_width, config, target)
+            launch_hopper(x, *operands, group_size, slab_width, config, target)
         else:
-            launch_pointers(x, *operands, out, epilogue, group_size, padded_group, slab_width, config, target)
+            launch_pointers(x, *operands, group_size, padded_group, slab_width, config, target)
     return out
 
 
@@ -85,11 +76,8 @@ def _config(
     group_size: int,
     padded_group: int,
     slab_width: int,
-    activation: str,
-    gives_int8: bool,
 ) -> TileConfig:
     """The configuration of a product."""
-    short_epilogue = activation in ("none", "relu") and not gives_int8
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
     slabs = 4 if w.dtype == torch.int16 else 1
     # Of x, only what its shape says: where its rows lie, a copy can mend.
@@ -100,18 +88,14 @@ def _config(
         and is_addressable(w)
         and (groups == 1 or is_addressable(scale))
         and (groups == 1 or zero_point is None or is_addressable(zero_point))
-        # Triton 3.7 finds no registers for the error function and codes beside asynchronous products.
-        and not (activation == "gelu" and gives_int8)
     )
 
-    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper, short_epilogue)
+    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper)
     problem = Problem("weight_only", variant, rows, features, columns)
 
     def rule() -> TileConfig:
         if hopper_weight_only_shapes.takes(problem, target):
-            return hopper_weight_only_shapes.choose_config(
-                target, rows, features, columns, slabs, group_size, short_epilogue
-            )
+            return hopper_weight_only_shapes.choose_config(target, rows, features, columns, slabs, group_size)
         blocks = triton.cdiv(w.shape[1], slab_width)
         aligned = columns % 16 == 0
         return choose_config(

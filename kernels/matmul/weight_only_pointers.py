@@ -5,14 +5,11 @@ A block of the weight is loaded once for all its slabs, each of which is one pro
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..blocks.epilogue import handed_on
 from ..blocks.split_k import sum_of_splits, workspace
 from ..blocks.unpack import byte_to_float, word_to_float
 from ..config.tile import TileConfig, tile_of_program
@@ -27,9 +24,7 @@ def weight_only_matmul_kernel(
     scale_ptr,  # float [G, N]
     zero_ptr,  # int8 [G, N], or None for 0
     bias_ptr,  # float [N], or None
-    out_scale_ptr,  # float32 [1], or None for a float output
-    out_zero_ptr,  # int8 [1], or None
-    out_ptr,  # x's dtype, or int8, [M, N]
+    out_ptr,  # x's dtype [M, N]
     partials_ptr,  # float32 [tiles, SPLITS, BLOCK_N, BLOCK_M], or None
     counters_ptr,  # int32 [tiles], or None
     M,
@@ -49,8 +44,6 @@ def weight_only_matmul_kernel(
     OPERAND: tl.constexpr,
     PTX: tl.constexpr,
     SETTLE: tl.constexpr,  # on Hopper
-    ACTIVATION: tl.constexpr,
-    OUT_QMIN: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -130,9 +123,8 @@ def weight_only_matmul_kernel(
         m_inside = m < tl.where(is_last, M, 0)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n_wrapped).to(tl.float32)[:, None]
-    values = handed_on(acc, out_scale_ptr, out_zero_ptr, ACTIVATION, OUT_QMIN)
     out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
 
 
 def launch_pointers(
@@ -141,10 +133,7 @@ def launch_pointers(
     scale: Tensor,
     zero_point: Tensor | None,
     bias: Tensor | None,
-    out_scale: Tensor | None,
-    out_zero: Tensor | None,
     out: Tensor,
-    epilogue: dict[str, Any],
     group_size: int,
     padded_group: int,
     slab_width: int,
@@ -166,8 +155,6 @@ def launch_pointers(
         scale,
         zero_point,
         bias,
-        out_scale,
-        out_zero,
         out,
         partials,
         counters,
@@ -192,8 +179,7 @@ def launch_pointers(
         BLOCK_N=config.block_n,
         BLOCK_M=config.block_m,
         GROUP=8,
-        enable_fp_fusion=out_scale is None,  # to_code wants none
-        **epilogue,
+        enable_fp_fusion=True,
         **config.launch_options,
     )
 

@@ -109,11 +109,6 @@ def samples() -> dict[str, Sample]:
         "float × int4, affine": Sample(
             ops.weight_only_linear, (x.half(), w4, w4_scale, w4_zero, bias, _GROUP), exact=False
         ),
-        "float × int4 to int8, silu": Sample(
-            ops.weight_only_linear_requantize,
-            (x.half(), w4, w4_scale, w4_zero, bias, _GROUP, 5 * one, zero, False, "silu"),
-            exact=False,
-        ),
         "float32 × int8": Sample(
             ops.weight_only_linear, (x, w8, w8_scale, None, None, _COLUMNS), exact=False
         ),
@@ -136,10 +131,6 @@ def samples() -> dict[str, Sample]:
             (x.half(), floats(_ROWS, _COLUMNS).half(), "silu", True),
             exact=False,
         ),
-        "silu · up per tensor": Sample(
-            ops.gated_quantize_per_tensor, (x, floats(_ROWS, _COLUMNS), "silu", one, zero, False), exact=False
-        ),
-        "int8 + int8": Sample(ops.add_requantize, (x8, one, zero, codes(_ROWS, _COLUMNS), one, None, *grid)),
         "fake quantize": Sample(
             ops.fake_quantize, (x.half(), scales, floats(*scales.shape).round(), _GROUP, -8, 7)
         ),

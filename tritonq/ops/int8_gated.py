@@ -1,4 +1,4 @@
-"""Operators for the middle of a gated MLP, activation(x · gateᵀ) · (x · upᵀ), in INT8. Weights in the layout `int8`."""
+"""The middle of a gated MLP, activation(x · gateᵀ) · (x · upᵀ), in INT8. Weights in the layout `int8`."""
 
 from __future__ import annotations
 
@@ -19,51 +19,9 @@ _OPERANDS = (
 )
 
 
-def _float_fake(x: Tensor, *arguments: Any) -> Tensor:
-    gate_weight, dtype = arguments[2], arguments[12]
-    return x.new_empty((x.shape[0], gate_weight.shape[0]), dtype=dtype)
-
-
 def _int8_fake(x: Tensor, *arguments: Any) -> Tensor:
     gate_weight = arguments[2]
     return x.new_empty((x.shape[0], gate_weight.shape[0]), dtype=torch.int8)
-
-
-@operator(
-    f"int8_gated_linear({_OPERANDS}, ScalarType dtype, str activation) -> Tensor",
-    _float_fake,
-    no_gradient("int8_gated_linear"),
-)
-def int8_gated_linear(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    gate_weight: Tensor,
-    gate_scale: Tensor,
-    gate_zero: Tensor | None,
-    gate_sum: Tensor,
-    gate_bias: Tensor | None,
-    up_weight: Tensor,
-    up_scale: Tensor,
-    up_zero: Tensor | None,
-    up_sum: Tensor,
-    up_bias: Tensor | None,
-    dtype: torch.dtype,
-    activation: str,
-) -> Tensor:
-    """int8 [M, K] and two weights int8 [N, ≥ K] → float [M, N]; each operand as in `int8_linear`."""
-    check_activation("int8_gated_linear", activation)
-    check_shape("int8_gated_linear", "up_weight", up_weight, gate_weight.shape)
-    if uses_kernels(x):
-        from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
-
-        left = (gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
-        right = (up_weight, up_scale, up_zero, up_sum, up_bias)
-        return int8_gated_matmul(x, x_scale, x_zero, *left, *right, dtype, activation)
-    columns = slice(x.shape[1])
-    gate = (gate_weight[:, columns], gate_scale, gate_zero, gate_bias)
-    up = (up_weight[:, columns], up_scale, up_zero, up_bias)
-    return reference.int8_gated_linear(x, x_scale, x_zero, *gate, *up, dtype, activation)
 
 
 @operator(
@@ -91,7 +49,10 @@ def int8_gated_linear_requantize(
     symmetric: bool,
     activation: str,
 ) -> Tensor:
-    """The same → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
+    """int8 [M, K] and two weights int8 [N, ≥ K] → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1]).
+
+    Each operand as in `int8_linear`.
+    """
     grid = (out_scale, out_zero, symmetric)
     check_activation("int8_gated_linear_requantize", activation)
     check_shape("int8_gated_linear_requantize", "up_weight", up_weight, gate_weight.shape)

@@ -1,7 +1,7 @@
-"""Operators that normalize rows and quantize them in one pass: no float tensor is written but a new residual stream.
+"""Operators that compute rows (a norm, a gated product) and quantize them in one pass.
 
-Each comes in two modes: `…_per_token` finds a grid for every row, as `quantize_per_token` does; `…_per_tensor` is given
-one, as `quantize_per_tensor` is.
+No float tensor is written but a new residual stream. Each norm comes in two modes: `…_per_token` finds a grid for every
+row, as `quantize_per_token` does; `…_per_tensor` is given one, as `quantize_per_tensor` is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.ops.backends import uses_kernels
-from tritonq.ops.checks import check_rows, check_shape
+from tritonq.ops.checks import check_activation, check_rows, check_shape
 from tritonq.ops.declare import no_gradient, operator
 from tritonq.ops.quantize import codes_like, token_like
 
@@ -171,3 +171,22 @@ def layer_norm_quantize_per_tensor(
 
         return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric, (scale, zero_point))[0]
     return _per_tensor(reference.layer_norm(x, weight, bias, eps), scale, zero_point, symmetric)
+
+
+@operator(
+    "gated_quantize_per_token(Tensor gate, Tensor? up, str activation, bool symmetric) -> (Tensor, Tensor, Tensor)",
+    lambda gate, *arguments: token_like(gate),
+    no_gradient("gated_quantize_per_token"),
+)
+def gated_quantize_per_token(
+    gate: Tensor, up: Tensor | None, activation: str, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """activation(gate) · up, up None for 1, float [M, K] → codes int8 [M, K], scale float32, zero int8 [M, 1]."""
+    check_activation("gated_quantize_per_token", activation)
+    check_rows("gated_quantize_per_token", "gate", gate)
+    check_shape("gated_quantize_per_token", "up", up, gate.shape)
+    if uses_kernels(gate):
+        from tritonq.kernels.rows import norm_quantize as kernels
+
+        return kernels.gated_quantize_per_token(gate, up, activation, symmetric)
+    return _per_token(reference.gated(gate, up, activation), symmetric)

@@ -1,4 +1,4 @@
-"""int8 activations × int8 weights, and sums of int8 tensors; the result is float, or int8 on another grid.
+"""int8 activations × int8 weights; the result is float, or int8 on another grid.
 
 Between the exact int32 sum and the one rounding at the end, all is float32, in this order:
 
@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonq.numerics import qparams
 from tritonq.reference.epilogue import activate, add_bias, add_residual
 from tritonq.reference.integers import int8_accumulate
+from tritonq.reference.normalize import gated
 from tritonq.reference.quantize import quantize_per_tensor
 
 
@@ -130,38 +130,6 @@ def int8_output_requantize(
     return quantize_per_tensor(activate(values, activation), one, out_zero, symmetric)
 
 
-def int8_gated_linear(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    gate: Tensor,
-    gate_scale: Tensor,
-    gate_zero: Tensor | None,
-    gate_bias: Tensor | None,
-    up: Tensor,
-    up_scale: Tensor,
-    up_zero: Tensor | None,
-    up_bias: Tensor | None,
-    dtype: torch.dtype,
-    activation: str,
-) -> Tensor:
-    """activation(x · gateᵀ) · (x · upᵀ), the middle of a gated MLP.
-
-    Args:
-        x, x_scale, x_zero: as `int8_linear`.
-        gate, gate_scale, gate_zero, gate_bias: the first weight, as `int8_linear`.
-        up, up_scale, up_zero, up_bias: the second weight, of the same shape.
-        dtype: of the result.
-        activation: one of `ACTIVATIONS`.
-
-    Returns:
-        [M, N].
-    """
-    gates = int8_linear(x, x_scale, x_zero, gate, gate_scale, gate_zero, gate_bias, torch.float32, activation)
-    ups = int8_linear(x, x_scale, x_zero, up, up_scale, up_zero, up_bias, torch.float32)
-    return (gates * ups).to(dtype)
-
-
 def int8_gated_linear_requantize(
     x: Tensor,
     x_scale: Tensor,
@@ -179,37 +147,18 @@ def int8_gated_linear_requantize(
     symmetric: bool,
     activation: str,
 ) -> Tensor:
-    """The same → int8 [M, N] on the grid (out_scale float32 [1], out_zero int8 [1])."""
-    left, right = (gate, gate_scale, gate_zero, gate_bias), (up, up_scale, up_zero, up_bias)
-    values = int8_gated_linear(x, x_scale, x_zero, *left, *right, torch.float32, activation)
-    return quantize_per_tensor(values, out_scale, out_zero, symmetric)
-
-
-def add_requantize(
-    a: Tensor,
-    a_scale: Tensor,
-    a_zero: Tensor | None,
-    b: Tensor,
-    b_scale: Tensor,
-    b_zero: Tensor | None,
-    out_scale: Tensor,
-    out_zero: Tensor,
-    symmetric: bool,
-    activation: str = "none",
-) -> Tensor:
-    """activation((a - a_zero) · a_scale + (b - b_zero) · b_scale) as int8 on a third grid.
+    """activation(x · gateᵀ) · (x · upᵀ): two products of one x, the middle of a gated MLP.
 
     Args:
-        a, b: int8 codes of one shape.
-        a_scale, b_scale, out_scale: float32 [1].
-        a_zero, b_zero: int8 [1], or None for 0.
-        out_zero: int8 [1].
-        symmetric: output codes in [-127, 127], else [-128, 127].
+        x, x_scale, x_zero: as `int8_linear`.
+        gate, gate_scale, gate_zero, gate_bias: one weight, as `int8_linear`.
+        up, up_scale, up_zero, up_bias: the other, of the same shape.
+        out_scale, out_zero, symmetric: as `int8_linear_requantize`.
         activation: one of `ACTIVATIONS`.
 
     Returns:
-        int8 codes of a's shape.
+        int8 [M, N].
     """
-    values = qparams.dequantize(a, a_scale, a_zero, torch.float32)
-    values = activate(add_residual(values, b, b_scale, b_zero), activation)
-    return quantize_per_tensor(values, out_scale, out_zero, symmetric).reshape(a.shape)
+    gates = int8_linear(x, x_scale, x_zero, gate, gate_scale, gate_zero, gate_bias, torch.float32)
+    ups = int8_linear(x, x_scale, x_zero, up, up_scale, up_zero, up_bias, torch.float32)
+    return quantize_per_tensor(gated(gates, ups, activation), out_scale, out_zero, symmetric)
