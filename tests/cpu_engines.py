@@ -38,7 +38,8 @@ def poison_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(engines.scratch, "_held", poisoned(0, dtype=torch.uint8))
+    for name, value in (("_held", empty(0, dtype=torch.uint8)), ("_address", 0)):
+        monkeypatch.setattr(engines.scratch, name, value)
 
 
 def same_bits(found: Tensor, expected: Tensor) -> bool:

@@ -15,10 +15,9 @@ from torch import Tensor
 import tritonq
 from tests.cpu_engines import NAMES, engine_of, poison_memory, same_bits
 from tritonq import ops, reference
-from tritonq.cpu import int8_linear as cpu
 from tritonq.ops import backends
 
-CASES = int(os.environ.get("TRITONQ_CPU_CASES", "200"))
+CASES = int(os.environ.get("TRITONQ_CPU_CASES", "100"))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -56,18 +55,18 @@ def test_adversarial_cases(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         w_zero = draw.choice((None, codes(1, features, draw)))
         expected = reference.int8_accumulate(x, x_zero, w[:, :columns], w_zero)
         where = f"case {case}: {rows} x {features} x {columns}"
-        assert torch.equal(cpu.accumulate(engine, x, x_zero, w, w_zero, sums), expected), where
+        assert torch.equal(engine.int8.accumulate(engine, x, x_zero, w, w_zero, sums), expected), where
         if case % 4:
             continue
         scale, bias = torch.rand(1, features) * 0.01 + 1e-3, draw.choice((None, torch.randn(features)))
         x_scale = torch.rand(1 if x_zero is not None and x_zero.numel() == 1 else (rows, 1)) + 0.01
         operands = (x, x_scale, x_zero, w, scale, w_zero, sums, bias)
         out = reference.int8_output(expected, x_scale, scale, bias, torch.float32)
-        assert same_bits(cpu.int8_linear(engine, *operands, torch.float32), out), where
+        assert same_bits(engine.int8.int8_linear(engine, *operands, torch.float32), out), where
         grid = (torch.rand(1) + 1e-3, codes(1, 1, draw)[0], draw.random() < 0.5)
         activation = draw.choice(("none", "relu"))
         handed = reference.int8_output_requantize(expected, x_scale, scale, bias, *grid, activation)
-        found = cpu.int8_linear_requantize(engine, *operands, *grid, activation == "relu")
+        found = engine.int8.int8_linear_requantize(engine, *operands, *grid, activation == "relu")
         assert torch.equal(found, handed), where
 
 
@@ -86,7 +85,7 @@ def test_dynamic(name: str, dtype: torch.dtype, symmetric: bool, monkeypatch: py
             x[-1, draw.randrange(columns)] = draw.choice((torch.nan, torch.inf, -torch.inf))
         strided = draw.choice((x, x.t().contiguous().t(), torch.cat([x, x], dim=1)[:, :columns]))
         scale, bias = (torch.rand(1, features) * 0.01).to(dtype), torch.randn(features).to(dtype)
-        found = cpu.int8_linear_dynamic(
+        found = engine.int8.int8_linear_dynamic(
             engine, strided, symmetric, w, scale, None, w.sum(dim=1, dtype=torch.int32), bias
         )
         quantized, x_scale, x_zero = reference.quantize_per_token(x, symmetric)

@@ -26,6 +26,7 @@ OPTIONAL_PACKAGES = [
     "accelerate",
     "compressed_tensors",
     "hypothesis",
+    "llvmlite",
     "matplotlib",
     "pytest",
     "rich",

@@ -4,7 +4,7 @@ A kernel is one function `void f(int64 *arguments)`. The first int64 is a counte
 function side by side take the numbers of their pieces of work; the others are addresses and counts. Python runs once,
 while the kernel is built: Python loops unroll, `Code.range` and `Code.when` become loops and branches.
 
-    code = Code("double", ("source", "target", "rows", "pitch"))
+    code = Code(("source", "target", "rows", "pitch"))
     at = code.arguments
     with code.pieces(at["rows"]) as row, code.range(row * at["pitch"], row * at["pitch"] + at["pitch"], 64) as k:
         values = code.load(vector(F32, 16), at["source"] + k)
@@ -23,6 +23,8 @@ from typing import Any
 from llvmlite import ir
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+#: The name of a kernel's function.
+ENTRY = "kernel"
 F16, F32 = ir.HalfType(), ir.FloatType()
 #: llvm.prefetch's locality, 3 being the first-level cache.
 _SECOND_LEVEL = 2
@@ -183,13 +185,12 @@ class Code:
     """A kernel in the making.
 
     Args:
-        name: of its function.
         fields: the names of its int64 arguments behind the counter, in order.
     """
 
-    def __init__(self, name: str, fields: Sequence[str]) -> None:
-        self.name, self.module = name, ir.Module(name)
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), name)
+    def __init__(self, fields: Sequence[str]) -> None:
+        self.module = ir.Module("kernel")
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), ENTRY)
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         body = function.append_basic_block("body")
         self._entry_end = self.builder.branch(body)

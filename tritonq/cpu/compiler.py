@@ -1,8 +1,9 @@
 """From a kernel's IR to machine code that can be called, kept on disk for the next process.
 
-A file holds one kernel's object code; its name is a hash of all that the code depends on (the IR, LLVM, the processor),
-so nothing in the folder goes stale. It is written to a temporary file first and moved into its place: two processes may
-compile at once, and none reads half a file. Where the folder cannot be written, each process compiles for itself.
+A file holds one kernel's object code; its name is a hash of all that the code depends on (what the kernel is for, this
+package's sources, LLVM, the processor), so nothing in the folder goes stale. It is written to a temporary file first
+and moved into its place: two processes may compile at once, and none reads half a file. Where the folder cannot be
+written, each process compiles for itself.
 
 `TRITONQ_CACHE` names another folder than ~/.cache/tritonq.
 """
@@ -16,9 +17,11 @@ import os
 import re
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tritonq.cpu.code import ENTRY, Code
 from tritonq.cpu.processor import Instructions
 
 VARIABLE = "TRITONQ_CACHE"
@@ -28,45 +31,43 @@ _lock = threading.Lock()
 _engines: list[Any] = []
 
 
-def compiled(ir: str, name: str, instructions: Instructions) -> int:
-    """The address of a kernel `void name(int64 *)`."""
+def compiled(build: Callable[[Any, Instructions], Code], what: Any, instructions: Instructions) -> int:
+    """The address of the kernel that `build` writes for `what`, a plain value of one `repr`."""
     with _lock:
         import llvmlite.binding as llvm
 
         machine = _target_machine(instructions)
-        file = _folder() / f"{_key(ir, instructions)}.o"
-        module = llvm.parse_assembly(_with_wide_vectors(ir, instructions))
-        engine = llvm.create_mcjit_compiler(module, machine)
+        file = _folder() / f"{_key(f'{build.__name__} {what!r}', instructions)}.o"
         kept = _read(file)
         if kept is None:
-            module.verify()
-            _optimize(module, machine)
+            module = _optimized(build(what, instructions), instructions)
+        else:
+            module = llvm.parse_assembly(f'target triple = "{llvm.get_default_triple()}"')
+        engine = llvm.create_mcjit_compiler(module, machine)
         engine.set_object_cache(lambda _, code: _write(file, code), lambda _: kept)
         engine.finalize_object()
         _engines.append(engine)
-        address: int = engine.get_function_address(name)
+        address: int = engine.get_function_address(ENTRY)
         return address
 
 
-def assembly(ir: str, instructions: Instructions) -> str:
-    """The machine code as text, for people and tests."""
-    import llvmlite.binding as llvm
-
-    machine = _target_machine(instructions)
-    module = llvm.parse_assembly(_with_wide_vectors(ir, instructions))
-    _optimize(module, machine)
-    text: str = machine.emit_assembly(module)
+def assembly(code: Code, instructions: Instructions) -> str:
+    """A kernel's machine code as text, for people and tests."""
+    text: str = _target_machine(instructions).emit_assembly(_optimized(code, instructions))
     return text
 
 
-def _optimize(module: Any, machine: Any) -> None:
+def _optimized(code: Code, instructions: Instructions) -> Any:
     import llvmlite.binding as llvm
 
+    module = llvm.parse_assembly(_with_wide_vectors(code.finish(), instructions))
+    module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    # Kernels are written in vectors: what is left in scalars is too short to gain.
-    options.loop_vectorization = options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
+    # Kernels are written in vectors, and unrolled where that helps.
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(_target_machine(instructions), options)
     builder.getModulePassManager().run(module, builder)
+    return module
 
 
 def _with_wide_vectors(ir: str, instructions: Instructions) -> str:
@@ -98,7 +99,7 @@ def _feature_text(instructions: Instructions) -> str:
     return ",".join(sign(name, there) + name for name, there in sorted(found.items()))
 
 
-def _key(ir: str, instructions: Instructions) -> str:
+def _key(kernel: str, instructions: Instructions) -> str:
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -109,9 +110,19 @@ def _key(ir: str, instructions: Instructions) -> str:
         llvm.get_host_cpu_name(),
         _feature_text(instructions),
         instructions.name,
-        ir,
+        _sources(),
+        kernel,
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of this package's files."""
+    found = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _folder() -> Path:

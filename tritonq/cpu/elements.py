@@ -39,6 +39,13 @@ def store_values(code: Code, dtype: str, values: Value, address: Value, count: V
         code.store_first(values, address, count)
 
 
+def copy_floats(code: Code, dtype: str, source: Value, target: Value, count: Value) -> None:
+    """`count` numbers of `dtype` at one address → float32 at another, which has room for a multiple of four."""
+    with code.range(0, count, 4) as n:
+        values = load_floats(code, dtype, source + n * SIZES[dtype], 4, (count - n).minimum(4))
+        code.store(values, target + n * 4)
+
+
 def _bfloat16(values: Value) -> Value:
     """The upper halves, rounded half to even; subnormal numbers stay."""
     bits = values.view(vector(I32, values.type.count))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import os
 import struct
 import sys
@@ -27,19 +26,20 @@ from tritonq.cpu.processor import Instructions
 _PATIENCE = 1.0
 #: Products (multiplications) below which more threads cost more than they save.
 _PARALLEL_FROM = 1 << 18
+#: The arguments of a kernel behind its counter, by their number, as bytes.
+_PACK = [struct.Struct(f"={count + 1}q").pack for count in range(32)]
 
 
 class Kernel:
     """A compiled kernel: call it with the number of multiplications it does and its int64 arguments."""
 
-    def __init__(self, address: int, fields: int) -> None:
+    def __init__(self, address: int) -> None:
         self._address = address
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
-        self._pack = struct.Struct(f"={fields + 1}q").pack
 
     def __call__(self, work: int, *arguments: int) -> None:
         # Bytes are the fastest memory that Python makes; nobody else sees these, whose first number is counted on.
-        packed = self._pack(0, *arguments)
+        packed = _PACK[len(arguments)](0, *arguments)
         if work < _PARALLEL_FROM:
             self._call(packed)
         else:
@@ -47,29 +47,38 @@ class Kernel:
 
 
 class Engine:
-    """Kernels for one instruction set."""
+    """Kernels for one instruction set.
+
+    Attributes:
+        instructions: the set.
+        int8, weight_only: the modules with the operators, whose first argument this engine is; importing them imports
+            llvmlite.
+    """
 
     def __init__(self, instructions: Instructions) -> None:
+        from tritonq.cpu import int8_linear, weight_only_linear
+
         self.instructions = instructions
+        self.int8, self.weight_only = int8_linear, weight_only_linear
         self._kernels: dict[Any, Kernel] = {}
         self._lock = threading.Lock()
 
     def kernel(self, build: Callable[[Any, Instructions], Any], what: Any) -> Kernel:
-        """The kernel that `build` writes for `what`, which is hashable."""
+        """The kernel that `build` writes for `what`, a named tuple of plain values."""
         found = self._kernels.get((build, what))
         if found is None:
             with self._lock:
                 found = self._kernels.get((build, what))
                 if found is None:
-                    found = self._kernels[build, what] = self._compiled(build, what)
+                    found = self._kernels[build, what] = _compiled(build, what, self.instructions)
         return found
 
-    def _compiled(self, build: Callable[[Any, Instructions], Any], what: Any) -> Kernel:
-        from tritonq.cpu.compiler import compiled
 
-        with _patience():
-            code = build(what, self.instructions)
-            return Kernel(compiled(code.finish(), code.name, self.instructions), len(code.arguments))
+def _compiled(build: Callable[[Any, Instructions], Any], what: Any, instructions: Instructions) -> Kernel:
+    from tritonq.cpu.compiler import compiled
+
+    with _patience():
+        return Kernel(compiled(build, what, instructions))
 
 
 @functools.cache
@@ -77,7 +86,9 @@ def engine() -> Engine | None:
     """The engine, or None; why there is none is said once, unless it was asked for."""
     if os.environ.get(processor.VARIABLE) == processor.OFF:
         return None
-    if importlib.util.find_spec("llvmlite") is None:
+    try:
+        import llvmlite  # noqa: F401
+    except ImportError:
         _say_slower('llvmlite is not installed: pip install "tritonq[cpu]"')
         return None
     from tritonq.cpu.self_test import is_exact
@@ -94,11 +105,16 @@ def _say_slower(obstacle: str) -> None:
     warnings.warn(f"tritonq computes in plain, slower torch on this CPU: {obstacle}", stacklevel=4)
 
 
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _patience() -> Iterator[None]:
     """Say what takes so long, where it takes long."""
     line = "tritonq compiles its CPU kernels, once for this machine"
-    timer = threading.Timer(_PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer = threading.Timer(_PATIENCE, _say_once, (line,))
     timer.daemon = True
     timer.start()
     try:
@@ -112,13 +128,14 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._held = torch.empty(0, dtype=torch.uint8)
+        self._address = 0
 
     def take(self, size: int) -> int:
         """The address of at least `size` bytes, at a multiple of 64, until the thread's next call."""
         if self._held.numel() < size + 64:
             self._held = torch.empty(size + 64, dtype=torch.uint8)
-            self.address = (self._held.data_ptr() + 63) & -64
-        return self.address
+            self._address = (self._held.data_ptr() + 63) & -64
+        return self._address
 
 
 scratch = Scratch()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tritonq.cpu.code import F32, I8, I32, Code, Value, vector
-from tritonq.cpu.elements import SIZES, Int8Dot, load_floats, store_values, sum_lanes
+from tritonq.cpu.elements import SIZES, Int8Dot, copy_floats, store_values, sum_lanes
 from tritonq.cpu.processor import AVX2, Instructions
 
 #: Rows of the weight that a thread takes at a time.
@@ -71,7 +71,7 @@ class Int8Product(NamedTuple):
 
 def int8_product(what: Int8Product, instructions: Instructions) -> Code:
     """The kernel; arguments as FIELDS, scales of x float32, `x` and `x_sum` as `quantize` leaves them."""
-    code = Code("int8_product", FIELDS)
+    code = Code(FIELDS)
     at = code.arguments
     dot = Int8Dot(instructions)
     sums = code.scratch(4 * CHUNK * MOST_BLOCK)
@@ -183,24 +183,23 @@ class _Constants:
 
     def read(self, at: dict[str, Value], first: Value, width: Value) -> None:
         """Of features first … first + width."""
-        code, what, lanes = self.code, self.what, 4
-        integers = vector(I32, lanes)
-        with code.range(0, width, lanes) as n:
-            count = (width - n).minimum(lanes)
-            place = first + n
-            code.store(code.load_first(integers, at["weight_sum"] + place * 4, count), self.sum + n * 4)
+        code, what = self.code, self.what
+        with code.range(0, width, 4) as n:
+            count, place = (width - n).minimum(4), first + n
+            code.store(code.load_first(vector(I32, 4), at["weight_sum"] + place * 4, count), self.sum + n * 4)
             if what.weight_zero:
-                zeros = code.load_first(vector(I8, lanes), at["weight_zero"] + place, count)
+                zeros = code.load_first(vector(I8, 4), at["weight_zero"] + place, count)
                 code.store(zeros.cast(I32), self.zero + n * 4)
-            if what.out != "int32":
-                address = at["weight_scale"] + place * SIZES[what.scale]
-                code.store(load_floats(code, what.scale, address, lanes, count), self.scale + n * 4)
-                if what.bias is not None:
-                    address = at["bias"] + place * SIZES[what.bias]
-                    bias = load_floats(code, what.bias, address, lanes, count)
-                    if what.out == "int8":
-                        bias = bias / code.spread(code.load(F32, at["out_scale"]), lanes)
-                    code.store(bias, self.bias + n * 4)
+        if what.out == "int32":
+            return
+        copy_floats(code, what.scale, at["weight_scale"] + first * SIZES[what.scale], self.scale, width)
+        if what.bias is None:
+            return
+        copy_floats(code, what.bias, at["bias"] + first * SIZES[what.bias], self.bias, width)
+        if what.out == "int8":
+            scale = code.spread(code.load(F32, at["out_scale"]), 4)
+            with code.range(0, width, 4) as n:
+                code.store(code.load(scale.type, self.bias + n * 4) / scale, self.bias + n * 4)
 
 
 def _finish_row(

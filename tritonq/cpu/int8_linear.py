@@ -16,18 +16,7 @@ from tritonq.cpu.engine import Engine, scratch
 from tritonq.cpu.int8 import MOST_BLOCK, Int8Product, int8_product
 from tritonq.cpu.processor import Instructions
 from tritonq.cpu.quantize import Quantization, Rewriting, quantize_rows, rewrite_codes
-
-NAMES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.int8: "int8",
-    torch.int32: "int32",
-}
-_FIRST_LEVEL, _SECOND_LEVEL = 28 << 10, 512 << 10
-_LINE = 64
-#: Rows at multiples of this distance share their places in a first-level cache.
-_CONFLICT = 1024
+from tritonq.cpu.tensors import FIRST_LEVEL, LINE, NAMES, SECOND_LEVEL, address_of, apart, plain_rows, slices
 
 
 def int8_linear_dynamic(
@@ -41,11 +30,13 @@ def int8_linear_dynamic(
     bias: Tensor | None,
 ) -> Tensor:
     """As the operator of this name (tritonq/ops/int8.py)."""
-    codes = _Codes(engine, x, weight)
-    codes.quantize(symmetric)
+    x = plain_rows(x)
     out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
-    grid = (codes.scale, 4, 0 if symmetric else codes.zero, 1)
-    _multiply(codes, grid, weight, weight_scale, weight_zero, weight_sum, bias, out)
+    for rows in slices(x.shape[0]):
+        codes = _Codes(engine, x[rows], weight)
+        codes.quantize(symmetric)
+        grid = (codes.scale, 4, 0 if symmetric else codes.zero, 1)
+        _multiply(codes, grid, weight, weight_scale, weight_zero, weight_sum, bias, out[rows])
     return out
 
 
@@ -62,12 +53,8 @@ def int8_linear(
     dtype: torch.dtype,
 ) -> Tensor:
     """As the operator of this name, without activation and residual."""
-    codes = _Codes(engine, x, weight)
-    codes.rewrite()
     out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
-    grid = _grid(x, x_scale, x_zero)
-    _multiply(codes, grid, weight, weight_scale, weight_zero, weight_sum, bias, out)
-    return out
+    return _from_codes(engine, x, x_scale, x_zero, (weight, weight_scale, weight_zero, weight_sum, bias), out)
 
 
 def int8_linear_requantize(
@@ -86,12 +73,10 @@ def int8_linear_requantize(
     relu: bool,
 ) -> Tensor:
     """As the operator of this name, without residual, and with no activation but relu."""
-    codes = _Codes(engine, x, weight)
-    codes.rewrite()
     out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.int8)
-    grid, out_grid = _grid(x, x_scale, x_zero), (out_scale, out_zero, -127 if symmetric else -128, relu)
-    _multiply(codes, grid, weight, weight_scale, weight_zero, weight_sum, bias, out, out_grid)
-    return out
+    grid = (out_scale, out_zero, -127 if symmetric else -128, relu)
+    weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)
+    return _from_codes(engine, x, x_scale, x_zero, weight_operands, out, grid)
 
 
 def accumulate(
@@ -103,10 +88,30 @@ def accumulate(
     weight_sum: Tensor,
 ) -> Tensor:
     """Σ_k (x - x_zero)(w - w_zero) → int32 [M, N], as `reference.int8_accumulate`."""
-    codes = _Codes(engine, x, weight)
-    codes.rewrite()
     out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.int32)
-    _multiply(codes, _grid(x, None, x_zero), weight, None, weight_zero, weight_sum, None, out)
+    return _from_codes(engine, x, None, x_zero, (weight, None, weight_zero, weight_sum, None), out)
+
+
+_WeightOperands = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]
+_OutGrid = tuple[Tensor, Tensor, int, bool]
+
+
+def _from_codes(
+    engine: Engine,
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_zero: Tensor | None,
+    weight: _WeightOperands,
+    out: Tensor,
+    out_grid: _OutGrid | None = None,
+) -> Tensor:
+    """Fill `out` and return it."""
+    x = plain_rows(x)
+    for rows in slices(x.shape[0]):
+        codes = _Codes(engine, x[rows], weight[0])
+        codes.rewrite()
+        scale, zero = ((t[rows] if t is not None and t.numel() == len(x) else t) for t in (x_scale, x_zero))
+        _multiply(codes, _grid(codes.x, scale, zero), *weight, out[rows], out_grid)
     return out
 
 
@@ -114,14 +119,14 @@ class _Codes:
     """x's codes in scratch, and what was found of each row: addresses of its scale, sum and zero point."""
 
     def __init__(self, engine: Engine, x: Tensor, weight: Tensor) -> None:
-        self.engine, self.x = engine, plain_rows(x)
-        rows, columns = self.x.shape
+        self.engine, self.x = engine, x
+        rows, columns = x.shape
         if weight.shape[1] < columns:
             raise ValueError(f"weight must have at least {columns} columns, found {weight.shape[1]}")
         self.dot = dot = _dot(engine.instructions)
         self.pitch, self.block, self.depth = _sizes(rows, weight.shape[1], dot.x_bits // 8, dot.columns)
-        self.address = scratch.take(rows * (self.pitch + 9) + 2 * _LINE)
-        self.scale = self.address + rows * self.pitch + _LINE
+        self.address = scratch.take(rows * (self.pitch + 9) + 2 * LINE)
+        self.scale = self.address + rows * self.pitch + LINE
         self.sum = self.scale + 4 * rows
         self.zero = self.sum + 4 * rows
 
@@ -152,7 +157,7 @@ def _multiply(
     weight_sum: Tensor,
     bias: Tensor | None,
     out: Tensor,
-    out_grid: tuple[Tensor, Tensor, int, bool] | None = None,
+    out_grid: _OutGrid | None = None,
 ) -> None:
     """Fill `out`. grid: address and step of x's scales, address (0: none) and step of its zero points."""
     rows, columns = codes.x.shape
@@ -201,12 +206,10 @@ def _dot(instructions: Instructions) -> Int8Dot:
 @functools.lru_cache(maxsize=4096)
 def _sizes(rows: int, columns: int, size: int, step: int) -> tuple[int, int, int]:
     """(bytes between rows of x in scratch, rows of a block, columns of a part of K); see int8.py."""
-    pitch = -(-columns // _LINE) * _LINE * size
-    if pitch % _CONFLICT == 0:
-        pitch += _LINE
-    block = max(6, min(MOST_BLOCK, _SECOND_LEVEL // pitch // 6 * 6))
+    pitch = apart(columns * size)
+    block = max(6, min(MOST_BLOCK, SECOND_LEVEL // pitch // 6 * 6))
     tile = columns * (4 + size * (rows if rows <= 8 else 6))
-    parts = 1 if rows <= 2 else -(-tile // _FIRST_LEVEL)
+    parts = 1 if rows <= 2 else -(-tile // FIRST_LEVEL)
     depth = -(-columns // (parts * step)) * step
     return pitch, block, depth
 
@@ -217,19 +220,3 @@ def _grid(x: Tensor, scale: Tensor | None, zero: Tensor | None) -> tuple[int, in
         per_row = tensor is not None and tensor.numel() != 1
         steps += [address_of(tensor, x.shape[0] if per_row else 1), per_row * (4 if tensor is scale else 1)]
     return steps[0], steps[1], steps[2], steps[3]
-
-
-def plain_rows(x: Tensor) -> Tensor:
-    """x [M, K] such that its rows can be read at its address."""
-    if x.dim() != 2:
-        raise ValueError(f"x must be [rows, columns], found shape {list(x.shape)}")
-    return x if x.stride(1) == 1 and not x.is_neg() else x.contiguous().resolve_neg()
-
-
-def address_of(tensor: Tensor | None, count: int) -> int:
-    """Where `count` dense numbers lie, 0 for None."""
-    if tensor is None:
-        return 0
-    if tensor.numel() != count or not tensor.is_contiguous():
-        raise ValueError(f"expected {count} numbers in a row, found shape {list(tensor.shape)}")
-    return tensor.data_ptr()

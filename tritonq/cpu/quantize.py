@@ -38,7 +38,7 @@ class Quantization(NamedTuple):
 
 def quantize_rows(what: Quantization, instructions: Instructions) -> Code:
     """The kernel: codes, scale float32 [M], zero int8 [M] and int32 [M] Σ of a row's codes (without the offset)."""
-    code = Code("quantize_rows", FIELDS)
+    code = Code(FIELDS)
     at = code.arguments
     with code.pieces((at["rows"] + (_ROWS - 1)) / _ROWS) as number:
         end = (number * _ROWS + _ROWS).minimum(at["rows"])
@@ -127,7 +127,7 @@ class Rewriting(NamedTuple):
 
 def rewrite_codes(what: Rewriting, instructions: Instructions) -> Code:
     """The kernel: int8 codes as another kernel wants them, and int32 [M] Σ of a row's codes (without the offset)."""
-    code = Code("rewrite_codes", REWRITE_FIELDS)
+    code = Code(REWRITE_FIELDS)
     at, lanes = code.arguments, instructions.lanes
     with code.pieces(at["rows"]) as row:
         x, codes = at["x"] + row * at["x_pitch"], at["codes"] + row * at["codes_pitch"]

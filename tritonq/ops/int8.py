@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.cpu import int8_linear as cpu
 from tritonq.ops.backends import cpu_engine, uses_kernels
 from tritonq.ops.checks import check_activation, check_residual
 from tritonq.ops.declare import gradient_of_bias_only, no_gradient, operator
@@ -41,7 +40,7 @@ def int8_sums(
     """Σ_k (x - x_zero)(weight - weight_zero) → int32 [M, N], on a CPU; arguments as of `int8_linear`."""
     engine = cpu_engine(x)
     if engine is not None:
-        return cpu.accumulate(engine, x, x_zero, weight, weight_zero, weight_sum)
+        return engine.int8.accumulate(engine, x, x_zero, weight, weight_zero, weight_sum)
     return reference.int8_accumulate(x, x_zero, weight[:, : x.shape[1]], weight_zero)
 
 
@@ -81,7 +80,7 @@ def int8_linear(
         return int8_matmul(*operands, dtype, None, None, False, *epilogue)
     engine = cpu_engine(x)
     if engine is not None and activation == "none" and residual is None:
-        return cpu.int8_linear(engine, *operands, dtype)
+        return engine.int8.int8_linear(engine, *operands, dtype)
     sums = int8_sums(x, x_zero, weight, weight_zero, weight_sum)
     return reference.int8_output(sums, x_scale, weight_scale, bias, dtype, *epilogue)
 
@@ -121,7 +120,7 @@ def int8_linear_requantize(
     if engine is not None and activation in ("none", "relu") and residual is None:
         weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)
         relu = activation == "relu"
-        return cpu.int8_linear_requantize(
+        return engine.int8.int8_linear_requantize(
             engine, x, x_scale, x_zero, *weight_operands, out_scale, out_zero, symmetric, relu
         )
     sums = int8_sums(x, x_zero, weight, weight_zero, weight_sum)
@@ -153,7 +152,7 @@ def int8_linear_dynamic(
     engine = cpu_engine(x)
     if engine is not None:
         weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)
-        return cpu.int8_linear_dynamic(engine, x, symmetric, *weight_operands)
+        return engine.int8.int8_linear_dynamic(engine, x, symmetric, *weight_operands)
     codes, scale, zero_point = reference.quantize_per_token(x, symmetric)
     zero = None if symmetric else zero_point
     product = (codes, scale, zero, weight[:, : x.shape[1]], weight_scale, weight_zero, bias)

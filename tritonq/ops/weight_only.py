@@ -13,8 +13,11 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.numerics import slabs as layouts
-from tritonq.ops.backends import uses_kernels
+from tritonq.ops.backends import cpu_engine, uses_kernels
 from tritonq.ops.declare import operator
+
+#: Values of a weight that are unpacked at once, where neither a GPU nor the CPU engine computes.
+_BLOCK_VALUES = 1 << 20
 
 
 def _unpack(weight: Tensor, columns: int, group_size: int) -> Tensor:
@@ -129,12 +132,23 @@ def weight_only_linear(
 
     weight_scale float [G, N], weight_zero int8 [G, N].
     """
+    layout = _layout(weight, x.shape[1], group_size)
     if uses_kernels(x):
         from tritonq.kernels.matmul.weight_only import weight_only_matmul
 
-        layout = _layout(weight, x.shape[1], group_size)
         slabs = (group_size, layout.padded_group, layout.slab_width)
         return weight_only_matmul(x, weight, *_dense(weight_scale, weight_zero), bias, *slabs)
-    zero = None if weight_zero is None else weight_zero.t()
-    codes = _unpack(weight, x.shape[1], group_size)
-    return reference.weight_only_linear(x, codes, weight_scale.t(), zero, bias, group_size)
+    engine = cpu_engine(x)
+    if engine is not None:
+        operands = (x, weight, weight_scale, weight_zero, bias, layout, x.dtype)
+        return engine.weight_only.weight_only_linear(engine, *operands)
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    step = max(1, _BLOCK_VALUES // layout.columns)
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        scale = weight_scale[:, rows].t()
+        zero = None if weight_zero is None else weight_zero[:, rows].t()
+        part = None if bias is None else bias[rows]
+        codes = layouts.unpack(weight[rows], layout)
+        out[:, rows] = reference.weight_only_linear(x, codes, scale, zero, part, group_size)
+    return out

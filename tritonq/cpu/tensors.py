@@ -1,0 +1,52 @@
+"""Tensors as kernels want them: dense rows, addresses, and how rows lie in scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.int8: "int8",
+    torch.int32: "int32",
+}
+#: Bytes of a cache line, and of the caches that a part of x and of the weight are to fit.
+LINE, FIRST_LEVEL, SECOND_LEVEL = 64, 28 << 10, 512 << 10
+#: Rows of x that are copied to scratch at a time.
+_MOST_ROWS = 1024
+_ALL_ROWS = (slice(None),)
+#: Rows at multiples of this distance share their places in a first-level cache.
+_CONFLICT = 1024
+
+
+def apart(row: int) -> int:
+    """Bytes from row to row, for rows of so many bytes: whole lines, and no distance at which they share places."""
+    pitch = -(-row // LINE) * LINE
+    return pitch + LINE * (pitch % _CONFLICT == 0)
+
+
+def slices(rows: int) -> Iterable[slice]:
+    """All rows, in slices that bound the scratch memory which a copy of them takes."""
+    if rows <= _MOST_ROWS:
+        return _ALL_ROWS
+    return [slice(start, start + _MOST_ROWS) for start in range(0, rows, _MOST_ROWS)]
+
+
+def plain_rows(x: Tensor) -> Tensor:
+    """x [M, K] such that its rows can be read at its address."""
+    if x.dim() != 2:
+        raise ValueError(f"x must be [rows, columns], found shape {list(x.shape)}")
+    return x if x.stride(1) == 1 and not x.is_neg() else x.contiguous().resolve_neg()
+
+
+def address_of(tensor: Tensor | None, count: int) -> int:
+    """Where `count` dense numbers lie, 0 for None."""
+    if tensor is None:
+        return 0
+    if tensor.numel() != count or not tensor.is_contiguous():
+        raise ValueError(f"expected {count} numbers in a row, found shape {list(tensor.shape)}")
+    return tensor.data_ptr()

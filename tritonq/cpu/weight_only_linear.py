@@ -1,0 +1,99 @@
+"""Floats × int8 or int4 on a CPU, torch tensors in and out; x is first widened to float32, in the slabs' columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonq.cpu.engine import Engine, scratch
+from tritonq.cpu.floats import Widening, widen_rows
+from tritonq.cpu.tensors import LINE, NAMES, SECOND_LEVEL, address_of, apart, plain_rows, slices
+from tritonq.cpu.weight_only import FEW, MOST_BLOCK, WeightOnlyProduct, weight_only_product
+from tritonq.numerics.slabs import SlabLayout
+
+
+def weight_only_linear(
+    engine: Engine,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    layout: SlabLayout,
+    dtype: torch.dtype,
+) -> Tensor:
+    """As the operator of this name (tritonq/ops/weight_only.py), without an activation, in `dtype`."""
+    x = plain_rows(x)
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
+    if weight.stride(1) != 1:
+        weight = weight.contiguous()
+    for rows in slices(x.shape[0]):
+        _multiply(engine, x[rows], weight, weight_scale, weight_zero, bias, layout, out[rows])
+    return out
+
+
+def _multiply(
+    engine: Engine,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    layout: SlabLayout,
+    out: Tensor,
+) -> None:
+    """Fill `out` [M, N], dense."""
+    rows, columns = x.shape
+    features, groups = weight.shape[0], layout.groups
+    pitch = apart(4 * layout.columns)
+    floats = scratch.take(rows * pitch + LINE)
+    engine.kernel(widen_rows, Widening(NAMES[x.dtype]))(
+        rows * columns,
+        rows,
+        columns,
+        groups,
+        layout.group_size,
+        layout.padded_group,
+        x.data_ptr(),
+        x.stride(0) * x.element_size(),
+        floats,
+        pitch,
+        layout.columns,
+    )
+    few = rows <= FEW
+    what = WeightOnlyProduct(
+        layout.form,
+        layout.slab_width,
+        NAMES[weight_scale.dtype],
+        None if bias is None else NAMES[bias.dtype],
+        weight_zero is not None,
+        groups > 1,
+        NAMES[out.dtype],
+        few,
+    )
+    engine.kernel(weight_only_product, what)(
+        rows * features * columns,
+        rows,
+        features,
+        groups,
+        layout.columns // (layout.slab_width * layout.slabs_per_block),
+        layout.padded_group // layout.slab_width,
+        FEW if few else max(6, min(MOST_BLOCK, SECOND_LEVEL // pitch // 6 * 6)),
+        floats,
+        pitch,
+        weight.data_ptr(),
+        weight.stride(0) * weight.element_size(),
+        *_per_group(weight_scale, groups, features),
+        *_per_group(weight_zero, groups, features),
+        address_of(bias, features),
+        out.data_ptr(),
+    )
+
+
+def _per_group(tensor: Tensor | None, groups: int, features: int) -> tuple[int, int]:
+    """(address, bytes from group to group) of a tensor [groups, features] whose rows are dense."""
+    if tensor is None:
+        return 0, 0
+    if tensor.shape != (groups, features) or (tensor.stride(1) != 1 and features > 1):
+        raise ValueError(f"expected dense rows [{groups}, {features}], found shape {list(tensor.shape)}")
+    return tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
