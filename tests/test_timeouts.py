@@ -25,7 +25,7 @@ HANGING = """
         pass
 
     def test_hanging():
-        ctypes.CDLL(None).sleep(60)  # as a driver waits for a kernel: outside of Python, where no signal is seen
+        ctypes.CDLL(None).sleep(600)  # as a driver waits for a kernel: outside of Python, where no signal is seen
 
     def test_after():
         pass
@@ -43,7 +43,7 @@ def test_a_hanging_test_is_named(workers: int, tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     found = subprocess.run(
         [*command, "--rootdir", str(tmp_path), str(tmp_path)],
-        cwd=root, capture_output=True, text=True, timeout=50, check=False,
+        cwd=root, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert found.returncode == 1, found.stdout + found.stderr
     said = found.stdout + found.stderr
