@@ -390,7 +390,7 @@ def test_plot_of_many_layers(data, tmp_path: Path):
             return x
 
     found = analyze(Blocks(), "w8a8", [torch.randn(3, 8)])
-    panels: Any = draw(found).axes
+    panels: Any = draw(found.rows).axes
     assert [panel.get_title("left") for panel in panels] == ["weight", "input", "output"]
     for panel, side in zip(panels, ("weight_sqnr", "input_sqnr", "output_sqnr"), strict=True):
         assert [line.get_label() for line in panel.lines] == ["q", "k", "v", "o"]
@@ -399,5 +399,5 @@ def test_plot_of_many_layers(data, tmp_path: Path):
             assert list(line.get_ydata()) == values
             assert list(line.get_xdata()) == list(range(50))
     flat = nn.Sequential(*(nn.Linear(8, 8) for _ in range(41)))
-    rows = draw(analyze(flat, "w4a16", [torch.randn(3, 8)])).axes[0]
+    rows = draw(analyze(flat, "w4a16", [torch.randn(3, 8)]).rows).axes[0]
     assert len(rows.get_yticklabels()) == 41

@@ -12,7 +12,6 @@ The words of `torch.ao.quantization` (QuantStub, QConfig, observers, prepare, co
 that its programs run with `import tritonq as quantization`.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from tritonq import nn, observers, ops
@@ -66,11 +65,9 @@ from tritonq.quantize.qat import (
     enable_observer,
     prepare_qat,
 )
+from tritonq.util.version import VERSION
 
-try:
-    __version__ = version("tritonq")
-except PackageNotFoundError:  # used from a checkout, without an install
-    __version__ = "0+unknown"
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from tritonq.integrations.transformers import TritonQConfig as TritonQConfig

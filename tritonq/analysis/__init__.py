@@ -1,6 +1,7 @@
 """Which layers quantization hurts, why, and which to keep in higher precision: `tritonq.analyze`."""
 
+from tritonq.analysis.layer_effects import Effect, LayerAnalysis
 from tritonq.analysis.measure import analyze
-from tritonq.analysis.report import Analysis, Effect, LayerAnalysis
+from tritonq.analysis.report import Analysis
 
 __all__ = ["Analysis", "Effect", "LayerAnalysis", "analyze"]

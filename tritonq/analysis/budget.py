@@ -16,14 +16,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from tritonq.analysis.layer_effects import LayerAnalysis
 from tritonq.select.select import DEFAULT_KEY
-
-if TYPE_CHECKING:
-    from tritonq.analysis.report import Analysis, LayerAnalysis
 
 LARGEST_TABLE = 65_536
 #: Sums of floats that should be equal may differ by this share.
@@ -63,8 +61,21 @@ class Knapsack:
         return found[::-1]
 
 
+def layers_below(rows: Sequence[LayerAnalysis], sqnr_db: float) -> list[str]:
+    """See Analysis.layers_below."""
+    found = [(row.quantized.output_sqnr, row.name) for row in rows]
+    below = [(sqnr, name) for sqnr, name in found if sqnr is not None and sqnr < sqnr_db]
+    return [name for _, name in sorted(below, key=lambda pair: pair[0])]
+
+
 def mixed_precision(
-    analysis: Analysis, sqnr: float | None, error: float | None, size: int | None
+    rows: Sequence[LayerAnalysis],
+    config: Any,
+    higher: Any,
+    *,
+    sqnr: float | None,
+    error: float | None,
+    size: int | None,
 ) -> dict[Any, Any]:
     """See Analysis.mixed_precision."""
     budgets = {"sqnr": sqnr, "error": error, "size": size}
@@ -75,32 +86,32 @@ def mixed_precision(
     ((name, value),) = given.items()
     if type(value) not in (int, float) or math.isnan(value):
         raise TypeError(f"mixed_precision: {name} must be a number, found {value!r}")
-    silent = [row for row in analysis.rows if not row.reached and _is_static(row.quantized.config)]
+    silent = [row for row in rows if not row.reached and _is_static(row.quantized.config)]
     if sqnr is not None:
-        chosen = set(analysis.layers_below(sqnr))
+        chosen = set(layers_below(rows, sqnr))
     else:
-        chosen = _cheapest(analysis, error, size, silent)
-    spared = [row.name for row in analysis.rows if row.name in chosen]
-    names = [row.name for row in analysis.rows]
-    table: dict[Any, Any] = {_exactly(name, names): analysis.higher for name in spared}
+        chosen = _cheapest(rows, error, size, silent)
+    spared = [row.name for row in rows if row.name in chosen]
+    names = [row.name for row in rows]
+    table: dict[Any, Any] = {_exactly(name, names): higher for name in spared}
     for row in silent:
-        table[_exactly(row.name, names)] = None if _is_static(row.higher.config) else analysis.higher
-    rest = analysis.config if isinstance(analysis.config, Mapping) else {DEFAULT_KEY: analysis.config}
+        table[_exactly(row.name, names)] = None if _is_static(row.higher.config) else higher
+    rest = config if isinstance(config, Mapping) else {DEFAULT_KEY: config}
     return {**table, **{key: value for key, value in rest.items() if key not in table}}
 
 
 def _cheapest(
-    analysis: Analysis, error: float | None, size: int | None, silent: list[LayerAnalysis]
+    rows: Sequence[LayerAnalysis], error: float | None, size: int | None, silent: list[LayerAnalysis]
 ) -> set[str]:
     """The names of the layers that a budget of errors or of bytes spares."""
-    bytes_needed = analysis.weight_bytes
+    bytes_needed = sum(row.quantized.weight_bytes for row in rows)
     for row in silent:
         spared_bytes = row.float_bytes if _is_static(row.higher.config) else row.higher.weight_bytes
         bytes_needed += spared_bytes - row.quantized.weight_bytes
     total = 0.0
     gains: dict[str, float] = {}  # of the layers that err less when spared
     costs: dict[str, int] = {}
-    for row in analysis.rows:
+    for row in rows:
         before, after = row.quantized.error, row.higher.error
         if before is not None and after is not None:
             total += before

@@ -18,8 +18,9 @@ from typing import Any, SupportsFloat
 
 from torch import Tensor, nn
 
+from tritonq.analysis.layer_effects import Effect, LayerAnalysis
 from tritonq.analysis.probe import Candidate, LayerProbe
-from tritonq.analysis.report import Analysis, Effect, LayerAnalysis
+from tritonq.analysis.report import Analysis
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.observers.qconfig import resolve_config
 from tritonq.quantize.conversions import conversions

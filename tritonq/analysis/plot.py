@@ -10,16 +10,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tritonq.analysis.layer_effects import LayerAnalysis
 from tritonq.util.json_file import check_target, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from tritonq.analysis.report import Analysis, LayerAnalysis
 
 FORMATS = (".png", ".svg", ".pdf")
 MOST_ROWS = 40
@@ -35,34 +34,34 @@ SIDES: dict[str, Callable[[LayerAnalysis], float | None]] = {
 }
 
 
-def plot(analysis: Analysis, path: Path) -> None:
+def plot(rows: Sequence[LayerAnalysis], path: Path) -> None:
     """See Analysis.plot."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"plot needs a file that ends in {', '.join(FORMATS)}, found {str(path)!r}")
     check_target(path)
     drawn = io.BytesIO()
-    draw(analysis).savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+    draw(rows).savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
     write_whole(path, drawn.getvalue())
 
 
-def draw(analysis: Analysis) -> Figure:
+def draw(rows: Sequence[LayerAnalysis]) -> Figure:
     """The picture, for those who want to go on drawing."""
     sides = {
-        side: [_finite(value(row)) for row in analysis.rows]
+        side: [_finite(value(row)) for row in rows]
         for side, value in SIDES.items()
-        if any(value(row) is not None for row in analysis.rows)
+        if any(value(row) is not None for row in rows)
     }
-    depths = [_depth(row.name) for row in analysis.rows]
+    depths = [_depth(row.name) for row in rows]
     kinds = list(dict.fromkeys(kind for kind, _ in depths))
-    if len(analysis.rows) <= MOST_ROWS or len(kinds) > MOST_LINES:
-        return _draw_rows(analysis, sides)
+    if len(rows) <= MOST_ROWS or len(kinds) > MOST_LINES:
+        return _draw_rows(rows, sides)
     return _draw_lines(depths, kinds, sides)
 
 
-def _draw_rows(analysis: Analysis, sides: dict[str, list[float]]) -> Figure:
+def _draw_rows(rows: Sequence[LayerAnalysis], sides: dict[str, list[float]]) -> Figure:
     from matplotlib.figure import Figure
 
-    names = [row.name for row in analysis.rows]
+    names = [row.name for row in rows]
     figure = Figure(figsize=(9, 1.4 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
     for index, (side, values) in enumerate(sides.items()):

@@ -9,85 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tritonq.analysis import budget
-from tritonq.numerics.config import QuantConfig
+from tritonq.analysis.layer_effects import Effect, LayerAnalysis
+from tritonq.analysis.plot import plot
 from tritonq.util.json_file import check_target, write_json
 from tritonq.util.table import aligned
-
-
-@dataclasses.dataclass(frozen=True)
-class Effect:
-    """What one config does to one layer.
-
-    Attributes:
-        config: None for float.
-        weight_bytes: what the weight then takes, scales, zero points and sums included, bias not.
-        weight_sqnr: signal to quantization noise of the weight, dB.
-        input_sqnr: of the input as the scheme quantizes it; None where activations stay float.
-        output_sqnr: of the layer's output, with weight and input quantized.
-        model_sqnr: of the model's output, with this layer alone quantized; None unless `end_to_end`.
-        metric_change: the metric with this layer alone quantized, less that of the float model; None without one.
-
-    A layer that the data never reached has the weight's SQNR alone.
-    """
-
-    config: QuantConfig | None
-    weight_bytes: int
-    weight_sqnr: float | None = None
-    input_sqnr: float | None = None
-    output_sqnr: float | None = None
-    model_sqnr: float | None = None
-    metric_change: float | None = None
-
-    @property
-    def scheme(self) -> str:
-        """A preset's name such as "w4a16", or "float"."""
-        return "float" if self.config is None else self.config.scheme
-
-    @property
-    def error(self) -> float | None:
-        """What budgets count: the metric's change, else noise / signal of the model's output, else of the layer's.
-
-        0 for float, None for a layer that was not reached.
-        """
-        if self.config is None:
-            return 0.0
-        if self.metric_change is not None:
-            return self.metric_change
-        sqnr = self.output_sqnr if self.model_sqnr is None else self.model_sqnr
-        return None if sqnr is None else 10 ** (-sqnr / 10)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerAnalysis:
-    """One Linear.
-
-    Attributes:
-        name: in the model; a module with several names is listed once, under the first.
-        in_features, out_features: K and N.
-        float_bytes: what the weight takes as it is.
-        input_amax: the largest |x| that came in; this and the ratios are None where nothing came in.
-        outlier_ratio: input_amax over the root mean square of the input. A grid of 255 steps over the whole range has
-            an SQNR of about 53 dB less 20 · log10 of it.
-        channel_ratio: the input column with the largest |x| over the median of the columns. Where it is large, a
-            few channels cost all others their precision, and scaling them down beforehand helps (SmoothQuant).
-        quantized: what the analysed config does.
-        higher: what the config for spared layers does.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    float_bytes: int
-    input_amax: float | None
-    outlier_ratio: float | None
-    channel_ratio: float | None
-    quantized: Effect
-    higher: Effect
-
-    @property
-    def reached(self) -> bool:
-        """Whether the data came through this layer."""
-        return self.input_amax is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +52,7 @@ class Analysis:
 
     def layers_below(self, sqnr_db: float) -> list[str]:
         """The layers whose output has a smaller SQNR than this, worst first."""
-        found = [(row.quantized.output_sqnr, row.name) for row in self.rows]
-        below = [(sqnr, name) for sqnr, name in found if sqnr is not None and sqnr < sqnr_db]
-        return [name for _, name in sorted(below, key=lambda pair: pair[0])]
+        return budget.layers_below(self.rows, sqnr_db)
 
     def mixed_precision(
         self, *, sqnr: float | None = None, error: float | None = None, size: int | None = None
@@ -151,7 +74,7 @@ class Analysis:
         Raises:
             TypeError, ValueError: not exactly one of them, or one that cannot be met, saying what can.
         """
-        return budget.mixed_precision(self, sqnr, error, size)
+        return budget.mixed_precision(self.rows, self.config, self.higher, sqnr=sqnr, error=error, size=size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; null where nothing was measured, and for the SQNR of what lost nothing (error 0)."""
@@ -182,9 +105,7 @@ class Analysis:
         Raises:
             ValueError: another suffix, or a folder that does not exist.
         """
-        from tritonq.analysis.plot import plot
-
-        plot(self, Path(path))
+        plot(self.rows, Path(path))
 
     def __str__(self) -> str:
         columns = [column for column in COLUMNS if any(column.value(row) for row in self.rows)]

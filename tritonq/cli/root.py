@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
+from tritonq.util.version import VERSION
+
 
 def show_version(wanted: bool) -> None:
     """Print the version and end, if `wanted`."""
     if wanted:
-        import tritonq
-
-        typer.echo(f"tritonq {tritonq.__version__}")
+        typer.echo(f"tritonq {VERSION}")
         raise typer.Exit
 
 

@@ -3,7 +3,7 @@
     processor.py     which instructions there are        self_test.py    whether they are exact
     code.py          writing a kernel                    compiler.py     from that to machine code, kept on disk
     elements.py      parts that kernels share            threads.py      running one on torch's threads
-    engine.py        the kernels of this process
+    engine.py        the kernels of one set              choose.py       the set of this process
     quantize.py, int8.py                                 the kernels
     int8_linear.py                                       operators on torch tensors
 

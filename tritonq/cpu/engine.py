@@ -1,25 +1,19 @@
-"""The engine of this process: which instructions it uses, and its kernels, compiled as they are first needed.
-
-`engine()` is None where llvmlite is missing, the processor is not known, or `TRITONQ_CPU=off`: the reference computes
-then. An instruction set is used only after a product of extreme codes has come out right on this machine.
-"""
+"""Kernels for one instruction set, compiled as they are first needed."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import struct
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from tritonq.cpu import processor, threads
+from tritonq.cpu import threads
 from tritonq.cpu.processor import Instructions
 
 #: Seconds of compiling that pass before that is said.
@@ -79,30 +73,6 @@ def _compiled(build: Callable[[Any, Instructions], Any], what: Any, instructions
 
     with _patience():
         return Kernel(compiled(build, what, instructions))
-
-
-@functools.cache
-def engine() -> Engine | None:
-    """The engine, or None; why there is none is said once, unless it was asked for."""
-    if os.environ.get(processor.VARIABLE) == processor.OFF:
-        return None
-    try:
-        import llvmlite  # noqa: F401
-    except ImportError:
-        _say_slower('llvmlite is not installed: pip install "tritonq[cpu]"')
-        return None
-    from tritonq.cpu.self_test import is_exact
-
-    for instructions in processor.candidates():
-        found = Engine(instructions)
-        if is_exact(found):
-            return found
-    _say_slower("its instructions are none that the kernels are written for")
-    return None
-
-
-def _say_slower(obstacle: str) -> None:
-    warnings.warn(f"tritonq computes in plain, slower torch on this CPU: {obstacle}", stacklevel=4)
 
 
 @functools.cache

@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import tritonq
+from tritonq.checkpoint import load, save
 from tritonq.demo.evaluate import CONTEXT, cut_windows, evaluate, fixed_slice_logits, relative_error
 from tritonq.demo.model import load_demo_model
 from tritonq.demo.text import calibration_bytes, heldout_bytes
 from tritonq.numerics.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, W8A8Static
+from tritonq.ops import backend
+from tritonq.quantize.api import quantize_
+from tritonq.util.version import VERSION
 
 FLOAT = "float"
 CONFIGS: dict[str, QuantConfig | None] = {
@@ -114,7 +117,7 @@ def run_demo(device: str | None = None, progress: Progress | None = None) -> Dem
         model = copy.deepcopy(original)
         if config is not None:
             batches = _calibration_batches(target) if config.static else None
-            tritonq.quantize_(model, config, calibration=batches)
+            quantize_(model, config, calibration=batches)
         save_seconds, load_seconds = _time_save_and_load(model, original, config is not None)
         evaluate(model, warm_up)
         result = evaluate(model, text, progress=report)
@@ -131,7 +134,7 @@ def run_demo(device: str | None = None, progress: Progress | None = None) -> Dem
                 change=result.bits_per_byte - (rows[0].bits_per_byte if rows else result.bits_per_byte),
                 logits_error=relative_error(fixed_slice_logits(model, text), float_logits),
                 tokens_per_second=result.tokens_per_second,
-                backend="torch" if config is None else tritonq.backend(target),
+                backend="torch" if config is None else backend(target),
             )
         )
     return DemoReport(
@@ -140,7 +143,7 @@ def run_demo(device: str | None = None, progress: Progress | None = None) -> Dem
         dtype=str(dtype).removeprefix("torch."),
         torch_version=torch.__version__,
         triton_version=_triton_version(),
-        tritonq_version=tritonq.__version__,
+        tritonq_version=VERSION,
         heldout_bytes=len(text),
         parameters=_parameter_count(original),
         seconds=time.perf_counter() - start,
@@ -168,12 +171,12 @@ def _time_save_and_load(model: nn.Module, original: nn.Module, quantized: bool) 
         path = Path(parent) / "model"
         start = time.perf_counter()
         if quantized:
-            tritonq.save(model, path)
+            save(model, path)
         else:
             save_file(model.state_dict(), path)
         saved = time.perf_counter()
         if quantized:
-            tritonq.load(path, fresh)
+            load(path, fresh)
         else:
             fresh.load_state_dict(load_file(path))
         return saved - start, time.perf_counter() - saved

@@ -9,7 +9,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from tritonq.cpu.engine import Engine, engine
+from tritonq.cpu.choose import engine
+from tritonq.cpu.engine import Engine
 
 #: Triton compiles int8 matrix products from here on.
 OLDEST_CUDA_CAPABILITY = (8, 0)
