@@ -13,6 +13,7 @@ from tritonq.demo.evaluate import bits_per_byte
 from tritonq.demo.measure import CONFIGS, FLOAT, DemoReport, run_demo
 from tritonq.demo.model import load_demo_model
 from tritonq.demo.text import calibration_bytes, heldout_bytes
+from tritonq.ops import backend
 
 PARAMETERS = 1_115_264
 
@@ -31,7 +32,7 @@ def test_every_scheme_has_a_row(report: DemoReport) -> None:
     assert [row.scheme for row in report.rows] == list(CONFIGS)
     assert {"w8a16", "w4a16", "w8a8", "w8a8_static", "w4a8", "w4a16 affine g64"} <= set(CONFIGS)
     assert report.parameters == PARAMETERS
-    assert {row.backend for row in report.rows[1:]} == {tritonq.backend("cpu")}
+    assert {row.backend for row in report.rows[1:]} == {backend("cpu")}
 
 
 def test_the_model_is_trained(report: DemoReport) -> None:
