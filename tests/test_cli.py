@@ -44,7 +44,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(arguments) == 0
         text = capsys.readouterr().out
         assert "info" in text
-        assert "Say what a checkpoint directory holds." in text
+        assert "Describe a checkpoint directory." in text
 
 
 @needs_typer

@@ -108,7 +108,7 @@ def write_masked_model(directory: Path) -> None:
         (("float", "--text", "short"), "the text has 2 tokens, less than one window of 32"),
         (
             ("float", "--text", "text.txt", "--tokens", "99"),
-            "--tokens must be at most 64, what the model takes, found 99",
+            "--tokens must be at most 64, the model's limit, found 99",
         ),
         (("float", "--text", "text.txt", "--device", "tpu"), "--device must be cuda or cpu, found 'tpu'"),
         (("nowhere", "--text", "text.txt"), "nowhere must be a model directory, found nothing there"),

@@ -77,7 +77,7 @@ def test_a_model_whose_files_hold_other_tensors(architecture: str, tmp_path: Pat
     source = save_model(tmp_path / "source", architecture)
     _, err = run(capsys, "quantize", source, "-s", "w4a16", "-o", tmp_path / "q")
     assert err.startswith(
-        "quantizing while transformers loads the model: the model's tensors must be in the files"
+        "quantizing during loading by transformers: the model's tensors must be in the files"
     )
     assert ("experts stay in float" in err) == (architecture == "mixtral")
     check(tmp_path / "q", expected(source, tmp_path / "e", "w4a16"))
@@ -151,7 +151,10 @@ def test_an_interrupted_run_says_how_to_go_on(
         patch.setattr(workspace, "write_tensors", stop_at_the_third)
         _, err = run(capsys, *command, code=code)
         assert words in err
-        assert f"{tmp_path / 'q.partial'}: the same command goes on, --restart begins again" in err
+        assert (
+            f"{tmp_path / 'q.partial'} keeps the finished files: the same command continues, --restart starts over"
+            in err
+        )
         assert err.count("\n") == 1
         assert not (tmp_path / "q").exists()
         patch.setattr(workspace, "write_tensors", write)
@@ -278,14 +281,14 @@ def test_hostile_configs(
         (None, (*STATIC[:3], "empty.txt"), "empty.txt must hold text, found none"),
         (None, (*STATIC[:3], "latin.txt"), "latin.txt must be UTF-8 text, found byte 0xe9 at position 1"),
         (None, (*STATIC[:3], "short.txt", "--tokens", "32"), "the text has 5 tokens, less than one window of 32"),
-        (None, (*STATIC[:3], "text.txt", "--tokens", "65"), "--tokens must be at most 64, what the model takes"),
+        (None, (*STATIC[:3], "text.txt", "--tokens", "65"), "--tokens must be at most 64, the model's limit"),
         (None, ("-s", "w8a16", "--dtype", "int8"), "--dtype must be auto, float32, float16, bfloat16, found 'int8'"),
         (None, ("-s", "w8a16", "--device", "tpu"), "--device must be cuda or cpu, found 'tpu'"),
         (None, ("-s", "w8a16", "--json", "nowhere/x.json"), "the folder of 'nowhere/x.json' does not exist"),
-        (pickles, ("-s", "w8a16"), "found pytorch_model.bin: a pickle can run code when it is read"),
+        (pickles, ("-s", "w8a16"), "found pytorch_model.bin: reading a pickle can run code, so tritonq reads none"),
         (unknown_architecture, ("-s", "w8a16"), "config.json must be of a model that transformers knows: "),
         (quantized_already, ("-s", "w8a16"), "must be a float model, found one that is already quantized (fp8)"),
-        (quantized_elsewhere, ("-s", "w8a16"), "found that in quantize_config.json alone: tritonq convert"),
+        (quantized_elsewhere, ("-s", "w8a16"), "but only quantize_config.json does: run tritonq convert"),
         (no_tokenizer, STATIC, "must hold a tokenizer that transformers loads, found none"),
         (truncated, ("-s", "w8a16"), "must be a whole safetensors file, found "),
     ],

@@ -120,7 +120,7 @@ def test_lists_for_a_gpu_that_is_not_here(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "sm_90"], "it goes with --list"),
+        (["--target", "sm_90"], "use it with --list"),
         (["--list", "--target", "sm_70"], "--target must be one of sm_80"),
         (["--schemes", "w2a2", "--list"], "--schemes must be of w4a16"),
         (["--shapes", "4096", "--list"], "--shapes must be NxK"),
@@ -143,6 +143,6 @@ def test_a_file_of_others_is_not_written_over(gpu: FakeGPU, capsys: pytest.Captu
     file = tuned_file.path_of(H100)
     file.parent.mkdir()
     file.write_text("{}")
-    assert "cannot be gone on with: it is of another version of tritonq" in run(capsys, *ONE, code=1)
+    assert "cannot be continued: it is of another version of tritonq" in run(capsys, *ONE, code=1)
     assert gpu.measured == 0
     assert "kept in" in run(capsys, *ONE, "--again")

@@ -202,7 +202,7 @@ def test_another_request_is_refused_until_it_begins_again(tmp_path: Path) -> Non
 
     for changed in ({"config": "w8a8"}, {"size": 2 * SMALL}, {"ignore": ["fc1"]}):
         with pytest.raises(
-            ValueError, match="unfinished result for other options: run that to its end, or begin"
+            ValueError, match="unfinished result for other options: finish that run, or start over"
         ):
             again(**changed)
     (source / "model.safetensors").touch()
@@ -303,7 +303,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(
     usage = workspace.shutil.disk_usage
     monkeypatch.setattr(workspace.shutil, "disk_usage", lambda path: usage(path)._replace(free=999))
     with pytest.raises(
-        OSError, match=r"found\.partial needs 1\d,\d\d\d bytes more, found 999 free on its disk"
+        OSError, match=r"found\.partial needs 1\d,\d\d\d more bytes, found 999 free on its disk"
     ):
         quantize_files(empty(Block()), source, tmp_path / "found", "w8a16")
     monkeypatch.undo()
@@ -344,7 +344,7 @@ def test_bad_weights_and_configs(tmp_path: Path) -> None:
     source = write_source(model, tmp_path / "source")
     for config, message in (
         ("w8a16", "Linear 'fc2': weight must be finite, found 1 NaN"),
-        ("w8a8_static", "fc1 has a static config, which needs the model itself"),
+        ("w8a8_static", "fc1 has a static config, which needs the model in memory"),
         ("w5", "config must be a QuantConfig or one of"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -123,7 +123,7 @@ class TestWorkloads:
                 self.calls += 1
                 return torch.ones(3) + 1e-6 * self.calls
 
-        with pytest.raises(ValueError, match="another result every time"):
+        with pytest.raises(ValueError, match="results differ between runs"):
             measure.check(Fickle(), None, torch.ones(3))  # type: ignore[arg-type]
 
     def test_agreement(self) -> None:
@@ -263,7 +263,7 @@ class TestSearch:
         path = tuned_file.path_of(H100)
         path.parent.mkdir(parents=True)
         path.write_text("{}")
-        with pytest.raises(ValueError, match="--again writes it anew"):
+        with pytest.raises(ValueError, match="--again replaces it"):
             TunedFile(H100, {})
         TunedFile(H100, {}, again=True)
 

@@ -8,8 +8,8 @@
     p = tritonq.prepare_qat(model, "w8a8"); train(p); q = tritonq.convert(p)
     tritonq.save(q, "directory"); q = tritonq.load("directory", model)
 
-The words of `torch.ao.quantization` (QuantStub, QConfig, observers, prepare, convert, …) are here at top level too, so
-that its programs run with `import tritonq as quantization`.
+The names of `torch.ao.quantization` (QuantStub, QConfig, observers, prepare, convert, …) are at top level too, so its
+programs run with `import tritonq as quantization`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """`TritonQConfig`, which takes seconds to import: transformers is imported when it is first asked for."""
+        """`TritonQConfig`, imported at its first use, because importing transformers takes seconds."""
         if name != "TritonQConfig":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from tritonq.integrations.transformers import TritonQConfig

@@ -1,4 +1,4 @@
-"""`tritonq convert DIR -o DIR`: a GPTQ or AWQ checkpoint in compressed-tensors' layout."""
+"""`tritonq convert DIR -o DIR`: rewrites a GPTQ or AWQ checkpoint in compressed-tensors' layout."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,11 @@ from tritonq.util.json_file import check_target, write_json
 def convert(
     source: Annotated[Path, typer.Argument(help="A GPTQ or AWQ checkpoint: safetensors files and a config.")],
     target: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the new one goes; empty or new.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The new checkpoint; empty or new.")
     ],
     json_file: JsonFile = None,
 ) -> None:
-    """Write a GPTQ or AWQ checkpoint again in compressed-tensors' layout: the same codes, scales and zero points."""
+    """Rewrite a GPTQ or AWQ checkpoint in compressed-tensors' layout; codes, scales and zero points stay the same."""
     check_target(json_file)
     check_empty(target)
     checkpoint.convert(source, target)

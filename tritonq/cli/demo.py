@@ -1,4 +1,4 @@
-"""`tritonq demo`: every scheme measured on the model that ships with the package."""
+"""`tritonq demo`: measures every scheme on the model that ships with the package."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,11 @@ from tritonq.cli.options import JsonFile
 def demo(
     json_file: JsonFile = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: png, svg or pdf.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture: png, svg or pdf.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU is used where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: a GPU if there is one.")] = None,
 ) -> None:
-    """Quantize a small language model in every way, and measure what each costs."""
+    """Quantize a small language model with every scheme, and measure what each costs."""
     from tritonq.demo import show
 
     show.demo(json_file, plot_file, device)

@@ -1,4 +1,4 @@
-"""`tritonq doctor`: whether everything computes right on this machine."""
+"""`tritonq doctor`: checks that everything computes correctly on this machine."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from tritonq.util.json_file import check_target
 def doctor(
     seconds: Annotated[
         float,
-        typer.Option("--timeout", min=1, help="Seconds for one check; one that takes longer ends the run."),
+        typer.Option("--timeout", min=1, help="Seconds for one check; a longer one ends the run."),
     ] = 120,
     json_file: JsonFile = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`tritonq eval DIR --text FILE`: perplexity, speed and memory of a model directory, float or quantized."""
+"""`tritonq eval DIR --text FILE`: measures perplexity, speed and memory of a model directory, float or quantized."""
 
 import dataclasses
 import math
@@ -27,17 +27,17 @@ from tritonq.util.progress import track
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What is printed.
+    """The printed report.
 
     Attributes:
         model: the directory.
-        scheme: how its layers are quantized, "float" where they are not.
+        scheme: how its layers are quantized; "float" if they are not.
         perplexity, loss, tokens, tokens_per_second, seconds: see tritonq/analysis/perplexity.py.
-        bits_per_byte: the loss in bits over the bytes of text that a token stands for on average.
-        windows, window_tokens: how the text was cut.
-        model_bytes: all tensors of the model.
-        peak_gpu_bytes: the most that was allocated at once while measuring; None on a CPU.
-        device, dtype: where, and what activations are in.
+        bits_per_byte: the loss in bits divided by the mean bytes of text per token.
+        windows, window_tokens: the number of windows and their length.
+        model_bytes: of all tensors of the model.
+        peak_gpu_bytes: the largest allocation during the measurement; None on a CPU.
+        device, dtype: the device, and the dtype of activations.
     """
 
     model: str
@@ -64,7 +64,7 @@ class Report:
             "text": f"{self.windows:,} windows of {self.window_tokens:,} tokens, {self.tokens:,} predicted",
             "speed": f"{self.tokens_per_second:,.0f} tokens/s",
             "memory": f"{self.model_bytes / 1e6:,.1f} MB of tensors"
-            + (f", {self.peak_gpu_bytes / 1e6:,.1f} MB at the most" if self.peak_gpu_bytes else ""),
+            + (f", {self.peak_gpu_bytes / 1e6:,.1f} MB at most" if self.peak_gpu_bytes else ""),
             "on": f"{self.device}, {self.dtype}",
         }
         return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
@@ -77,9 +77,9 @@ def evaluate(
     text_file: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to measure on.")],
     tokens: WindowTokens = 512,
     windows: Annotated[
-        int | None, typer.Option(min=1, help="How many pieces of that length at most; all by default.")
+        int | None, typer.Option(min=1, help="At most so many windows of that length; default: all.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="How many pieces to run together.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="How many windows to run together.")] = 1,
     dtype: Dtype = AUTO,
     device: Device = None,
     json_file: JsonFile = None,
@@ -99,12 +99,12 @@ def evaluate(
     model.config.use_cache = False  # nothing is generated
     on_gpu = chosen_device.type == "cuda"
     try:
-        perplexity(model, pieces[:1])  # compiles kernels: not part of the speed
+        perplexity(model, pieces[:1])  # compiles kernels, which must not count as speed
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(chosen_device)
         found = perplexity(model, track(pieces.split(batch), "Evaluating"))
     except torch.OutOfMemoryError:
-        raise ValueError("the GPU's memory does not suffice: take smaller --tokens or --batch") from None
+        raise ValueError("the GPU has too little memory: make --tokens or --batch smaller") from None
     if math.isnan(found.loss):
         raise ValueError(f"{directory} must give finite logits, found NaN on this text in {model.dtype}")
     report = Report(
@@ -129,6 +129,6 @@ def evaluate(
 
 
 def _scheme(model: Any) -> str:
-    """ "w4a16", or all that there are."""
+    """The schemes of the model's layers, such as "w4a16"."""
     layers = [module for module in model.modules() if isinstance(module, tritonq.QuantizedLinear)]
     return ", ".join(dict.fromkeys(layer.config.scheme for layer in layers)) or "float"

@@ -1,4 +1,4 @@
-"""`tritonq info DIR`: what a checkpoint holds."""
+"""`tritonq info DIR`: describes a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ def info(
     directory: Annotated[Path, typer.Argument(help="A checkpoint: safetensors files and a config.json.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Say what a checkpoint directory holds."""
+    """Describe a checkpoint directory."""
     check_target(json_file)
     found = checkpoint.info(directory)
     if json_file is not None:

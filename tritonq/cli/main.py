@@ -1,7 +1,7 @@
-"""Running a command: exit codes, and what goes wrong in one sentence.
+"""Runs a command, and turns errors into one sentence and an exit code.
 
-What commands raise as ValueError, TypeError or OSError is meant for the user: it is printed in red, without a
-traceback, and the exit code is 1. A wrong command line exits with 2, an interrupt (Ctrl-C) with 130.
+A ValueError, TypeError or OSError of a command is meant for the user: it is printed in red, without a traceback, and
+the exit code is 1. A wrong command line exits with 2, an interrupt (Ctrl-C) with 130.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: those of the process if None.
+        arguments: None takes those of the process.
 
     Returns:
-        The exit code: 0, 1 for what a command refused, 2 for a wrong command line, 130 after an interrupt.
+        The exit code: 0, 1 if the command refused, 2 for a wrong command line, 130 after an interrupt.
     """
     try:
         app = build_app()
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 1
     except Exception as error:
-        # Typer's own exceptions: their home has moved between its versions, what they offer has not.
+        # Typer's exceptions: their module differs between versions, but not their methods.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             complain(error.format_message())
             return int(error.exit_code)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_app() -> typer.Typer:
     """All commands; raises ModuleNotFoundError without typer or rich."""
-    import rich  # noqa: F401 (typer can do without, the commands cannot)
+    import rich  # noqa: F401 (typer works without it, the commands do not)
     import typer
 
     from tritonq.cli.convert import convert

@@ -1,4 +1,4 @@
-"""What commands say beside their result, on stderr: errors in red, warnings in yellow."""
+"""Prints errors (red) and warnings (yellow) of commands on stderr."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from rich.text import Text
 
 
 def complain(message: str) -> None:
-    """An error, in one sentence."""
+    """Print an error, one sentence."""
     _say(message, "red")
 
 
 def show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Takes the place of `warnings.showwarning`: the sentence without the line of code that it came from."""
+    """Replaces `warnings.showwarning`: prints only the sentence, not its line of code."""
     _say(f"warning: {message}", "yellow")
 
 

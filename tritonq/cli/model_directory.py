@@ -1,8 +1,8 @@
-"""A model directory as transformers writes it: opened, judged and loaded, without the network and without pickles.
+"""Opens, checks and loads a model directory of transformers, without the network and without pickles.
 
 config.json                      the architecture
 model.safetensors, …             its tensors
-tokenizer.json, …                what else belongs to it: "companions", which a quantized copy needs too
+tokenizer.json, …                "companions": the other files, which a quantized copy needs too
 """
 
 import os
@@ -27,9 +27,9 @@ class ModelDirectory:
     """A directory with a config.json and safetensors files.
 
     Attributes:
-        path: where it is.
+        path: the directory.
         config: transformers' configuration object.
-        fields: config.json as it stands.
+        fields: the contents of config.json.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class ModelDirectory:
         return self.fields.get(FIELD)
 
     def dtype(self) -> torch.dtype:
-        """What config.json says, else that of the first float tensor."""
+        """The dtype in config.json, else that of the first float tensor."""
         told = getattr(self.config, "dtype", None)
         told = getattr(torch, told, None) if isinstance(told, str) else told
         if not isinstance(told, torch.dtype):
@@ -51,7 +51,7 @@ class ModelDirectory:
             told = dtypes[0] if dtypes else None
         if told not in FLOAT_DTYPES:
             raise ValueError(
-                f"{self.path} must be a model in float32, float16 or bfloat16, found {told}: --dtype picks one"
+                f"{self.path} must be a model in float32, float16 or bfloat16, found {told}: choose one with --dtype"
             )
         assert isinstance(told, torch.dtype)
         return told
@@ -63,7 +63,7 @@ class ModelDirectory:
         try:
             with torch.device("meta"):
                 model = build(self.config, dtype=dtype)
-        except Exception as error:  # whatever transformers' code does with the numbers of a file
+        except Exception as error:  # transformers' code may raise anything for a bad file
             raise ValueError(
                 f"{self.path / files.CONFIG} must describe a model that can be built: {one_line(error)}"
             ) from None
@@ -74,7 +74,7 @@ class ModelDirectory:
         """The model with its values, in evaluation mode; `quantization` is a TritonQConfig.
 
         Raises:
-            ValueError: it cannot be loaded, or not as a whole: transformers would draw the rest at random.
+            ValueError: the model cannot be loaded, or a tensor is missing, which transformers would fill at random.
         """
         words = {} if quantization is None else {"quantization_config": quantization}
         try:
@@ -95,7 +95,7 @@ class ModelDirectory:
         return model.eval().to(device)
 
     def tokens(self, text: str) -> list[int]:
-        """The text in the model's tokens, none added.
+        """The text's tokens, without special tokens.
 
         Raises:
             ValueError: there is no tokenizer.
@@ -110,13 +110,13 @@ class ModelDirectory:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check_length(self, length: int) -> None:
-        """Raise a ValueError where windows of `length` tokens are longer than the model takes."""
+        """Raise a ValueError if the model does not take `length` tokens at once."""
         limit = getattr(self.config, "max_position_embeddings", None)
         if isinstance(limit, int) and length > limit:
-            raise ValueError(f"--tokens must be at most {limit:,}, what the model takes, found {length:,}")
+            raise ValueError(f"--tokens must be at most {limit:,}, the model's limit, found {length:,}")
 
     def companions(self) -> list[str]:
-        """Files that a quantized copy needs too: the tokenizer's, the generation config, the licence."""
+        """The other files that a quantized copy needs: tokenizer, generation config, licence."""
         found = []
         for path in sorted(self.path.iterdir()):
             wanted = path.suffix in _COMPANIONS or path.name.upper().startswith(
@@ -128,7 +128,7 @@ class ModelDirectory:
         return found
 
     def _class(self) -> Any:
-        """The class that config.json names, else the one that generates text for this kind of configuration."""
+        """The class that config.json names, else AutoModelForCausalLM."""
         transformers = import_transformers()
         names = getattr(self.config, "architectures", None)
         first = names[0] if isinstance(names, list) and names else None
@@ -139,11 +139,11 @@ class ModelDirectory:
 
 
 def open_model_directory(directory: Path) -> ModelDirectory:
-    """Look at config.json and the headers of the tensor files.
+    """Read config.json and check the headers of the tensor files.
 
     Raises:
-        FileNotFoundError, ValueError: it is no such directory, its weights are pickles, or transformers does not know
-            the architecture.
+        FileNotFoundError, ValueError: there is no such directory, its weights are pickles, or transformers does not
+            know the architecture.
     """
     if not directory.exists():
         raise FileNotFoundError(
@@ -155,16 +155,16 @@ def open_model_directory(directory: Path) -> ModelDirectory:
         pickles = sorted(file.name for pattern in files.PICKLES for file in path.glob(pattern))
         if pickles:
             raise ValueError(
-                f"{path} must hold {files.SINGLE}, found {pickles[0]}: a pickle can run code when it is read, and "
-                "never is here; where you trust it, load it with transformers and save it again with save_pretrained"
+                f"{path} must hold {files.SINGLE}, found {pickles[0]}: reading a pickle can run code, so tritonq reads "
+                "none; if you trust it, load it with transformers and save it again with save_pretrained"
             )
     if not isinstance(fields.get(FIELD, {}), dict):
         raise ValueError(f"{path / files.CONFIG}: {FIELD} must be a dictionary, found {fields[FIELD]!r}")
     alone = [name for name in ALONE if (path / name).exists()]
     if alone and FIELD not in fields:
         raise ValueError(
-            f"{path / files.CONFIG} must say how the model is quantized, found that in {alone[0]} alone: "
-            "tritonq convert writes a directory that does"
+            f"{path / files.CONFIG} must say how the model is quantized, but only {alone[0]} does: "
+            "run tritonq convert first"
         )
     with files.open_tensors(path):
         pass
@@ -179,7 +179,7 @@ def open_model_directory(directory: Path) -> ModelDirectory:
 
 
 def import_transformers() -> Any:
-    """transformers, silent and off the network."""
+    """Import transformers, without its messages and without the network."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import transformers
@@ -193,6 +193,6 @@ def import_transformers() -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error that other programs explain at length."""
+    """The message of another library's error, shortened to one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the checks of what is typed."""
+"""Options that several commands share, and their checks."""
 
 import json
 from collections.abc import Mapping
@@ -11,34 +11,32 @@ import typer
 from tritonq.numerics.config import PRESETS, QuantConfig
 from tritonq.select.select import DEFAULT_KEY
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the same as JSON.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write it as JSON.")]
 Device = Annotated[
-    str | None, typer.Option(metavar="DEVICE", help="cuda or cpu; a GPU is used where there is one.")
+    str | None, typer.Option(metavar="DEVICE", help="cuda or cpu; default: a GPU if there is one.")
 ]
 Dtype = Annotated[
-    str, typer.Option(metavar="DTYPE", help="float32, float16 or bfloat16; auto is what the model says.")
+    str, typer.Option(metavar="DTYPE", help="float32, float16 or bfloat16; auto takes the model's.")
 ]
-WindowTokens = Annotated[
-    int, typer.Option("--tokens", min=2, help="Tokens of the text that are run at once.")
-]
+WindowTokens = Annotated[int, typer.Option("--tokens", min=2, help="Length of a window of text, in tokens.")]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO = "auto"
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None picks a GPU where there is one."""
+    """The device of this name; None takes a GPU if there is one."""
     if name not in (None, "cpu", "cuda"):
         raise ValueError(f"--device must be cuda or cpu, found {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "--device cuda needs a GPU that torch can use, found none: leave it out to use the CPU"
+            "--device cuda needs a GPU that torch can use, found none: omit --device to use the CPU"
         )
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def pick_dtype(name: str) -> torch.dtype | None:
-    """The dtype of that name, None for auto."""
+    """The dtype of this name; None for auto."""
     if name != AUTO and name not in DTYPES:
         raise ValueError(f"--dtype must be {AUTO}, {', '.join(DTYPES)}, found {name!r}")
     return DTYPES.get(name)
@@ -53,15 +51,13 @@ def read_schemes(scheme: str | None, file: Path | None) -> dict[str, QuantConfig
         if scheme.lower() not in PRESETS:
             raise ValueError(f"--scheme must be one of {', '.join(PRESETS)}, found {scheme!r}")
         if DEFAULT_KEY in table:
-            raise ValueError(
-                f"{file} has a {DEFAULT_KEY!r}, which --scheme says as well: leave one of them out"
-            )
+            raise ValueError(f"{file} has a {DEFAULT_KEY!r}, and --scheme sets it too: omit one of them")
         table[DEFAULT_KEY] = PRESETS[scheme.lower()]()
     return table
 
 
 def read_text(file: Path) -> str:
-    """A text file, UTF-8, with something in it."""
+    """The text of a UTF-8 file, which must not be blank."""
     _check_file(file, "a text file")
     try:
         text = file.read_bytes().decode("utf-8")

@@ -1,8 +1,8 @@
-"""`tritonq quantize MODEL -s w4a16 -o DIR`: a quantized copy of a model directory.
+"""`tritonq quantize MODEL -s w4a16 -o DIR`: writes a quantized copy of a model directory.
 
-Where no scheme needs calibration the model is never built: its files are quantized layer by layer, resumably
-(tritonq/streaming). A model whose files hold other tensors than the model itself, because transformers merges or
-renames some, is quantized as transformers loads it; for a static scheme the float model is loaded as a whole.
+Without calibration the model is never built: its files are quantized layer by layer, and an interrupted run can be
+continued (tritonq/streaming). If transformers merges or renames tensors while it loads a model, the model is quantized
+during that loading instead. For a static scheme the whole float model is loaded.
 """
 
 import time
@@ -62,7 +62,7 @@ def quantize(
     ignore: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave these layers in float; may be repeated. Default: the output head."
+            metavar="PATTERN", help="Leave these layers in float; can be repeated. Default: the output head."
         ),
     ] = None,
     dtype: Dtype = AUTO,
@@ -71,25 +71,25 @@ def quantize(
     ] = None,
     smooth: Annotated[
         bool,
-        typer.Option("--smooth", help="SmoothQuant on TEXT first: outliers of activations go into weights."),
+        typer.Option(
+            "--smooth", help="First run SmoothQuant on TEXT: moves activation outliers into weights."
+        ),
     ] = False,
     tokens: WindowTokens = 512,
-    windows: Annotated[
-        int, typer.Option(min=1, help="How many pieces of TEXT of that length to use at most.")
-    ] = 64,
+    windows: Annotated[int, typer.Option(min=1, help="Use at most so many windows of TEXT.")] = 64,
     device: Device = None,
     shard_mb: Annotated[
         int,
         typer.Option(
-            min=1, help="Size of the files, of the memory taken, and of what an interruption costs."
+            min=1, help="Size of one file. Memory holds one file; an interruption loses at most one."
         ),
     ] = MAX_SHARD_BYTES // _MEGABYTE,
-    restart: Annotated[bool, typer.Option("--restart", help="Do not go on with an interrupted run.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard an interrupted run.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Quantize a model's Linear layers into a new directory.
 
-    Interrupted, the same command goes on where it stopped.
+    After an interruption, the same command continues where it stopped.
     """
     start = time.perf_counter()
     check_target(json_file)
@@ -130,7 +130,7 @@ def quantize(
 
 @dataclass
 class Job:
-    """One copy to make; see `quantize` for the words."""
+    """One copy to make; see `quantize` for the arguments."""
 
     source: ModelDirectory
     output: Path
@@ -140,7 +140,7 @@ class Job:
     shard_bytes: int
 
     def stream(self, dtype: Any, device: Any) -> int:
-        """File to file; returns how many files an interrupted run had finished."""
+        """Quantize file by file; returns how many files an interrupted run had finished."""
         from tritonq.integrations.transformers.survey import warn_of_experts
 
         empty: Any = self.source.empty_model(dtype)
@@ -157,7 +157,7 @@ class Job:
                 device=device,
             ).kept
         except UnfitModelError as error:
-            typer.echo(f"quantizing while transformers loads the model: {error}", err=True)
+            typer.echo(f"quantizing during loading by transformers: {error}", err=True)
             with self.workspace() as workspace:
                 packed = tritonq.TritonQConfig(self.schemes, ignore=self.ignored(empty))
                 self.save(self.source.load(dtype, device, packed), workspace)
@@ -176,20 +176,20 @@ class Job:
             self.save(tritonq.quantize_(model, self.schemes, ignore=ignore, calibration=batches), workspace)
 
     def workspace(self) -> Workspace:
-        """Where a result that is made at once is put together; refused here if another one is unfinished."""
+        """The workspace of a result that is saved at once; refused if it holds another, unfinished result."""
         paths = [path for path in sorted(self.source.path.iterdir()) if path.is_file()]
         request = {"source": {path.name: identity_of(path) for path in paths}, "shards": []}
         return Workspace(self.output, request, self.restart)
 
     def save(self, model: Any, workspace: Workspace) -> None:
-        """Make a quantized model and the source's companions the output directory."""
+        """Write a quantized model and the source's companions to the output directory."""
         tritonq.save(model, workspace.path, max_shard_bytes=self.shard_bytes)
         for name in self.source.companions():
             workspace.copy(self.source.path / name)
         workspace.publish()
 
     def ignored(self, model: Any) -> Sequence[Pattern]:
-        """--ignore, or by default the layer that makes logits, whatever its name."""
+        """The patterns of --ignore; by default the layer that makes logits, whatever its name."""
         from tritonq.integrations.transformers.survey import default_ignore
 
         return (
@@ -197,8 +197,8 @@ class Job:
         )
 
     def advice(self) -> str:
-        """What follows on "interrupted" where something is kept."""
+        """The end of the message about an interruption, if finished files are kept."""
         partial = partial_directory(self.output)
         if not partial.exists():
             return ""
-        return f"; what is finished is kept in {partial}: the same command goes on, --restart begins again"
+        return f"; {partial} keeps the finished files: the same command continues, --restart starts over"

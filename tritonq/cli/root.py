@@ -8,7 +8,7 @@ from tritonq.util.version import VERSION
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and end, if `wanted`."""
+    """Print the version and exit, if `wanted`."""
     if wanted:
         typer.echo(f"tritonq {VERSION}")
         raise typer.Exit

@@ -1,4 +1,4 @@
-"""`tritonq tune`: the fastest configuration of each kernel on this GPU, measured and kept for later runs."""
+"""`tritonq tune`: measures the fastest configuration of each kernel on this GPU, and keeps it for later runs."""
 
 import importlib.util
 from pathlib import Path
@@ -16,7 +16,7 @@ _MOST_ROWS = 1 << 17
 def tune(
     schemes: Annotated[
         list[str] | None,
-        typer.Option("--schemes", metavar="SCHEME", help=f"Of {', '.join(SCHEMES)}; can be repeated."),
+        typer.Option("--schemes", metavar="SCHEME", help=f"{', '.join(SCHEMES)}; can be repeated."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The Linears of a model directory or a config.json.")
@@ -28,11 +28,11 @@ def tune(
         list[int] | None,
         typer.Option("--m", min=1, max=_MOST_ROWS, metavar="M", help="Rows of the input; can be repeated."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of activations: bfloat16 or float16.")] = "bfloat16",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and keep nothing.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Measure what is kept already, too.")] = False,
+    dtype: Annotated[str, typer.Option(help="Dtype of activations: bfloat16 or float16.")] = "bfloat16",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but keep nothing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also measure what is already in the file.")] = False,
     list_only: Annotated[
-        bool, typer.Option("--list", help="Measure nothing: say what would run now, and why.")
+        bool, typer.Option("--list", help="Measure nothing; list what would run now, and why.")
     ] = False,
     target_name: Annotated[
         str | None,
@@ -43,13 +43,13 @@ def tune(
     """Measure which kernel configurations are fastest on this GPU, and keep them for every later run."""
     check_target(json_file)
     if importlib.util.find_spec("triton") is None:
-        raise ValueError("tritonq tune is about Triton's kernels, and Triton is not installed")
+        raise ValueError("tritonq tune needs Triton, which is not installed")
     from tritonq.tuning import command
 
     workloads = command.workloads_of(schemes, model, shapes, rows, dtype)
     if list_only:
         command.list_configurations(workloads, target_name, json_file)
     elif target_name is not None:
-        raise ValueError("--target names a GPU to look at, not to measure on: it goes with --list")
+        raise ValueError("--target cannot be measured on: use it with --list")
     elif not command.measure(workloads, dry_run, again, json_file):
         raise typer.Exit(1)

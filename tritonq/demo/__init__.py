@@ -1,13 +1,12 @@
-"""A small, really trained language model that shows what quantization costs.
+"""A small trained language model that shows what quantization costs.
 
-Random weights cannot tell a good quantizer from a bad one: every scheme looks the same on noise. This package
-therefore ships a byte-level decoder trained on the documentation of Python, and text it has never seen, so that
-each scheme can be given a price in bits per byte.
+With random weights, a good quantizer looks like a bad one. So this package ships a byte-level decoder trained on the
+documentation of Python, and text that it has never seen. The cost of a scheme is then measured in bits per byte.
 
 - `model.py`     the decoder, and `load_demo_model()` for the shipped weights
 - `text.py`      the shipped texts: held-out (to measure on) and calibration (to choose activation scales)
 - `evaluate.py`  bits per byte, and logits on a fixed slice
-- `corpus.py`    how training and held-out text are cut apart
-- `muon.py`      the optimizer of the matrices
-- `train.py`     `python3 -m tritonq.demo.train` makes everything in `data/` again
+- `corpus.py`    splits training text from held-out text
+- `muon.py`      the optimizer for the matrices
+- `train.py`     `python3 -m tritonq.demo.train` writes everything in `data/` again
 """

@@ -1,12 +1,11 @@
-"""Training and held-out text, cut apart out of what every CPython installation carries.
+"""Makes training text and held-out text from files that every CPython installation has.
 
-Two sources: the language reference in `pydoc_data.topics`, and the docstrings of the standard library, which
-extend the reference (a third of a megabyte) with more English about Python. Some whole topics of the reference
-are held out.
+There are two sources: the language reference in `pydoc_data.topics` (a third of a megabyte), and the docstrings of the
+standard library, more English about Python. Some whole topics of the reference are held out.
 
-The reference repeats itself: the topic "with" is also a section of the topic "compound". So leaving a topic out
-is not enough. Every training paragraph that shares a passage of `SHARED_PASSAGE` bytes with the held-out text
-is dropped as well, and a paragraph seen twice is kept once. Both comparisons ignore differences of white space.
+Leaving a topic out is not enough, because the reference repeats itself: the topic "with" is also a section of the topic
+"compound". So a training paragraph is also dropped if it shares a passage of `SHARED_PASSAGE` bytes with the held-out
+text. A paragraph that occurs twice is kept once. Both comparisons ignore white space.
 """
 
 import ast
@@ -20,7 +19,7 @@ from pydoc_data.topics import topics
 HELDOUT_TOPICS = ("comparisons", "execmodel", "import", "raise")
 SHARED_PASSAGE = 40
 CALIBRATION_BYTES = 32 * 1024
-# Neither tests nor bundled applications are documentation of Python.
+# Tests and bundled applications do not document Python.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3"}
 PARAGRAPH_BREAK = re.compile(rb"\n\s*\n")
 
@@ -41,9 +40,9 @@ class Corpus:
 
 
 def build_corpus() -> Corpus:
-    """Read both sources of the running Python and cut them; the same Python gives the same bytes."""
+    """Read both sources of the running Python and split them. The same Python gives the same bytes."""
     heldout = b"\n\n".join(topics[name].encode().strip() for name in HELDOUT_TOPICS) + b"\n"
-    # Starting from the held-out paragraphs drops the copies that are too short to hold a passage.
+    # Held-out paragraphs count as seen, which drops copies that are too short to hold a passage.
     seen = {squeeze(paragraph) for paragraph in PARAGRAPH_BREAK.split(heldout)}
     heldout_passages = set(passages(squeeze(heldout)))
     reference_texts = (text for name, text in sorted(topics.items()) if name not in HELDOUT_TOPICS)
@@ -55,7 +54,7 @@ def build_corpus() -> Corpus:
 
 
 def squeeze(text: bytes) -> bytes:
-    """Make every run of white space one blank, so that re-wrapped copies compare equal."""
+    """Replace every run of white space by one blank, so that re-wrapped copies compare equal."""
     return b" ".join(text.split())
 
 
@@ -65,7 +64,7 @@ def passages(text: bytes) -> Iterator[bytes]:
 
 
 def join_new_paragraphs(texts: Iterable[str], seen: set[bytes], forbidden: set[bytes]) -> bytes:
-    """Join the paragraphs that are not in `seen` and hold no `forbidden` passage; adds them to `seen`."""
+    """Join the paragraphs that are not in `seen` and hold no `forbidden` passage; add them to `seen`."""
     kept = []
     for text in texts:
         for paragraph in PARAGRAPH_BREAK.split(text.encode()):

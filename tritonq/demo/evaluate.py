@@ -1,10 +1,9 @@
-"""What a model's predictions are worth: bits per byte, and logits for comparing two models.
+"""Measures a model's predictions: bits per byte, and logits to compare two models.
 
-The protocol of `bits_per_byte`: the text is cut into windows of `context` bytes that do not overlap. Each window is
-predicted on its own, beginning with the start symbol in place of what came before, so the model reads
-[start, b0, ..., b(n-2)] and is scored on [b0, ..., b(n-1)]: every byte of every window counts, once, the first one
-included. A last window that is not full is left out. The result is the mean of -log2 p(byte); the loop is that of
-tritonq/analysis/perplexity.py.
+The protocol of `bits_per_byte`: the text is cut into windows of `context` bytes that do not overlap; an incomplete last
+window is dropped. Each window is predicted alone and begins with the start symbol. The model reads
+[start, b0, ..., b(n-2)] and is scored on [b0, ..., b(n-1)], so every byte counts once. The result is the mean of
+-log2 p(byte). The loop is in tritonq/analysis/perplexity.py.
 """
 
 import math

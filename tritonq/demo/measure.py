@@ -1,4 +1,4 @@
-"""What each quantization scheme costs and saves on the demo model: the numbers behind `tritonq demo`."""
+"""Measures what each quantization scheme costs and saves on the demo model, for `tritonq demo`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONFIGS: dict[str, QuantConfig | None] = {
 }
 CALIBRATION_BATCH = 16
 
-#: (what is being done now, steps done, steps in all)
+#: (the current scheme, steps done, all steps)
 Progress = Callable[[str, int, int], None]
 
 
@@ -46,13 +46,12 @@ class SchemeResult:
     """One row of the table.
 
     Attributes:
-        scheme: the preset's name, with what differs from its default.
-        weight_bytes: all tensors of the model, scales and what stays float (embedding, norms, lm_head) included.
-        ratio_to_fp32, ratio_to_fp16: weight_bytes over those of the same model in that dtype.
-        save_seconds, load_seconds: `tritonq.save` to, and `tritonq.load` from, a directory; safetensors alone for the
-            float model.
+        scheme: the preset's name, and its changes from the default.
+        weight_bytes: all tensors of the model, with the scales and the float parts (embedding, norms, lm_head).
+        ratio_to_fp32, ratio_to_fp16: weight_bytes divided by those of the same model in that dtype.
+        save_seconds, load_seconds: of `tritonq.save` and `tritonq.load`; of safetensors for the float model.
         bits_per_byte: on text that the model was not trained on; see evaluate.py.
-        change: bits_per_byte less that of the float model.
+        change: bits_per_byte minus that of the float model.
         logits_error: ‖logits - float logits‖ / ‖float logits‖.
         tokens_per_second: bytes of text evaluated per second.
         backend: "triton" or "reference"; for the float model "torch".
@@ -73,7 +72,7 @@ class SchemeResult:
 
 @dataclasses.dataclass(frozen=True)
 class DemoReport:
-    """All rows, and what they were measured on."""
+    """All rows, and a description of the machine."""
 
     rows: tuple[SchemeResult, ...]
     device: str
@@ -94,15 +93,15 @@ def run_demo(device: str | None = None, progress: Progress | None = None) -> Dem
     """Measure every scheme.
 
     Args:
-        device: "cuda", "cpu" or None for a GPU where there is one. A GPU computes in bfloat16, a CPU in float32.
-        progress: called as work goes on.
+        device: "cuda" or "cpu"; None takes a GPU if there is one. A GPU computes in bfloat16, a CPU in float32.
+        progress: called during the work.
     """
     start = time.perf_counter()
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     original = load_demo_model(dtype).to(target)
     text = heldout_bytes()
-    # Triton compiles a kernel when it is first used, and so does nothing else here: not part of the speed.
+    # Triton compiles a kernel at its first use; the warm-up keeps that out of the speed.
     warm_up = text[: CONTEXT * CALIBRATION_BATCH]
     steps_per_scheme = len(text) // CONTEXT
     total = steps_per_scheme * len(CONFIGS)
@@ -165,7 +164,7 @@ def _calibration_batches(device: torch.device) -> list[Tensor]:
 
 
 def _time_save_and_load(model: nn.Module, original: nn.Module, quantized: bool) -> tuple[float, float]:
-    """Seconds of writing `model` to a directory, and of reading it into a float model."""
+    """Seconds to write `model` to a directory, and to read it into a float model."""
     fresh = copy.deepcopy(original)
     with tempfile.TemporaryDirectory() as parent:
         path = Path(parent) / "model"

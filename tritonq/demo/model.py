@@ -1,8 +1,8 @@
-"""A byte-level, Llama-shaped decoder small enough to train on a laptop and to ship with the package.
+"""A byte-level, Llama-shaped decoder, small enough to train on a laptop and to ship with the package.
 
-The vocabulary is the 256 byte values. Text contains no zero byte, so byte 0 serves as the start symbol: a window
-that begins with it can predict its first real byte. All projections are separate `nn.Linear` modules without
-bias, and every inner dimension is a multiple of 128, so any quantization scheme with groups of 128 applies.
+The vocabulary is the 256 byte values. Text contains no zero byte, so byte 0 is the start symbol: after it, the model
+can predict the first byte of a window. All projections are separate `nn.Linear` modules without bias. Every inner
+dimension is a multiple of 128, so every scheme with groups of 128 fits.
 """
 
 import math
@@ -38,8 +38,7 @@ class ModelConfig:
 def rotary_table(length: int, head_size: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosine and sine, each float32 of shape [length, head_size / 2].
 
-    The table is computed in float32 on every call rather than stored in a buffer, because `model.to(dtype)` would
-    round a stored one.
+    The table is computed in float32 in every call, because `model.to(dtype)` would round a buffer.
     """
     exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
     positions = torch.arange(length, device=device, dtype=torch.float32)
@@ -48,7 +47,7 @@ def rotary_table(length: int, head_size: int, base: float, device: torch.device)
 
 
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the pairs (i, i + head_size / 2) of `heads` [B, H, T, D] by the angle of their position T."""
+    """Rotate the pairs (i, i + head_size / 2) of `heads` [B, H, T, D] by the angle of their position in T."""
     first, second = heads.float().chunk(2, dim=-1)
     turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
     return turned.to(heads.dtype)
@@ -117,7 +116,7 @@ class DemoModel(nn.Module):
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocabulary_size, bias=False)
 
     def initialize(self) -> None:
-        """Draw fresh weights: unit gain per projection, less for the two that write to the residual stream."""
+        """Draw new weights: gain 1 for each projection, less for the two that write to the residual stream."""
         residual_gain = 1.0 / math.sqrt(2 * self.config.layer_count)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -136,10 +135,7 @@ class DemoModel(nn.Module):
 
 
 def load_demo_model(dtype: torch.dtype = torch.float32) -> DemoModel:
-    """Return the shipped model in evaluation mode on the CPU, its weights converted to `dtype`.
-
-    The file is safetensors, which holds tensors only: loading it cannot run code.
-    """
+    """The shipped model in `dtype`, in evaluation mode, on the CPU."""
     with as_file(files("tritonq.demo") / "data" / WEIGHTS_NAME) as path:
         weights = load_file(path)
     model = DemoModel()

@@ -1,9 +1,8 @@
-"""The Muon optimizer: momentum whose every update is made orthogonal, for the matrices inside the decoder.
+"""The Muon optimizer for the decoder's matrices: momentum with orthogonalized updates.
 
-Adam's updates of a matrix are dominated by a few directions, and on a short run so is the trained matrix. Muon
-(Keller Jordan, 2024) replaces the momentum M = U S V^T by roughly U V^T, which moves all directions
-equally far and needs fewer tokens for the same loss. The singular values are driven towards 1 by a polynomial
-in M alone, so no decomposition is computed.
+A few directions dominate Adam's updates of a matrix, and after a short run also the trained matrix. Muon (Keller
+Jordan, 2024) replaces the momentum M = U S V^T by roughly U V^T. This moves all directions equally far and needs fewer
+tokens for the same loss. A polynomial in M drives the singular values towards 1, so no decomposition is needed.
 """
 
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# The published coefficients: a quintic that is steep at 0 and keeps singular values in (0, 1] near 1.
+# The published coefficients of a quintic: steep at 0, and close to 1 for singular values in (0, 1].
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
@@ -45,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                 average = state["average"]
                 average.lerp_(matrix.grad, 1 - group["momentum"])
                 update = orthogonalize(matrix.grad.lerp(average, group["momentum"]))
-                # A tall matrix gets a longer step, so that its outputs move as far as a square one's.
+                # A tall matrix gets a longer step, so that its outputs move as far as those of a square one.
                 stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * stretch)

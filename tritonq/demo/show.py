@@ -1,4 +1,4 @@
-"""`tritonq demo`: the demo's report as a table on a terminal, as JSON, as Markdown and as a picture."""
+"""`tritonq demo`: shows the demo's report as a table, as JSON, as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADINGS = (
     "tokens/s",
     "backend",
 )
-#: The same in two tables, for a terminal of 80 columns.
+#: The same headings in two tables, for a terminal of 80 columns.
 SIZE_HEADINGS = HEADINGS[:6]
 QUALITY_HEADINGS = ("scheme", *HEADINGS[6:])
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -37,10 +37,10 @@ _WIDEST = 1000
 
 
 def demo(json_file: Path | None = None, plot_file: Path | None = None, device: str | None = None) -> None:
-    """Measure with a progress bar, print the table, write what is asked for.
+    """Measure with a progress bar, print the table, and write the requested files.
 
     Raises:
-        ValueError: a device or a picture's format that there is none of, before anything is measured.
+        ValueError: before the measurement, for an unknown device or picture format.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -67,17 +67,17 @@ def demo(json_file: Path | None = None, plot_file: Path | None = None, device: s
 
 
 def check_device(device: str | None) -> None:
-    """Raise a ValueError unless it is None, "cpu", or "cuda" on a machine that has one."""
+    """Raise a ValueError unless `device` is None, "cpu", or "cuda" on a machine with a GPU."""
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device must be cuda or cpu, found {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "--device cuda needs a GPU that torch can use, found none: leave it out to use the CPU"
+            "--device cuda needs a GPU that torch can use, found none: omit --device to use the CPU"
         )
 
 
 def cells(row: SchemeResult) -> tuple[str, ...]:
-    """One row's values, under HEADINGS."""
+    """The cells of one row, in the order of HEADINGS."""
     return (
         row.scheme,
         f"{row.weight_bytes / _MEGABYTE:.2f}",
@@ -94,7 +94,7 @@ def cells(row: SchemeResult) -> tuple[str, ...]:
 
 
 def caption(report: DemoReport) -> str:
-    """What the numbers were measured on, in one line."""
+    """The machine and versions of the measurement, in one line."""
     triton = f", Triton {report.triton_version}" if report.triton_version else ""
     return (
         f"{report.parameters / 1e6:.1f} M parameters in {report.dtype} on {report.device}; "
@@ -104,26 +104,26 @@ def caption(report: DemoReport) -> str:
 
 
 def print_report(report: DemoReport, console: Console) -> None:
-    """Print one table, or, on a terminal too narrow for it, two of half the columns: numbers are never cut."""
+    """Print one table. If the terminal is too narrow, print two with half of the columns: numbers are never cut."""
     tables = [rich_table(report)]
     if console.is_terminal and width_of(tables[0], console) > console.width:
         tables = [rich_table(report, headings) for headings in (SIZE_HEADINGS, QUALITY_HEADINGS)]
         tables[0].caption, tables[1].title = None, None
-    # Where no terminal says how wide it is, or it is narrower still, lines are as long as they must be.
+    # Without a terminal, or on an even narrower one, lines become as long as the tables need.
     console.width = max([console.width, *(width_of(table, console) for table in tables)])
     for table in tables:
         console.print(table)
 
 
 def width_of(table: Table, console: Console) -> int:
-    """Columns that a table takes if nothing in it is cut."""
+    """The width of a table if nothing in it is cut."""
     from rich.measure import Measurement
 
     return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
 
 
 def rich_table(report: DemoReport, headings: Sequence[str] = HEADINGS) -> Table:
-    """For a terminal."""
+    """The report as a table for a terminal."""
     from rich.table import Table
 
     table = Table(title="What quantization costs", caption=caption(report))
@@ -140,14 +140,14 @@ def rich_table(report: DemoReport, headings: Sequence[str] = HEADINGS) -> Table:
 
 
 def markdown(report: DemoReport) -> str:
-    """For a document."""
+    """The report as a table in Markdown."""
     lines = [HEADINGS, tuple("---" if heading in ("scheme", "backend") else "---:" for heading in HEADINGS)]
     lines += [cells(row) for row in report.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(report)}\n"
 
 
 def plot(report: DemoReport, path: Path) -> None:
-    """Draw size against loss of quality; the suffix of `path` picks the format (png, svg, pdf)."""
+    """Draw size and loss of quality; the suffix of `path` sets the format (png, svg, pdf)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")

@@ -7,10 +7,10 @@ CALIBRATION_NAME = "calibration.txt"
 
 
 def heldout_bytes() -> bytes:
-    """Text the model never saw in training: measure bits per byte on it."""
+    """Text that the model never saw in training. Use it to measure bits per byte."""
     return (files("tritonq.demo") / "data" / HELDOUT_NAME).read_bytes()
 
 
 def calibration_bytes() -> bytes:
-    """Text out of the training part: choose activation scales on it, never on the held-out text."""
+    """A part of the training text. Use it to choose activation scales, never the held-out text."""
     return (files("tritonq.demo") / "data" / CALIBRATION_NAME).read_bytes()

@@ -1,10 +1,10 @@
 """Train the demo model from scratch and write everything in `data/`: `python3 -m tritonq.demo.train`.
 
-Each step takes `BATCH` windows at random places of the training text, half of them out of the language reference
-and half out of the docstrings. A window starts with the start symbol, as in evaluation. The held-out text is
-only written to disk here; it is neither trained on nor looked at to decide when to stop.
+Each step takes `BATCH` windows at random places of the training text, half of them from the language reference and half
+from the docstrings. A window begins with the start symbol, as in evaluation. The held-out text is only written to disk:
+it is not used for training, nor to decide when to stop.
 
-The seed is fixed, but another version of Python, of PyTorch, or another processor gives other weights.
+The seed is fixed, but another version of Python or PyTorch, or another processor, gives other weights.
 """
 
 import argparse
@@ -41,7 +41,7 @@ REPORT_EVERY = 20
 
 
 def rate_share(step: int, steps: int) -> float:
-    """The share of the peak learning rate: linear warm-up, then half a cosine down to a small share."""
+    """The fraction of the peak learning rate: a linear warm-up, then half a cosine down to a small fraction."""
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
     done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
@@ -67,16 +67,16 @@ def make_optimizers(model: DemoModel) -> list[torch.optim.Optimizer]:
 
 
 def save_weights(model: DemoModel, path: Path) -> None:
-    """Write the weights as float16 safetensors; a reader of `path` sees the old file or the new, never half."""
+    """Write the weights as float16 safetensors. A reader of `path` sees the old file or the new one, never a part."""
     weights = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
     unfinished = path.with_suffix(".unfinished")
     save_file(weights, unfinished)
-    unfinished.chmod(0o644)  # safetensors gives files to their owner alone, and a package keeps the mode
+    unfinished.chmod(0o644)  # safetensors lets only the owner read its files, and a package keeps the mode
     os.replace(unfinished, path)
 
 
 def train(folder: Path, steps: int) -> None:
-    """Train for `steps` steps and leave weights, held-out and calibration text in `folder`."""
+    """Train for `steps` steps; write weights, held-out text and calibration text to `folder`."""
     corpus = build_corpus()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HELDOUT_NAME).write_bytes(corpus.heldout)

@@ -1,7 +1,7 @@
-"""What the result of quantizing a directory consists of: known from shapes, before a weight is read.
+"""Lists the tensors of the result from shapes alone, before any weight is read.
 
-The float model on the meta device becomes the quantized one on the meta device, and that is asked what its checkpoint
-holds (tritonq/checkpoint/contents.py), as `save` asks a real one.
+The float model on the meta device is turned into the quantized model on the meta device. Its checkpoint's contents then
+come from tritonq/checkpoint/contents.py, as for `save`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Layer:
     """A Linear to quantize.
 
     Attributes:
-        name, config, in_features, out_features: its own.
-        dtype: the model's; stored weights of another dtype are rounded to it first.
-        weight, bias: its tensors' names in the source files.
+        name, config, in_features, out_features: of the layer.
+        dtype: of the model; stored weights of another dtype are first rounded to it.
+        weight, bias: the names of its tensors in the source files.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Piece:
     """One tensor of the result.
 
     Attributes:
-        name: in the result.
-        local: in its module.
+        name: its name in the result.
+        local: its name in its module.
         shard: the index of its file.
-        dtype: what it is rounded to, where it stays float.
-        layer: the layer that it is computed from, or None:
-        source: then the tensor of the source that it is.
+        dtype: a float tensor is rounded to it.
+        layer: the layer to quantize; None if the tensor is copied.
+        source: the name of the source tensor to copy, if `layer` is None.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All of it.
+    """The whole result.
 
     Attributes:
-        pieces: in the order of the files, those of one layer together.
-        shards: tensor name → bytes, a file each.
+        pieces: in the order of the files; those of one layer are consecutive.
+        shards: one dictionary per file, tensor name → bytes.
         config: the result's config.json.
     """
 
@@ -81,19 +81,19 @@ class Plan:
 def make_plan(
     model: nn.Module, config: Any, ignore: Iterable[Pattern], tensors: TensorFiles, max_shard_bytes: int
 ) -> Plan:
-    """Replace the selected layers of a model on the meta device, and say where each tensor of the result comes from.
+    """Replace the selected layers of a model on the meta device, and plan each tensor of the result.
 
     Raises:
         TypeError, ValueError: as `quantize_` and `save`; a static config.
-        UnfitModelError: the files' tensors are not the model's.
+        UnfitModelError: the tensors of the files do not match those of the model.
     """
     sources = find_sources(model, tensors)
     selected = select(model, config, ignore)
     for place_and_config in selected:
         if place_and_config.config.static:
             raise ValueError(
-                f"{place_and_config.place.name} has a static config, which needs the model itself for calibration: "
-                "quantize_ takes it"
+                f"{place_and_config.place.name} has a static config, which needs the model in memory for "
+                "calibration: use quantize_"
             )
     layers = [_replace(chosen, sources) for chosen in selected]
     layer_of = dict(layers)
@@ -102,7 +102,7 @@ def make_plan(
     shards: list[dict[str, int]] = []
     size = 0
     for name, tensor, module, local in stored_tensors(model, extras.tied, identity=id):
-        # As in `save`: a new file before one grows beyond the limit.
+        # As in `save`: begin a new file before this one exceeds the limit.
         if not shards or size + tensor.nbytes > max_shard_bytes:
             shards.append({})
             size = 0
@@ -118,7 +118,7 @@ def make_plan(
 
 
 def _replace(chosen: Selected, sources: dict[int, str]) -> tuple[nn.Module, Layer]:
-    """Put a QuantizedLinear without values into a Linear's place; returns it, and where its values come from."""
+    """Replace a Linear by a QuantizedLinear without values; returns that and the layer to compute its values from."""
     linear, name = chosen.place.module, chosen.place.name
     assert isinstance(linear, nn.Linear)
     dtype = linear.weight.dtype
@@ -140,5 +140,5 @@ def _replace(chosen: Selected, sources: dict[int, str]) -> tuple[nn.Module, Laye
         linear.out_features,
         dtype,
         weight=sources[id(linear.weight)],
-        bias=sources.get(id(linear.bias)),  # None where there is none
+        bias=sources.get(id(linear.bias)),  # None without a bias
     )

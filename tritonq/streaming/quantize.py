@@ -1,4 +1,4 @@
-"""`quantize_files`: the loop over what the result consists of."""
+"""`quantize_files`: computes and writes the tensors of the result one by one."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tritonq.streaming.plan import Layer, Piece, Plan, make_plan
 from tritonq.streaming.workspace import Workspace, identity_of
 from tritonq.util.progress import track
 
-#: Smaller than what `save` writes: it is what an interruption costs, and what memory it takes.
+#: Smaller than the files of `save`, because an interruption loses one file, and memory holds one file.
 MAX_SHARD_BYTES = 10**9
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """What `quantize_files` did.
+    """The outcome of `quantize_files`.
 
     Attributes:
-        shards: how many tensor files the result has.
-        kept: how many of them an earlier, interrupted run had finished.
+        shards: the number of tensor files.
+        kept: the number of files that an earlier, interrupted run had finished.
     """
 
     shards: int
@@ -54,23 +54,23 @@ def quantize_files(
 ) -> Streamed:
     """Quantize a directory of safetensors files into another one.
 
-    Until it is complete the result is in `<target>.partial`. After an interruption the same call goes on from there:
-    it is refused if the source's files, the config or anything else that matters is not the same.
+    Until the result is complete it is in `<target>.partial`. After an interruption, the same call continues there. The
+    call is refused if the source's files, the config or anything else that changes the result is different.
 
     Args:
-        model: the float model on the meta device, in the dtype that it is to have; its layers are replaced.
+        model: the float model on the meta device, in the dtype of the result; its layers are replaced.
         source: a directory with the model's tensors under the model's names.
         target: must not exist, or be empty.
-        config, ignore: as for `quantize_`; nothing static, which would need calibration.
-        max_shard_bytes: tensors are split over several files where they take more.
-        restart: throw an interrupted run's files away.
-        companions: files of `source` to copy as they are (a tokenizer's).
-        device: where layers are quantized; the codes are the same on each.
+        config, ignore: as for `quantize_`; no static config, which would need calibration.
+        max_shard_bytes: the size limit of one file; more tensors go to further files.
+        restart: delete the files of an interrupted run.
+        companions: files of `source` to copy unchanged (such as the tokenizer's).
+        device: quantizes the layers; the codes are the same on every device.
 
     Raises:
-        UnfitModelError: a ValueError; the files' tensors are not the model's.
-        TypeError, ValueError: bad arguments or weights, naming what was found and what is allowed.
-        OSError: the disk is full, or the like. What is finished is kept.
+        UnfitModelError: a ValueError; the tensors of the files do not match those of the model.
+        TypeError, ValueError: bad arguments or weights; the message says what was found and what is allowed.
+        OSError: for example, the disk is full. Finished files are kept.
     """
     if type(max_shard_bytes) is not int or max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be a positive integer, found {max_shard_bytes!r}")
@@ -96,7 +96,7 @@ def quantize_files(
 
 
 def _write_shards(workspace: Workspace, plan: Plan, values: _Values) -> None:
-    """Compute and write the files that are missing, in order."""
+    """Compute and write the missing files, in order."""
     pending: dict[str, Tensor] = {}
     for piece in track(plan.pieces, "Quantizing"):
         if workspace.has(piece.shard):
@@ -108,7 +108,7 @@ def _write_shards(workspace: Workspace, plan: Plan, values: _Values) -> None:
 
 
 class _Values:
-    """Computes the result's tensors; those of one layer come together, and the last layer's are remembered."""
+    """Computes the tensors of the result, and keeps those of the last layer, whose pieces are consecutive."""
 
     def __init__(self, tensors: files.TensorFiles, device: torch.device) -> None:
         self._tensors, self._device = tensors, device
@@ -126,7 +126,7 @@ class _Values:
 
     @torch.no_grad()
     def _quantized(self, layer: Layer) -> dict[str, Tensor]:
-        """A Linear's tensors in the canonical layout, bias aside, as QuantizedLinear.from_float computes them."""
+        """A layer's tensors for a checkpoint, bias excluded, as QuantizedLinear.from_float computes them."""
         linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(self._read(layer.weight, layer.dtype, self._device), requires_grad=False)
         if layer.bias is not None:
@@ -140,7 +140,7 @@ class _Values:
         return {name: tensor.cpu() for name, tensor in state.items()}
 
     def _read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """A tensor in the model's dtype, which it must fit into."""
+        """A stored tensor in the model's dtype; a ValueError if it overflows there."""
         stored = self._tensors.get(name)
         tensor = stored.to(device, dtype, copy=True)
         if tensor.isinf().any() and (tensor.isinf().cpu() & stored.isfinite()).any():

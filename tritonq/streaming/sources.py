@@ -1,4 +1,4 @@
-"""Which tensor of the source files each parameter and buffer of a model comes from."""
+"""Finds the stored tensor of each parameter and buffer of a model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _NAMES_IN_MESSAGES = 3
 
 
 class UnfitModelError(ValueError):
-    """The tensors of the files are not, one to one, those of the model."""
+    """The tensors of the files do not match those of the model one to one."""
 
 
 def find_sources(model: nn.Module, tensors: TensorFiles) -> dict[int, str]:
     """id of a parameter or persistent buffer → the stored tensor's name.
 
-    A tensor that has several names in the model, because it is tied, may be stored under any of them.
+    A tied tensor has several names in the model and may be stored under any of them.
 
     Args:
-        model: on the meta device. What the files hold beyond it is left out.
+        model: on the meta device. Other tensors in the files are ignored.
 
     Raises:
-        UnfitModelError: one is missing, or is tied in the model and stored twice with two values.
-        ValueError: one has another shape, or a dtype of another kind.
+        UnfitModelError: a tensor is missing, or is tied in the model but stored with two different values.
+        ValueError: a tensor has another shape, or a dtype of another kind.
     """
     missing: list[str] = []
     found: dict[int, str] = {}

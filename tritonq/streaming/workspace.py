@@ -1,10 +1,10 @@
-"""A result that grows file by file in `<target>.partial`, and is renamed when it is complete.
+"""Builds a result file by file in `<target>.partial`, and renames the directory when it is complete.
 
-    model-00001-of-00007.safetensors, …    finished files: each was written under another name first
-    manifest.json                          what the run was asked for, and which files are finished
+    model-00001-of-00007.safetensors, …    finished files; each was written under another name first
+    manifest.json                          the request, and the list of finished files
 
-A run that finds a manifest which asks for the same goes on with what is missing. One that finds another refuses: it
-would mix two results, or throw hours of work away.
+If the manifest has the same request, a run writes only the missing files. If it has another one, the run is refused: it
+would mix two results, or delete hours of work.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ VERSION = 1
 
 
 class Workspace:
-    """The directory `<target>.partial`; as a context it goes away after an error if nothing in it is finished.
+    """The directory `<target>.partial`. Used as a context, it is deleted after an error if no file is finished.
 
     Args:
-        target: where the result is to be.
-        request: JSON values that say what the result depends on; its "shards" are the files: tensor name → bytes.
-        restart: begin again where a manifest is found.
+        target: the final directory.
+        request: everything that the result depends on, as JSON values; "shards" lists the files, tensor name → bytes.
+        restart: delete the files of an earlier run.
 
     Raises:
-        ValueError: `target` is there and not empty, or what is in the workspace is not a part of this result.
+        ValueError: `target` is not empty, or the workspace holds another result.
     """
 
     def __init__(self, target: Path, request: dict[str, Any], restart: bool) -> None:
@@ -58,19 +58,19 @@ class Workspace:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def has(self, shard: int) -> bool:
-        """True if that file is finished."""
+        """True if the file is finished."""
         return self._name(shard) in self._finished
 
     def check_space(self) -> None:
-        """Raise an OSError now where what is missing will not fit on the disk."""
+        """Raise an OSError if the missing files do not fit on the disk."""
         shards: list[dict[str, int]] = self._request["shards"]
         needed = sum(sum(names.values()) for index, names in enumerate(shards) if not self.has(index))
         free = shutil.disk_usage(self.path).free
         if needed > free:
-            raise OSError(f"{self.path} needs {needed:,} bytes more, found {free:,} free on its disk")
+            raise OSError(f"{self.path} needs {needed:,} more bytes, found {free:,} free on its disk")
 
     def write_shard(self, shard: int, tensors: dict[str, Tensor]) -> None:
-        """Write a tensor file, and note that it is finished once it is on the disk."""
+        """Write a tensor file, and list it as finished when it is on the disk."""
         name = self._name(shard)
         beside = self.path / f"{name}.unfinished"
         try:
@@ -91,21 +91,21 @@ class Workspace:
         shutil.copyfile(source, self.path / source.name)
 
     def publish(self) -> None:
-        """Make it the target."""
+        """Rename the workspace to the target."""
         for path in self.path.iterdir():
             sync(path)
         sync(self.path)
-        if os.path.ismount(self.target):  # cannot be replaced, only filled
+        if os.path.ismount(self.target):  # a mount point cannot be replaced, only filled
             self._fill_target()
             return
         if self.target.exists():
             self.target.rmdir()
         os.replace(self.path, self.target)
-        (self.target / MANIFEST).unlink()  # last: without it nobody could go on
+        (self.target / MANIFEST).unlink()  # last: a run cannot continue without it
         sync(self.target.parent)
 
     def _fill_target(self) -> None:
-        """Copy everything into the target, config.json last, which makes it a checkpoint; or nothing."""
+        """Copy all files into the target, or none. config.json is last, because it makes the target a checkpoint."""
         names = sorted(path.name for path in self.path.iterdir() if path.name != MANIFEST)
         try:
             for name in sorted(names, key=lambda name: name == files.CONFIG):
@@ -124,10 +124,10 @@ class Workspace:
         write_json(self.path / MANIFEST, {"request": self._request, "finished": self._finished})
 
     def _continue(self, restart: bool) -> None:
-        """Take over what an earlier run has finished, or clear it away."""
+        """Take over the finished files of an earlier run, or delete them if `restart`."""
         if not (self.path / MANIFEST).is_file():
             raise ValueError(
-                f"{self.path} must be what an interrupted run left, found no {MANIFEST} in it: move it away"
+                f"{self.path} must come from an interrupted run, found no {MANIFEST} in it: move it away"
             )
         if restart:
             shutil.rmtree(self.path)
@@ -136,14 +136,14 @@ class Workspace:
         before, finished = manifest.get("request"), manifest.get("finished")
         if not isinstance(before, dict) or not isinstance(finished, dict):
             raise ValueError(
-                f"{self.path / MANIFEST} must hold a request and what is finished: begin again (--restart)"
+                f"{self.path / MANIFEST} must hold a request and the finished files: start over (--restart)"
             )
         if before != self._request:
             found = (
                 "other source files" if before.get("source") != self._request["source"] else "other options"
             )
             raise ValueError(
-                f"{self.path} holds an unfinished result for {found}: run that to its end, or begin again (--restart)"
+                f"{self.path} holds an unfinished result for {found}: finish that run, or start over (--restart)"
             )
         for name, size in finished.items():
             path = self.path / name
@@ -152,7 +152,7 @@ class Workspace:
 
 
 def partial_directory(target: Path) -> Path:
-    """Where the result for `target` grows."""
+    """The directory where the result for `target` is built."""
     target = target.absolute()
     return target.with_name(f"{target.name}.partial")
 
@@ -166,6 +166,6 @@ def check_empty(target: Path) -> None:
 
 
 def identity_of(path: Path) -> list[int]:
-    """What changes when a file does: its size, and when it was last written."""
+    """A file's size and modification time, which change if the file does."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]

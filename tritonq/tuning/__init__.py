@@ -1,11 +1,11 @@
-"""Measuring which configurations the kernels run best with on this GPU: what `tritonq tune` does.
+"""`tritonq tune`: measures the fastest configuration of each kernel on this GPU.
 
-    shapes.py      which weights: a model's, given ones, or the usual
-    workload.py    one product to measure: operands, the call, what is right
-    worker.py      a process for what may crash or hang
-    measure.py     one configuration of one product: compiled, checked, timed
-    command.py     what is typed, and the tables that are printed
-    search.py      the rounds over candidates, and what is kept
+    shapes.py      the weights to tune for: a model's, given ones, or the usual
+    workload.py    one product to measure: operands, the call, the expected result
+    worker.py      a process for work that may crash or hang
+    measure.py     compiles, checks and times one configuration of one product
+    command.py     the command's arguments, and the tables it prints
+    search.py      the rounds over candidates, and the entries it keeps
 
-The file that is written, and when it counts: kernels/config/tuned_file.py.
+kernels/config/tuned_file.py describes the file that is written, and when kernels use it.
 """

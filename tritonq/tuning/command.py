@@ -1,4 +1,4 @@
-"""What `tritonq tune` does with its arguments: check them, list or measure, print tables."""
+"""The command `tritonq tune`: checks its arguments, lists or measures configurations, prints tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tritonq.util.progress import track
 from tritonq.util.table import aligned
 
 _DEFAULT_ROWS = (1, 16, 64, 256, 1024, 4096)
-#: What --target names: a GPU of each architecture as its data sheet describes it.
+#: The GPUs that --target can name, one of each architecture, with the numbers of its data sheet.
 NAMED_TARGETS = {
     "sm_80": Target("cuda", 80, 108, 163 * 1024),
     "sm_86": Target("cuda", 86, 84, 99 * 1024),
@@ -35,9 +35,9 @@ NAMED_TARGETS = {
 
 
 def measure(workloads: list[Workload], dry_run: bool, again: bool, json_file: Path | None) -> bool:
-    """Search, print what was found, keep it unless `dry_run`; False where a present configuration is wrong.
+    """Search, print the results, and keep them unless `dry_run`; False if a present configuration is wrong.
 
-    An interrupt ends the search: what was found until then is printed and kept, and the interrupt raised again.
+    An interrupt ends the search. The results so far are printed and kept, and the interrupt is raised again.
     """
     target = this_gpu("tritonq tune --list --target sm_90 shows what another GPU would run")
     measured_on = _measured_on()
@@ -55,19 +55,19 @@ def measure(workloads: list[Workload], dry_run: bool, again: bool, json_file: Pa
                 json_file, {"measured": measured_on, "results": [result.to_dict() for result in results]}
             )
     if not results and file is not None:
-        print(f"nothing to measure: all of it is in {file.path}; --again measures it anew")
+        print(f"nothing to measure: {file.path} has all of it; --again measures it again")
     return all(result.entry is not None for result in results)
 
 
 def this_gpu(otherwise: str) -> Target:
-    """The current GPU; where there is none, a ValueError that ends with what can be done `otherwise`."""
+    """The current GPU. Without one: a ValueError that ends with `otherwise`, what to do instead."""
     if not torch.cuda.is_available():
         raise ValueError(f"tritonq tune measures on a GPU that torch can use, found none: {otherwise}")
     return gpu_target(torch.cuda.current_device())
 
 
 def tools_for(target: Target) -> AbstractContextManager[Tools]:
-    """What measures on a GPU."""
+    """The tools that measure on a GPU."""
     from tritonq.tuning.measure import gpu_tools
 
     return gpu_tools(target)
@@ -110,7 +110,7 @@ def _measured_on() -> dict[str, str | int | None]:
 
 
 def list_configurations(workloads: list[Workload], target_name: str | None, json_file: Path | None) -> None:
-    """Print what each product would run with, and why."""
+    """Print the configuration that each product would run with, and why."""
     target = this_gpu("--target names another") if target_name is None else _named(target_name)
     explanations = [(workload, explained(workload, target)) for workload in workloads]
     if json_file is not None:
@@ -132,7 +132,7 @@ def list_configurations(workloads: list[Workload], target_name: str | None, json
         print(line)
     origins = {explanation.origin for _, explanation in explanations if explanation.origin}
     notes = [f"from {origin}" for origin in sorted(origins)]
-    notes += [f"passed over: {workload}: {why}" for workload, e in explanations for why in e.passed_over]
+    notes += [f"not used: {workload}: {why}" for workload, e in explanations for why in e.passed_over]
     for note in notes:
         print(note)
 
@@ -167,9 +167,9 @@ def _cells(workload: Workload) -> tuple[str, ...]:
 
 
 def describe(config: TileConfig) -> str:
-    """A configuration in a line: "pointers 64×16×256, 4 splits, 4 warps, 3 stages"."""
+    """A configuration in one line: "pointers 64×16×256, 4 splits, 4 warps, 3 stages"."""
     if config == APART:
-        return "apart: quantized in a launch of its own"
+        return "apart: x is quantized in a separate launch"
     registers = "" if config.max_registers is None else f", {config.max_registers} registers"
     splits = "" if config.splits == 1 else f", {config.splits} splits"
     return (

@@ -1,4 +1,4 @@
-"""One configuration of one workload: compiled, checked, timed. What the processes of a search run."""
+"""Compiles, checks and times one configuration of one workload. The processes of a search run this."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_COMPILERS = 8
 
 @contextlib.contextmanager
 def gpu_tools(target: Target) -> Iterator[Tools]:
-    """Tools for the current GPU: processes that compile side by side, and one that measures."""
+    """Tools for the current GPU: several processes that compile in parallel, and one that measures."""
     compilers = Workers(compile_config, _COMPILE_SECONDS, min(_MOST_COMPILERS, os.cpu_count() or 1))
     measurer = Worker(measure_config, _MEASURE_SECONDS)
 
@@ -45,7 +45,7 @@ def gpu_tools(target: Target) -> Iterator[Tools]:
 
 
 def compile_config(workload: Workload, config: TileConfig, target: Target) -> None:
-    """Compile what a configuration launches, into Triton's cache; operands have no memory."""
+    """Compile the kernels that a configuration launches, into Triton's cache. The operands have no memory."""
     with pretended(target), launching(compile_only):
         _without_memory(workload).run(config=config)
 
@@ -54,7 +54,7 @@ def measure_config(workload: Workload, config: TileConfig) -> float:
     """Time of one product on the current GPU in µs.
 
     Raises:
-        ValueError: the result is wrong, or not the same twice.
+        ValueError: the result is wrong, or differs between runs.
     """
     operands, expected = _on_gpu(workload)
     check(operands, config, expected)
@@ -66,7 +66,7 @@ def check(operands: Product, config: TileConfig | None, expected: Tensor, repeat
     """The result of a configuration.
 
     Raises:
-        ValueError: it is wrong, or not the same each time.
+        ValueError: the result is wrong, or differs between runs.
     """
     first = operands.run(config=config)
     wrong = disagreement(first, expected, operands.exact)
@@ -75,7 +75,7 @@ def check(operands: Product, config: TileConfig | None, expected: Tensor, repeat
     for _ in range(repeats - 1):
         again = operands.run(config=config)
         if not torch.equal(again, first):
-            raise ValueError("another result every time")
+            raise ValueError("results differ between runs")
     return first
 
 
@@ -86,7 +86,7 @@ def _without_memory(workload: Workload) -> Product:
 
 @functools.lru_cache(maxsize=1)
 def _on_gpu(workload: Workload) -> tuple[Product, Tensor]:
-    choose.forget()  # the tuned file has grown, and a product may be a part of this one
+    choose.forget()  # the tuned file has new entries, and this product may contain a product that has one
     device = torch.device("cuda")
     packed_bytes = workload.features * workload.columns * workload.config.weight.bits // 8
     operands = product(workload, device, copies_to_rotate(packed_bytes, device))

@@ -1,4 +1,4 @@
-"""The search for a faster configuration: rounds over candidates, each compiled, checked and timed; what is kept."""
+"""Searches a faster configuration: compiles, checks and times candidates in rounds, and keeps the best."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tritonq.tuning.worker import WorkerError
 from tritonq.tuning.workload import Workload, explained
 from tritonq.util.json_file import write_json
 
-#: What was there stays unless another takes this much less time: two runs of one kernel differ by 1 %.
+#: A new configuration must take at most this part of the old one's time. Two runs of one kernel differ by 1 %.
 _WORTH_IT = 0.98
-#: After the first.
+#: Rounds after the first.
 _MOST_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """What a search works with.
+    """The tools of a search.
 
     Attributes:
-        compile_all: (workload, configs) → for each why it does not compile, or None.
-        measure: (workload, config) → µs; raises WorkerError where it is wrong, crashes or does not end.
+        compile_all: (workload, configs) → for each, the reason why it does not compile, or None.
+        measure: (workload, config) → µs; raises WorkerError if the result is wrong, or the kernel crashes or hangs.
     """
 
     compile_all: Callable[[Workload, Sequence[TileConfig]], Iterable[str | None]]
@@ -37,15 +37,15 @@ class Tools:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of one workload.
+    """The result for one workload.
 
     Attributes:
-        workload: what was measured.
-        before: what it ran with so far.
-        entry: for the tuned file; None where what ran so far does not run right.
-        measured: how many configurations were timed.
-        dropped: those that were wrong, crashed or did not end, and why.
-        uncompiled: those that do not compile here, and why.
+        workload: the product that was measured.
+        before: the configuration before the search.
+        entry: for the tuned file; None if the configuration before the search does not run correctly.
+        measured: the number of configurations timed.
+        dropped: configurations that were wrong, crashed or hung, with the reasons.
+        uncompiled: configurations that do not compile here, with the reasons.
     """
 
     workload: Workload
@@ -78,15 +78,15 @@ def _failure(config: TileConfig, reason: str) -> dict[str, Any]:
 
 
 class TunedFile:
-    """The tuned file of a GPU while it grows: written anew with every entry, beside it and renamed.
+    """The tuned file of a GPU during a search: rewritten with every entry, so an interrupt loses none.
 
     Args:
         target: the GPU.
-        measured: what describes the measurement, for people.
-        again: measure what is in it as well, and write over a file that is of no use here.
+        measured: a description of the measurement, for people.
+        again: also measure problems that have an entry, and overwrite a file that cannot be used here.
 
     Raises:
-        ValueError: the file that is there is of no use here.
+        ValueError: the existing file cannot be used here.
     """
 
     def __init__(self, target: Target, measured: dict[str, Any], again: bool = False) -> None:
@@ -95,19 +95,17 @@ class TunedFile:
             self._entries = tuned_file.read(self.path, target)
         except ValueError as error:
             if not again:
-                raise ValueError(
-                    f"{self.path} cannot be gone on with: {error}; --again writes it anew"
-                ) from None
+                raise ValueError(f"{self.path} cannot be continued: {error}; --again replaces it") from None
             self._entries = {}
             self._write()
-        #: What is measured anew is in the file until its new entry is.
+        #: With `again`, an old entry stays in the file until its new entry replaces it.
         self._finished = set() if again else set(self._entries)
 
     def __contains__(self, problem: Problem) -> bool:
         return tuned_file.key_of(problem) in self._finished
 
     def keep(self, entry: tuned_file.Entry) -> None:
-        """One more entry, or another for the same problem."""
+        """Add an entry, or replace the one of the same problem."""
         self._entries[tuned_file.key_of(entry.problem)] = entry
         self._finished.add(tuned_file.key_of(entry.problem))
         self._write()
@@ -125,10 +123,10 @@ class TunedFile:
 def tune(
     workloads: Iterable[Workload], target: Target, tools: Tools, file: TunedFile | None
 ) -> Iterator[Result]:
-    """Search for each workload and keep what was found, as it is found; what `file` has already is passed over.
+    """Search for each workload, and keep each result at once. Workloads that `file` already has are skipped.
 
     Args:
-        workloads: may hold several of one bucket of M; the first counts.
+        workloads: of several in one bucket of M only the first is used.
         target: the GPU that `tools` measure on.
         file: None writes nothing.
     """
@@ -181,7 +179,7 @@ def search(workload: Workload, before: Explanation, tools: Tools) -> Result:
             break
     best = min(times, key=times.__getitem__)
     if best != before.config:
-        # The fastest of many is partly luck: it must be faster once more.
+        # The fastest of many candidates is partly luck, so it must be faster a second time.
         times[best] = max(times[best], tools.measure(workload, best))
         if times[best] > _WORTH_IT * times[before.config]:
             best = before.config

@@ -1,4 +1,4 @@
-"""Which weights to tune for: those of a model, given ones, or the usual ones."""
+"""The weight shapes to tune for: those of a model, given ones, or the usual ones."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from tritonq.checkpoint import files
 #: (N, K): what `nn.Linear` calls (out_features, in_features).
 Shape = tuple[int, int]
 
-#: q and o, k and v, down, gate and up each; q, k, v in one and gate, up in one.
+#: Shapes of: q and o; k and v; down; gate and up; q, k, v joined; gate, up joined.
 USUAL: dict[str, tuple[Shape, ...]] = {
     "Llama-3-8B": ((4096, 4096), (1024, 4096), (4096, 14336), (14336, 4096), (6144, 4096), (28672, 4096)),
     "Qwen2.5-7B": ((3584, 3584), (512, 3584), (3584, 18944), (18944, 3584), (4608, 3584), (37888, 3584)),
 }
-#: Projections that read one input, and run in one launch when they are fused.
+#: Projections that read the same input, and run in one launch if they are fused.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _LARGEST = 1 << 24
-#: What is no Linear, or stays in float by default.
+#: Names of tensors that belong to no Linear, or to one that stays in float by default.
 _OTHERS = re.compile(r"embed|lm_head|wte|wpe|norm|router|rotary")
 _WEIGHT = ".weight"
 
 
 def usual_shapes() -> list[Shape]:
-    """All of `USUAL`, each once."""
+    """All shapes of `USUAL`, without duplicates."""
     return list(dict.fromkeys(shape for shapes in USUAL.values() for shape in shapes))
 
 
 def parse_shape(text: str) -> Shape:
-    """(N, K) of "NxK".
+    """The shape (N, K) that "NxK" writes.
 
     Raises:
-        ValueError: it is not two positive integers.
+        ValueError: the text is not two positive integers.
     """
     match = re.fullmatch(r"(\d{1,8})x(\d{1,8})", text.strip())
     shape = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
@@ -44,13 +44,13 @@ def parse_shape(text: str) -> Shape:
 
 
 def shapes_of_model(path: Path) -> list[Shape]:
-    """The Linear shapes of a model directory (its tensors' headers, else its config.json) or of a config.json.
+    """The Linear shapes of a model directory (from its tensors' headers, else its config.json) or of a config.json.
 
-    Siblings that read one input count in one as well, as they run when they are fused. Nothing is downloaded, no tensor
-    is read.
+    Siblings that read the same input are listed joined too, as `fuse_siblings_` runs them. Nothing is downloaded, and
+    no tensor is read.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such model, or its shapes cannot be told.
+        FileNotFoundError, ValueError: the model does not exist, or its shapes cannot be found out.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} must be a model directory or a config.json, found nothing there")
@@ -86,7 +86,7 @@ def _from_tensors(tensors: dict[str, tuple[int, ...]]) -> list[Shape]:
 
 
 def _from_config(fields: Any, file: Path) -> list[Shape]:
-    """Of a decoder as Llama, Mistral and Qwen name its sizes."""
+    """The shapes of a decoder that names its sizes like Llama, Mistral and Qwen."""
     if isinstance(fields, dict) and isinstance(fields.get("text_config"), dict):
         fields = fields["text_config"]
     if not isinstance(fields, dict):
@@ -97,7 +97,7 @@ def _from_config(fields: Any, file: Path) -> list[Shape]:
         value = default if value is None else value
         if type(value) is not int or not 0 < value <= _LARGEST:
             raise ValueError(
-                f"{file} must have {name}, a positive integer, found {value!r}: --shapes takes them otherwise"
+                f"{file} must have {name}, a positive integer, found {value!r}: give the shapes with --shapes"
             )
         return value
 

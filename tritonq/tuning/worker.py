@@ -1,7 +1,7 @@
-"""A process that answers questions, for work that may crash it or never end.
+"""Runs calls in a process that may crash or hang.
 
-A kernel that writes where it must not poisons the whole CUDA context, and a compiler may take the process with it. Such
-a question costs its process: the next question gets a new one.
+A kernel that writes out of bounds ruins the whole CUDA context, and a compiler may crash its process. Such a call ends
+the process; the next call gets a new one.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-#: Seconds that a process may take to end when it is killed. One that waits in the driver may never.
+#: Seconds to wait for a killed process. A process that waits in the driver may never end.
 _SECONDS_TO_END = 5.0
 
 
 class WorkerError(Exception):
-    """A question without an answer: what became of it, in words."""
+    """A call failed; the message says how."""
 
 
 class NoAnswer(WorkerError):
-    """A question whose time was up."""
+    """A call took too long."""
 
 
 class Worker:
-    """One process, started at the first question.
+    """One process, started at the first call.
 
     Args:
-        function: answers questions; importable, since the process is a new interpreter. If it raises, the process ends.
-        patience: seconds that an answer may take.
+        function: what to call. It must be importable, because the process is a new interpreter. If it raises, the
+            process ends.
+        patience: seconds that a call may take.
     """
 
     def __init__(self, function: Callable[..., Any], patience: float) -> None:
@@ -40,10 +41,10 @@ class Worker:
         self._connection: Connection | None = None
 
     def ask(self, *arguments: Any) -> Any:
-        """function(*arguments), in the process.
+        """Call function(*arguments) in the process.
 
         Raises:
-            WorkerError: it raised, crashed, or took too long.
+            WorkerError: the call raised, crashed, or took too long.
         """
         if self._connection is None:
             self._start()
@@ -66,7 +67,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join(_SECONDS_TO_END)
@@ -87,10 +88,10 @@ class Worker:
 
 
 class Workers:
-    """Several processes that share a list of questions; see `Worker`.
+    """Several processes that share a list of calls; see `Worker`.
 
     Args:
-        ends_at_no_answer: after a question whose time was up, no other is asked.
+        ends_at_no_answer: make no further calls after one that took too long.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Workers:
         self._ends_at_no_answer, self._has_ended = ends_at_no_answer, False
 
     def ask_all(self, questions: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """The answers in order, a WorkerError in place of one that failed, None for questions that are not asked."""
+        """The results in order; a WorkerError for a call that failed, None for a call that was not made."""
         free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             free.put(worker)
@@ -128,10 +129,8 @@ class Workers:
 
 
 def _answer(function: Callable[..., Any], connection: Connection) -> None:
-    """The process: answers until a question raises, or nobody asks any more."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process; the one that asks ends this one
+    """The loop of the process. It ends when a call raises, or when the parent closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, but the parent ends this one
     while True:
         try:
             arguments = connection.recv()

@@ -1,7 +1,7 @@
-"""One product to measure: its operands, the call of its kernel with any configuration, and what is right.
+"""One product to measure: its operands, the call of its kernel with any configuration, and the expected result.
 
-Operands are random; on the device "meta" they have no memory, and the call shows what a launcher would do on a GPU that
-is only described.
+Operands are random. On the device "meta" they have no memory; the call then shows what the launcher would do on a GPU
+that this machine does not have.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tritonq.tuning.schemes import DYNAMIC, GATED, GRADIENT
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A product x [M, K] · weight [N, K]ᵀ of one of `SCHEMES`; of a gradient, dy [M, N] · weight.
+    """A product x [M, K] · weight [N, K]ᵀ of one of `SCHEMES`; for a gradient, dy [M, N] · weight.
 
     Attributes:
         scheme: one of `SCHEMES`.
         features, columns, rows: N, K and M.
-        dtype: "bfloat16", "float16" or "float32": of float activations and of the result.
-        group_size: of int4 weights; None takes the preset's own.
+        dtype: of float activations and of the result: "bfloat16", "float16" or "float32".
+        group_size: of int4 weights; None takes the preset's.
     """
 
     scheme: str
@@ -57,11 +57,11 @@ class Product:
     """Operands of a workload on a device.
 
     Attributes:
-        launcher: the kernel's.
-        before, after: its arguments before and after the weight's.
-        weights: the weight's arguments, once per copy.
-        expected: computes what the first copy must give, float32 if not `exact`.
-        exact: whether every bit of the result is prescribed.
+        launcher: of the kernel.
+        before, after: its arguments before and after those of the weight.
+        weights: the arguments of the weight, once per copy.
+        expected: computes the result that the first copy must give; float32 unless `exact`.
+        exact: every bit of the result must match.
     """
 
     launcher: Callable[..., Tensor]
@@ -72,12 +72,12 @@ class Product:
     exact: bool
 
     def run(self, copy: int = 0, config: TileConfig | None = None) -> Tensor:
-        """The product with one copy of the weight; None chooses as for any caller."""
+        """The product with one copy of the weight; config None takes the usual choice."""
         return self.launcher(*self.before, *self.weights[copy], *self.after, config=config)
 
 
 def explained(workload: Workload, target: Target) -> choose.Explanation:
-    """Which configuration a workload runs with on a target, and why; the target need not be here."""
+    """The configuration that a workload runs with on a target, and why. The machine need not have that GPU."""
     operands = product(workload, "meta")
     with pretended(target), launching(lambda *launch: None), choose.asked() as explanations:
         operands.run()
@@ -85,7 +85,7 @@ def explained(workload: Workload, target: Target) -> choose.Explanation:
 
 
 def product(workload: Workload, device: torch.device | str, copies: int = 1) -> Product:
-    """Random operands of a workload, the weight `copies` times."""
+    """Random operands of a workload, with `copies` copies of the weight."""
     generator = None if torch.device(device).type == "meta" else torch.Generator(device).manual_seed(0)
     weight = _Weight(workload, device, generator)
     dtype = getattr(torch, workload.dtype)
@@ -109,7 +109,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
             (dy,),
             rotating(packed, scale, None),
             (columns, *numbers),
-            # The weight is rounded to dy's dtype first; the product is not rounded.
+            # The kernel rounds the weight to dy's dtype; the expected product is not rounded.
             lambda: dy.float() @ weight.dequantized(dtype).float(),
             exact=False,
         )
@@ -179,7 +179,7 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
 def _dynamic_product(
     weight: _Weight, x: Tensor, rotating: Callable[..., Sequence[tuple[Any, ...]]]
 ) -> Product:
-    """x quantized per token, inside of the product or in a launch before it."""
+    """A product that quantizes x per token, inside of the product or in a launch before it."""
     from tritonq.kernels.matmul import dynamic
 
     scale, layout = weight.scale, weight.layout
@@ -213,7 +213,7 @@ def _dynamic_product(
 
 
 class _Weight:
-    """Random codes, packed, with scales [G, N]."""
+    """A weight of random codes, packed, with scales [G, N]."""
 
     def __init__(
         self, workload: Workload, device: torch.device | str, generator: torch.Generator | None
