@@ -1,5 +1,6 @@
 # make demo    the demo, in an environment that is set up on the first call
 # make test    all tests; make test ARGS="tests/test_package.py -k wheel" some of them
+# make test-ptx  all tests of kernels, as Triton 3.6.0 and the pinned one compile them, in the emulator of PTX: an hour
 # make check   ruff, mypy, and which folder may import which
 # make format  what `make check` asks of the layout, done
 # make bench   the benchmarks; ARGS as above
@@ -18,13 +19,26 @@ TYPED := $(wildcard tritonq tests benchmarks examples docs/figures tools)
 LINTED := $(TYPED) kernels
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-ptx check format bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tritonq demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Another Triton compiles in a process of its own, and needs no more than itself.
+test-ptx: $(VENV)/.dev $(VENV)/triton-3.6.0
+	set -e; for triton in "" $(CURDIR)/$(VENV)/triton-3.6.0; do \
+		export TRITONQ_PTX_TRITON=$$triton TRITONQ_PTX_EVERY=1; \
+		$(BIN)/python -m pytest tests/test_ptx_emulator.py tests/test_hopper_*.py $(ARGS); \
+		for architecture in 90 80; do \
+			TRITONQ_PTX=$$architecture $(BIN)/python -m pytest tests/test_kernels_*.py $(ARGS); \
+		done; \
+	done
+
+$(VENV)/triton-3.6.0: $(VENV)/.pip
+	$(PIP) install -q --no-deps --target $@ triton==3.6.0
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check $(LINTED)

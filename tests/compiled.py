@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.gluon_ir import misread
 from tests.protocol import unguarded
 from tools.ptx_emulator.specialization import Launch, described, source_of
 
@@ -31,6 +32,7 @@ class Compiled:
     unsettled_loops: int
     serialized: bool
     unguarded: list[str]
+    misread: list[str]
 
 
 def compile_launch(launch: Launch, gpu: Any) -> Compiled:
@@ -41,6 +43,7 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
     compiled = triton.compile(source, target=gpu, options=launch.options)
     text = compiled.asm["amdgcn"] if gpu.backend == "hip" else compiled.asm["ptx"]
     registers, stack = _resources(compiled.asm, text, gpu.backend)
+    is_gluon = launch.kernel.is_gluon()
     threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", text)
     return Compiled(
         kernel=compiled.metadata.name,
@@ -52,8 +55,9 @@ def compile_launch(launch: Launch, gpu: Any) -> Compiled:
         instructions=sorted(set(_matrix_instructions(text))),
         asynchronous_copies="cp.async.cg.shared.global" in text or "cp.async.bulk.tensor" in text,
         unsettled_loops=sum(map(_is_unsettled, _loops(text))),
-        serialized=launch.kernel.is_gluon() and _is_serialized(text),
-        unguarded=unguarded(text) if launch.kernel.is_gluon() else [],
+        serialized=is_gluon and _is_serialized(text),
+        unguarded=unguarded(text) if is_gluon else [],
+        misread=misread(compiled.asm["ttgir"]) if is_gluon else [],
     )
 
 

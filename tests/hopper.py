@@ -8,10 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tools.ptx_emulator.launches import emulated_launches
-
-#: Codes of weights, which a kernel may read while the kernel before it still runs; nothing else (hopper/producer.py).
-WEIGHTS = ("w_desc", "gate_desc", "up_desc")
+from tests.emulated import emulated_gpu
 
 
 @contextlib.contextmanager
@@ -22,5 +19,5 @@ def hopper_launches(seed: int = 0) -> Iterator[None]:
             pytest.skip("Hopper's kernels run on compute capability 9.0, or emulated where there is no GPU")
         yield
         return
-    with emulated_launches(90, seed, WEIGHTS):
+    with emulated_gpu(90, seed):
         yield

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.fused_cases import DYNAMIC_CASES, ROW_CASES
+from tests.gluon_ir import misread
 from tests.protocol import unguarded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +117,7 @@ def problems_of(record: dict[str, Any], target: str) -> list[str]:
         problems.append(f"{record['registers']} registers")
     elif nvidia and record["registers"] * record["threads"] > REGISTER_FILE:
         problems.append(f"{record['registers']} registers in {record['threads']} threads")
-    problems += record["unguarded"]
+    problems += record["unguarded"] + record["misread"]
     if record["serialized"]:
         problems.append("asynchronous products that the assembler serialized")
     if record["unsettled_loops"]:
@@ -176,6 +177,7 @@ def test_every_case_is_compiled_for_some_target() -> None:
         ({"registers": 256}, "registers"),
         ({"registers": 200, "threads": 512}, "512 threads"),
         ({"unguarded": ["arrive behind wait"]}, "arrive behind wait"),
+        ({"misread": ["always the same barrier"]}, "same barrier"),
         ({"shared": 300_000}, "shared"),
         ({"instructions": []}, "no matrix instruction"),
         ({"instructions": ["mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"]}, "wgmma"),
@@ -197,6 +199,7 @@ def test_problems_are_seen(change: dict[str, Any], problem: str) -> None:
         "unsettled_loops": 0,
         "serialized": False,
         "unguarded": [],
+        "misread": [],
     }
     assert problems_of(good, "sm_90") == []
     assert problem in " ".join(problems_of(good | change, "sm_90"))
@@ -227,3 +230,39 @@ def test_a_barrier_or_fence_that_is_missing_is_seen(line: int) -> None:
     lines = GUARDED.splitlines()
     assert unguarded(GUARDED) == []
     assert unguarded("\n".join(lines[:line] + lines[line + 1 :])) != []
+
+
+LOOPS = """
+#plain = #ttg.nvmma_shared<{swizzlingByteWidth = 0, transposed = false, elementBitWidth = 16}>
+#swizzled = #ttg.nvmma_shared<{swizzlingByteWidth = 128, transposed = false, elementBitWidth = 16}>
+tt.func public @kernel(%empty: !ttg.memdesc<4x1xi64, #barriers> loc("empty"(#loc)), %steps: i32 loc("steps"(#loc))) {
+  %all:1 = scf.for %piece = %c0 to %steps step %c1 iter_args(%slot = %c0) -> (i32)  : i32 {
+    %next:1 = scf.for %step = %c0 to %steps step %c1 iter_args(%inner = %slot) -> (i32)  : i32 {
+      %next_slot = arith.addi %inner, %c1 : i32 loc(#loc7)
+      scf.if %condition {
+        %barrier = ttg.memdesc_index %empty[%next_slot] : !ttg.memdesc<4x1xi64, #barriers> loc("a (b)"(#loc))
+        ttng.arrive_barrier %barrier, 1, %true : !ttg.memdesc<1xi64, #barriers> loc(#loc49)
+      }
+      scf.yield %next_slot : i32
+    }
+    %last = ttg.memdesc_index %empty[%slot] : !ttg.memdesc<4x1xi64, #barriers>
+    ttng.arrive_barrier %last, 1, %true : !ttg.memdesc<1xi64, #barriers>
+    %turned = ttg.memdesc_trans %x {order = array<i32: 1, 0>} : !ttg.memdesc<1x64xbf16, #swizzled> -> !ttg.memdesc
+    scf.yield %next#0 : i32
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "found"),
+    [
+        ("%empty[%next_slot]", "%empty[%slot]", "always the same barrier"),
+        ("%empty[%slot]", "%empty[%c0]", "always the same barrier"),
+        ("1x64xbf16, #swizzled", "1x64xbf16, #plain", "without swizzle"),
+    ],
+)
+def test_what_the_compiler_reads_otherwise_is_seen(right: str, wrong: str, found: str) -> None:
+    assert misread(LOOPS) == []
+    (problem,) = misread(LOOPS.replace(right, wrong))
+    assert found in problem

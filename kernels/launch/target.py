@@ -53,7 +53,7 @@ def target_of(x: Tensor) -> Target:
     """
     if x.is_cuda:
         return gpu_target(x.get_device())
-    if x.is_meta and _pretended is not None:
+    if _pretended is not None and x.device.type in ("meta", "cpu"):
         return _pretended
     if INTERPRETED and x.device.type == "cpu":
         return INTERPRETER
@@ -94,7 +94,7 @@ def gpu_target(index: int) -> Target:
 
 @contextlib.contextmanager
 def pretended(target: Target) -> Iterator[None]:
-    """Meanwhile tensors without memory (device "meta") lie on `target`: what a launcher would do there, without it."""
+    """Meanwhile tensors that lie on no GPU lie on `target`: what a launcher would do there, without it."""
     global _pretended
     before, _pretended = _pretended, target
     try:

@@ -39,7 +39,7 @@ class Compiler:
         )
 
     def compile(self, description: dict[str, Any], architecture: int) -> dict[str, Any]:
-        """{ptx, shared, tensor_maps} of a launch, for compute capability architecture / 10."""
+        """{ptx, ttgir, shared, tensor_maps} of a launch, for compute capability architecture / 10."""
         to, answers = self._process.stdin, self._process.stdout
         assert to is not None
         assert answers is not None
@@ -78,6 +78,8 @@ def compiled(description: dict[str, Any], architecture: int) -> dict[str, Any]:
     ]
     return {
         "ptx": kernel.asm["ptx"],
+        "ttgir": kernel.asm["ttgir"],
+        "is_gluon": source.fn.is_gluon(),
         "shared": kernel.metadata.shared,
         "triton": triton.__version__,
         "tensor_maps": [

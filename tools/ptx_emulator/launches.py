@@ -32,14 +32,15 @@ def compiler(triton: str | None) -> Compiler:
 
 @dataclasses.dataclass
 class Emulated:
-    """What has been executed: kernels, warp instructions of their strands."""
+    """What has been executed: kernels by name, the IR of those in Gluon, how many instructions."""
 
     kernels: list[str] = dataclasses.field(default_factory=list)
+    gluon_ir: list[str] = dataclasses.field(default_factory=list)
     instructions: int = 0
 
 
 def compiled_for(launch: Launch, architecture: int = 90, triton: str | None = None) -> dict[str, Any]:
-    """{ptx, shared, tensor_maps} of a launch.
+    """{ptx, ttgir, shared, tensor_maps} of a launch.
 
     Args:
         launch: as recorded.
@@ -125,7 +126,10 @@ def emulated_launches(
         kernel: Any, grid: tuple[int, ...], positional: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
         launch = launch_of(kernel, positional, keywords)
-        done.instructions += execute(launch, compiled_for(launch, architecture), grid, seed, early)
+        made = compiled_for(launch, architecture)
+        if made["is_gluon"]:
+            done.gluon_ir.append(made["ttgir"])
+        done.instructions += execute(launch, made, grid, seed, early)
         done.kernels.append(kernel.fn.__name__)
 
     with launching(instead):
