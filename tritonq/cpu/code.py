@@ -211,6 +211,7 @@ class Code:
 
     def constant(self, kind: Any, number: float) -> Value:
         """A number, in every lane of a vector."""
+        number = number if isinstance(_element(kind), ir.IntType) else float(number)
         raw = [number] * kind.count if isinstance(kind, ir.VectorType) else number
         return Value(self, ir.Constant(kind, raw))
 

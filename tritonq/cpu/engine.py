@@ -45,15 +45,15 @@ class Engine:
 
     Attributes:
         instructions: the set.
-        int8, weight_only: the modules with the operators, whose first argument this engine is; importing them imports
-            llvmlite.
+        int4, int8, weight_only: the modules with the operators, whose first argument this engine is. Importing them
+            imports llvmlite.
     """
 
     def __init__(self, instructions: Instructions) -> None:
-        from tritonq.cpu import int8_linear, weight_only_linear
+        from tritonq.cpu import int4_linear, int8_linear, weight_only_linear
 
         self.instructions = instructions
-        self.int8, self.weight_only = int8_linear, weight_only_linear
+        self.int4, self.int8, self.weight_only = int4_linear, int8_linear, weight_only_linear
         self._kernels: dict[Any, Kernel] = {}
         self._lock = threading.Lock()
 

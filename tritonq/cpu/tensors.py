@@ -50,3 +50,12 @@ def address_of(tensor: Tensor | None, count: int) -> int:
     if tensor.numel() != count or not tensor.is_contiguous():
         raise ValueError(f"expected {count} numbers in a row, found shape {list(tensor.shape)}")
     return tensor.data_ptr()
+
+
+def per_group(tensor: Tensor | None, groups: int, features: int) -> tuple[int, int]:
+    """(address, bytes from group to group) of a tensor [groups, features] whose rows are dense."""
+    if tensor is None:
+        return 0, 0
+    if tensor.shape != (groups, features) or (tensor.stride(1) != 1 and features > 1):
+        raise ValueError(f"expected dense rows [{groups}, {features}], found shape {list(tensor.shape)}")
+    return tensor.data_ptr(), tensor.stride(0) * tensor.element_size()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tritonq.cpu.engine import Engine, scratch
-from tritonq.cpu.floats import Widening, widen_rows
-from tritonq.cpu.tensors import LINE, NAMES, SECOND_LEVEL, address_of, apart, plain_rows, slices
+from tritonq.cpu.spread import Widening, widen_rows
+from tritonq.cpu.tensors import LINE, NAMES, SECOND_LEVEL, address_of, apart, per_group, plain_rows, slices
 from tritonq.cpu.weight_only import FEW, MOST_BLOCK, WeightOnlyProduct, weight_only_product
 from tritonq.numerics.slabs import SlabLayout
 
@@ -83,17 +83,8 @@ def _multiply(
         pitch,
         weight.data_ptr(),
         weight.stride(0) * weight.element_size(),
-        *_per_group(weight_scale, groups, features),
-        *_per_group(weight_zero, groups, features),
+        *per_group(weight_scale, groups, features),
+        *per_group(weight_zero, groups, features),
         address_of(bias, features),
         out.data_ptr(),
     )
-
-
-def _per_group(tensor: Tensor | None, groups: int, features: int) -> tuple[int, int]:
-    """(address, bytes from group to group) of a tensor [groups, features] whose rows are dense."""
-    if tensor is None:
-        return 0, 0
-    if tensor.shape != (groups, features) or (tensor.stride(1) != 1 and features > 1):
-        raise ValueError(f"expected dense rows [{groups}, {features}], found shape {list(tensor.shape)}")
-    return tensor.data_ptr(), tensor.stride(0) * tensor.element_size()

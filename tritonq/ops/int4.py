@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tritonq import reference
 from tritonq.numerics import slabs as layouts
-from tritonq.ops.backends import uses_kernels
+from tritonq.ops.backends import cpu_engine, uses_kernels
 from tritonq.ops.declare import gradient_of_bias_only, operator
 
 
@@ -50,6 +50,10 @@ def int4_int8_linear(
         return int4_int8_matmul(
             x, x_scale, weight, dense, bias, group_size, layout.padded_group, layout.slab_width, dtype
         )
+    engine = cpu_engine(x)
+    if engine is not None:
+        operands = (x, x_scale, weight, weight_scale, bias, layout, dtype)
+        return engine.int4.int4_int8_linear(engine, *operands)
     codes = layouts.unpack(weight, layout)
     return reference.int4_int8_linear(x, x_scale, codes, weight_scale.t(), bias, group_size, dtype)
 
@@ -69,6 +73,9 @@ def int4_int8_linear_dynamic(
 
         slabs = (group_size, layout.padded_group, layout.slab_width)
         return int4_int8_dynamic_matmul(x, weight, weight_scale.contiguous(), bias, *slabs)
+    engine = cpu_engine(x)
+    if engine is not None:
+        return engine.int4.int4_int8_linear_dynamic(engine, x, weight, weight_scale, bias, layout)
     codes, scale, _ = reference.quantize_per_token(x, True)
     unpacked = layouts.unpack(weight, layout)
     return reference.int4_int8_linear(codes, scale, unpacked, weight_scale.t(), bias, group_size, x.dtype)
