@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from tritonq.cpu.engine import Engine
-from tritonq.cpu.int8_linear import accumulate
 
 
 def is_exact(engine: Engine) -> bool:
@@ -13,5 +12,5 @@ def is_exact(engine: Engine) -> bool:
     extreme = torch.tensor([-128, 127], dtype=torch.int8)
     x = torch.stack([extreme.repeat(152), extreme.flip(0).repeat(152), extreme[:1].repeat(304)])
     w = torch.cat([x, -x.clamp(min=-127), extreme[1:].repeat(1, 304)])
-    found = accumulate(engine, x, None, w, None, w.sum(dim=1, dtype=torch.int32))
+    found = engine.int8.accumulate(engine, x, None, w, None, w.sum(dim=1, dtype=torch.int32))
     return torch.equal(found.long(), x.long() @ w.long().t())
