@@ -134,7 +134,7 @@ class TestDamage:
             ({"gpu": {}}, "on another GPU"),
             ({"gpu": dataclasses.asdict(dataclasses.replace(H100, multiprocessors=114))}, "on another GPU"),
             ({"triton": "3.1"}, "with another version of Triton"),
-            ({"kernels": "0" * 16}, "with other kernels than these"),
+            ({"kernels": "0" * 16}, "measured with other kernels"),
             ({"entries": None}, "holds no list of entries"),
             ({"entries": [7]}, "an entry is damaged"),
         ],

@@ -8,9 +8,9 @@ uses this file with `enable_fp_fusion=False`.
 import triton
 import triton.language as tl
 
-#: Adding this to |v| ≤ 2^22 leaves no bits for a fraction; subtracting it again leaves rint(v).
+#: Adding this to |v| ≤ 2^22 leaves no bits for a fraction; subtracting it again gives rint(v).
 ROUND_MAGIC = tl.constexpr(12582912.0)
-#: The exponent bits of a float32 are all ones in NaN and ±Inf alone.
+#: Only in NaN and ±Inf are all exponent bits of a float32 ones.
 FLOAT_INFINITY_BITS = tl.constexpr(0x7F800000)
 #: The smallest normal float32, 2^-126: scales are never smaller.
 SCALE_FLOOR = tl.constexpr(1.1754943508222875e-38)

@@ -1,7 +1,7 @@
-"""The grid of a row, found from its values: what quantization per token does, whatever the values are.
+"""The grid of a row, computed from its extremes, for quantization per token.
 
-A row's finiteness rides on the integer maximum of its float bits, which, unlike a floating-point maximum, cannot lose a
-NaN.
+Whether a row is finite is read from the integer maximum of its float bits. Unlike a floating-point maximum, it cannot
+lose a NaN.
 """
 
 import triton
@@ -21,7 +21,7 @@ def extremes(values):
 def grid_of_extremes(bits, low, high, SYMMETRIC: tl.constexpr):
     """(finite, scale, zero point, 1/scale) of a row, float32.
 
-    A row that is not finite is taken for a row of zeros, and its scale then becomes NaN.
+    A row that is not finite is treated as a row of zeros, but its scale is NaN.
     """
     finite = bits < FLOAT_INFINITY_BITS
     low = tl.where(finite, low, 0.0)

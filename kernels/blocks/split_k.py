@@ -1,8 +1,8 @@
-"""Splitting K over several programs, with a sum in fixed order: the same bits every run, no float atomics.
+"""Splits K over several programs and sums in a fixed order: every run gives the same bits, without float atomics.
 
-Each program writes its partial tile to a workspace and counts itself in; the one that arrives last sums all partials
-from split 0 upwards, sets the counter back to zero for the next launch, and alone runs the epilogue. It waits for
-nobody, so the programs need not be resident together.
+Each program writes its partial tile to a workspace and increments a counter. The program that arrives last sums all
+partials from split 0 upwards, resets the counter for the next launch, and runs the epilogue. No program waits for
+another, so they need not be resident together.
 
 Partial tiles lie in memory of the launch's own. Counters must be zero when a launch starts, and no two launches that
 may run at once may share them (counters.py sees to both).
@@ -54,14 +54,14 @@ def sums_of_splits(first, second, partials_ptr, counters_ptr, tile, split, SPLIT
 
 @triton.jit
 def store_partial(acc, partials, split):
-    """Write a split's [ROWS, COLUMNS] partial to its place; partials: pointers to split 0's."""
+    """Store a split's [ROWS, COLUMNS] partial; partials: pointers to the partial of split 0."""
     tl.store(partials + split * (acc.shape[0] * acc.shape[1]), acc)
 
 
 @triton.jit
 def arrive(counters_ptr, tile, SPLITS: tl.constexpr):
-    """Count this program in; True, and the counter back at zero, for the last one."""
-    # Every thread's stores come before the one thread's counting, which publishes them (release at GPU scope).
+    """Increment the tile's counter. The last program resets it and gets True."""
+    # The barrier puts all threads' stores before one thread's atomic add, which publishes them (release at GPU scope).
     tl.debug_barrier()
     arrived = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel", scope="gpu")
     is_last = arrived == SPLITS - 1
@@ -72,7 +72,7 @@ def arrive(counters_ptr, tile, SPLITS: tl.constexpr):
 
 @triton.jit
 def sum_of_partials(acc, partials, SPLITS: tl.constexpr):
-    """Add the partials of a tile from split 0 upwards; acc is one of them, and gives the shape."""
+    """Add the partials of a tile from split 0 upwards; acc, one of them, gives the shape."""
     total = tl.load(partials, cache_modifier=".cg")
     for other in range(1, SPLITS):
         total += tl.load(partials + other * (acc.shape[0] * acc.shape[1]), cache_modifier=".cg")
@@ -91,7 +91,7 @@ def partials_of(acc, partials_ptr, tile, SPLITS: tl.constexpr):
 def workspace(
     device: torch.device, dtype: torch.dtype, splits: int, tiles: int, tile_elements: int
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """(partial tiles of `dtype`, zeroed int32 counters) on the current stream of `device`; Nones without splits."""
+    """(partial tiles of `dtype`, zeroed int32 counters) on the current stream of `device`; Nones for one split."""
     if splits == 1:
         return None, None
     partials = torch.empty(tiles * splits * tile_elements, dtype=dtype, device=device)
@@ -99,8 +99,8 @@ def workspace(
 
 
 def split_count(target: Target, tiles: int, steps: int, programs_per_multiprocessor: int) -> int:
-    """The power of two ≤ 8 that fills the GPU with programs but not more, leaving each split a step or more."""
-    # On AMD the barrier before counting does not wait for the other waves' stores: no splits there.
+    """The largest power of two ≤ 8 that does not exceed one wave of programs and leaves each split a step or more."""
+    # No splits on AMD: there the barrier before the atomic add does not wait for the stores of other waves.
     most = 1 if target.backend == "hip" else 8
     wanted = programs_per_multiprocessor * target.multiprocessors
     splits = 1

@@ -1,8 +1,8 @@
-"""Codes of a slab → matrix operands in registers. The layouts are drawn in tritonq/numerics/slabs.py.
+"""Unpacks the codes of a slab to matrix operands in registers. tritonq/numerics/slabs.py draws the layouts.
 
-Each conversion is written twice: with shifts and casts, which every target and the interpreter understand, and in PTX,
-where a float is made by setting the exponent bits of 128 (bfloat16) or 1024 (float16) above the code's bits, several
-codes per instruction, and subtracting the offset again. Both are exact and give the same values.
+Each conversion is written twice. The version with shifts and casts works on every target and in the interpreter. The
+PTX version converts several codes per instruction: it sets the exponent bits of 128 (bfloat16) or 1024 (float16) above
+the code's bits, and subtracts the offset. Both are exact and give the same values.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.constexpr_function
 def _ptx_words_to_bfloat16(position):
-    """Nibble `position` of two 16-bit words → two bfloat16: 128 + field, less 136."""
+    """Nibble `position` of two 16-bit words → two bfloat16: (128 + field) - 136."""
     return f"""{{
         .reg .b32 fields, one, offset;
         shr.u32 fields, $1, {4 * position};
@@ -24,7 +24,7 @@ def _ptx_words_to_bfloat16(position):
 
 @triton.constexpr_function
 def _ptx_words_to_float16(position):
-    """Nibble `position` of two 16-bit words → two float16: 1024 + field, less 1032."""
+    """Nibble `position` of two 16-bit words → two float16: (1024 + field) - 1032."""
     return f"""{{
         .reg .b32 fields, offset;
         shr.u32 fields, $1, {4 * position};
@@ -36,7 +36,7 @@ def _ptx_words_to_float16(position):
 
 @triton.constexpr_function
 def _ptx_bytes_to_bfloat16():
-    """Four bytes → four bfloat16: (128 + low seven bits) - (128, or 256 where the sign bit is set)."""
+    """Four bytes → four bfloat16: (128 + low seven bits) - (128, or 256 if the sign bit is set)."""
     return """{
         .reg .b32 spread, low, sign, minus_one;
         mov.b32 minus_one, 0xbf80bf80;
@@ -53,7 +53,7 @@ def _ptx_bytes_to_bfloat16():
 
 @triton.constexpr_function
 def _ptx_bytes_to_float16():
-    """Four bytes → four float16: with the sign bit flipped a byte is code + 128; 1024 + that, less 1152."""
+    """Four bytes → four float16: flipping the sign bit gives code + 128; (1024 + that) - 1152."""
     return """{
         .reg .b32 spread, offset;
         mov.b32 offset, 0x64806480;

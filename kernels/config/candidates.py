@@ -1,11 +1,10 @@
-"""Configurations worth measuring for a problem: tiles first, then what is near the best of them.
+"""Configurations that `tritonq tune` measures for a problem: first tiles, then variations of the best one.
 
-    first round     every sensible shape of a tile and count of warps, with as deep a pipeline as fits and K split as
-                    the rules split it
-    next rounds     the best so far with one thing changed: the pipeline's depth, the splits, the limit of registers
+    first round     every sensible tile shape and number of warps, with the deepest pipeline that fits, and K split as
+                    by the rules
+    next rounds     the best so far with one change: the pipeline's depth, the splits, the register limit
 
-What stands here is tried by `tritonq tune` alone, which compiles each, checks its result and measures it. All of it
-keeps within limits.py.
+`tritonq tune` compiles each, checks its result and measures it. Nothing else uses them. All keep within limits.py.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from .problem import Problem
 from .tile import APART, TileConfig, stages_that_fit
 
 _DEEPEST = 4
-#: Rows of x up to which only "pointers" is worth a try: its narrow tiles waste less.
+#: Up to this many rows of x only "pointers" is tried, because its narrow tiles waste less.
 _ROWS_OF_PLAIN = 32
-#: Rows of x up to which Hopper's kernel is tried with K split at once.
+#: Up to this many rows of x the first round tries Hopper's kernel with K split.
 _ROWS_OF_SPLITS = 512
-#: Registers per thread that let two to five programs of four warps share a multiprocessor.
+#: Registers per thread with which two to five programs of four warps share a multiprocessor.
 _REGISTER_LIMITS = (96, 128, 168)
-#: Rows of x up to which a limit of registers can pay: where memory, not arithmetic, is waited for.
+#: Up to this many rows of x a register limit can help, because the kernel waits for memory, not for arithmetic.
 _FEW_ROWS = 128
 
 
 def first_round(problem: Problem, target: Target) -> list[TileConfig]:
-    """One configuration per path and shape of a tile, without doubles."""
+    """One configuration per path and tile shape, without duplicates."""
     configs = [_completed(problem, target, *shape) for shape in _shapes(problem, target)]
     if problem.family.endswith("_dynamic"):
         configs = [APART, *(dataclasses.replace(config, path="quantizing") for config in configs)]
@@ -50,7 +49,7 @@ def first_round(problem: Problem, target: Target) -> list[TileConfig]:
 
 
 def next_round(problem: Problem, target: Target, best: TileConfig) -> list[TileConfig]:
-    """`best` with one thing changed."""
+    """`best` with one change each."""
     if best == APART:
         return []
     changes: list[dict[str, int | None]] = [
@@ -68,7 +67,7 @@ def next_round(problem: Problem, target: Target, best: TileConfig) -> list[TileC
 def _shapes(problem: Problem, target: Target) -> Iterator[tuple[int, int, int, int]]:
     """(block_n, block_m, block_k, warps)."""
     least = 16 if target.backend == "hip" or problem.family == "weight_only_gradient" else 8
-    # IEEE float32 is multiplied without matrix instructions: less fits in registers.
+    # IEEE float32 products use no matrix instructions, so less fits in registers.
     is_float32 = "torch.float32" in problem.variant
     covering = max(least, min(32 if is_float32 else 256, triton.next_power_of_2(problem.rows)))
     heights = [block_m for block_m in (covering, covering // 2, covering // 4) if block_m >= least]
@@ -82,14 +81,14 @@ def _shapes(problem: Problem, target: Target) -> Iterator[tuple[int, int, int, i
 
 
 def _with_descriptors(target: Target) -> Iterator[TileConfig]:
-    """INT8, path "descriptors": tiles of whole multiprocessors."""
+    """INT8, path "descriptors": tiles that fill a multiprocessor."""
     for block_n, block_m in itertools.product((128, 256), (64, 128, 256)):
         stages = stages_that_fit(target, (block_n + block_m) * hopper_shapes.BLOCK_K, _DEEPEST)
         yield TileConfig(block_n, block_m, hopper_shapes.BLOCK_K, 1, 8, stages, "descriptors")
 
 
 def _on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
-    """INT8, path "hopper": as deep a ring as fits; K split where few rows leave multiprocessors idle."""
+    """INT8, path "hopper": the deepest ring that fits; K split if few rows leave multiprocessors idle."""
     splits = (1, 2, 4) if problem.rows <= _ROWS_OF_SPLITS else (1,)
     weights = 2 if problem.family == "int8_gated" else 1
     for block_n, block_m, split in itertools.product((64, 128, 256), (64, 128), splits):
@@ -99,7 +98,7 @@ def _on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
 
 
 def _int4_int8_on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
-    """W4A8, path "hopper": tiles as wide as M, or half as wide; K split where few rows leave multiprocessors idle."""
+    """W4A8, path "hopper": tiles as wide as M, or half as wide; K split if few rows leave multiprocessors idle."""
     slab_width = int(problem.variant[1])
     covering = min(256, max(16, triton.next_power_of_2(problem.rows)))
     splits = (1, 2, 4, 8) if problem.rows <= _ROWS_OF_SPLITS else (1,)
@@ -111,7 +110,7 @@ def _int4_int8_on_hopper(problem: Problem, target: Target) -> Iterator[TileConfi
 def _completed(
     problem: Problem, target: Target, block_n: int, block_m: int, block_k: int, num_warps: int
 ) -> TileConfig:
-    """A tile with as deep a pipeline as fits, and its K split so that the GPU is full."""
+    """A tile with the deepest pipeline that fits, and K split to fill the GPU."""
     config = TileConfig(block_n, block_m, block_k, 1, num_warps, 1)
     needs = demands(problem, config)
     stages = stages_that_fit(target, needs.bytes_per_stage, _DEEPEST)

@@ -1,12 +1,12 @@
-"""Which configuration a problem runs with, without trying any. The first of these that has one
-which fits (limits.py):
+"""Chooses the configuration of a problem without measuring. The first source with a configuration that fits
+(limits.py) decides:
 
-    1.  the caller's own, an argument of every launcher
-    2.  the tuned file of this GPU: measured here by `tritonq tune` (tuned_file.py)
-    3.  the table that comes with the package: measured elsewhere (shipped.py)
-    4.  the family's rule over M, N, K, the multiprocessors and the shared memory, which always has one
+    1.  the caller, by an argument of every launcher
+    2.  the tuned file of this GPU, measured here by `tritonq tune` (tuned_file.py)
+    3.  the table in the package, measured elsewhere (shipped.py)
+    4.  the family's rule over M, N, K, the multiprocessors and the shared memory; it always has one
 
-Each problem is asked once; nothing is measured, and nothing compiled but what runs.
+The choice is made once per problem and remembered. Only the chosen configuration is compiled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tile import TileConfig
 
 __all__ = ["Explanation", "Problem", "asked", "configured", "explain", "forget"]
 
-#: More problems than this at once (rows of the input differ freely), and all are forgotten.
+#: With more problems than this, all are forgotten: the number of input rows is unbounded.
 _REMEMBERED = 1 << 14
 _chosen: dict[tuple[Problem, Target], TileConfig] = {}
 _listener: list[Explanation] | None = None
@@ -33,14 +33,14 @@ _listener: list[Explanation] | None = None
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A configuration, and how it was found.
+    """A configuration, and why it was chosen.
 
     Attributes:
-        problem, target: what was asked.
+        problem, target: the question.
         config: the answer.
         source: "tuned", "table" or "rule".
-        origin: where the source has it from: the tuned file, the table's measurement; "" for a rule.
-        passed_over: why sources before that one were not followed, a sentence each.
+        origin: the tuned file, or the measurement of the table's row; "" for a rule.
+        passed_over: for each earlier source that had a configuration, a sentence why it does not fit.
     """
 
     problem: Problem
@@ -52,7 +52,7 @@ class Explanation:
 
 
 def configured(problem: Problem, target: Target, rule: Callable[[], TileConfig]) -> TileConfig:
-    """The configuration of a problem on a target; sources, and `rule` at last, are asked the first time."""
+    """The configuration of a problem on a target: remembered, or chosen now; `rule` is the last source."""
     key = (problem, target)
     config = _chosen.get(key)
     if config is None:
@@ -66,7 +66,7 @@ def configured(problem: Problem, target: Target, rule: Callable[[], TileConfig])
 
 
 def explain(problem: Problem, target: Target, rule: Callable[[], TileConfig]) -> Explanation:
-    """The same with its reasons, and not remembered."""
+    """Choose, with reasons and without remembering the choice."""
     passed_over = []
     tuned = tuned_file.tuned(problem, target)
     if tuned is not None:
@@ -86,7 +86,7 @@ def explain(problem: Problem, target: Target, rule: Callable[[], TileConfig]) ->
 
 @contextlib.contextmanager
 def asked() -> Iterator[list[Explanation]]:
-    """What launchers ask meanwhile, each problem once, in order; what was chosen before counts again afterwards."""
+    """Inside the block: collect the choices that launchers make, each problem once. Earlier choices return after it."""
     global _chosen, _listener
     before = _chosen, _listener
     _chosen, _listener = {}, []
@@ -98,7 +98,7 @@ def asked() -> Iterator[list[Explanation]]:
 
 
 def forget() -> None:
-    """Ask again for each problem from now on, and read the tuned file again: after it was written."""
+    """Forget all choices and the tuned file. Call it after the file was written."""
     _chosen.clear()
     replay.forget()
     tuned_file.forget()

@@ -1,9 +1,9 @@
-"""Tile shapes of the kernels of this folder: what fits a multiprocessor, and the rule that chooses.
+"""Tile shapes of Hopper's kernels for int8 activations: what fits a multiprocessor, and the rule that chooses.
 
-The rule counts: a shape costs its waves of pieces over the multiprocessors, times the steps of one piece and what a
-piece costs besides. The costs are proportions, from measurements of a kernel of this design on an H100; they say that
-a tile of 128 rows of x and 256 of the weight is worth more than two halves of it, and that splitting K costs an
-exchange of partial tiles. Nothing needs Gluon here.
+The rule computes a cost: the waves of tiles over the multiprocessors, times the cost of one tile, which is its steps
+plus a fixed part. The costs are relative numbers, measured on an H100 with a kernel of this design. A tile of 128 rows
+of x and 256 of the weight costs less than two of its halves. Splitting K costs an exchange of partial tiles. This file
+needs no Gluon.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..launch.target import Target
 from .problem import Problem
 from .tile import TileConfig
 
-#: Columns of int8 that a step multiplies: one row of shared memory's widest swizzle.
+#: int8 columns per step: one row of the widest swizzle of shared memory.
 BLOCK_K = 128
 _CONSUMER_WARPS = 8
-#: Bytes in which finished results wait to be copied out, and those of barriers and scratch.
+#: Shared memory for results on their way out, and for barriers and scratch.
 _STAGING_BYTES, _BARRIER_BYTES = 32 * 1024, 1024
-#: 32-bit sums per thread; half of them where K is split, or much follows the product.
+#: 32-bit sums per thread; half of them if K is split, or if the epilogue is long.
 _MOST_SUMS = 128
-#: Rows of x up to which the plain kernel, with the weight as the operand of 64 rows, reads no more and wastes less.
+#: Up to this many rows of x, the plain kernel, whose operand of 64 rows is the weight, reads as little and wastes less.
 _ROWS_OF_PLAIN = 64
-#: By columns of a tile, in units of a step of the widest: a step; what a tile costs besides (fill, drain, epilogue);
-#: and what it costs to exchange partial tiles.
+#: Costs by columns of a tile, in units of a step of the widest tile: a step; the fixed part of a tile (fill, drain,
+#: epilogue); the exchange of partial tiles.
 _STEP = {256: 1.0, 128: 0.55}
 _TILE = {256: 4.0, 128: 2.5}
 _EXCHANGE = 2.0
@@ -38,17 +38,17 @@ def is_hopper(target: Target) -> bool:
 
 
 def is_for_hopper(target: Target, rows: int, features: int) -> bool:
-    """True where the kernels of this folder can run, and are expected to be the fastest."""
+    """True if Hopper's kernels can run and are expected to be the fastest."""
     return is_hopper(target) and rows > _ROWS_OF_PLAIN and features % 16 == 0
 
 
 def stages_that_fit(target: Target, rows_per_stage: int) -> int:
-    """Slots of the ring for so many rows of x and the weights together."""
+    """Slots of the ring; `rows_per_stage` counts the rows of x and of the weights together."""
     return min(8, (target.shared_memory - _STAGING_BYTES - _BARRIER_BYTES) // (rows_per_stage * BLOCK_K))
 
 
 def choose_int8_config(target: Target, rows: int, features: int, columns: int, long: bool) -> TileConfig:
-    """The cheapest shape; long: behind the product comes what takes the registers of the wider tile's sums."""
+    """The cheapest shape; `long`: the epilogue needs the registers that the wider tile's sums would take."""
     shapes = [(128, splits) for splits in (1, 2, 4, 8)] + ([] if long else [(256, 1)])
     block_n, splits = _cheapest(shapes, target, rows, features, columns)
     stages = stages_that_fit(target, 128 + block_n)
@@ -56,7 +56,7 @@ def choose_int8_config(target: Target, rows: int, features: int, columns: int, l
 
 
 def choose_gated_config(target: Target, rows: int, features: int, columns: int) -> TileConfig:
-    """Two tiles of 128 columns are what one of 256 is, two of 64 what one of 128 is."""
+    """The cheapest shape. Two tiles of 128 columns cost as much as one of 256, two of 64 as much as one of 128."""
     shapes = [(128, splits) for splits in (1, 2, 4, 8)] + [(256, 1)]
     both, splits = _cheapest(shapes, target, rows, 2 * features, columns)
     stages = stages_that_fit(target, 128 + both)
@@ -66,7 +66,7 @@ def choose_gated_config(target: Target, rows: int, features: int, columns: int) 
 def choose_int4_int8_config(
     target: Target, rows: int, features: int, blocks: int, slab_width: int, one_group: bool
 ) -> TileConfig:
-    """As wide as M; the widest has no room for the float32 sums that groups need. Steps are blocks of the layout."""
+    """A tile as wide as M. The widest has no room for the float32 sums of groups. Steps are blocks of the layout."""
     block_n, block_k = 128, 2 * slab_width
     most = 256 if one_group else 128
     block_m = min(most, max(16, triton.next_power_of_2(rows)))
@@ -84,13 +84,13 @@ def choose_int4_int8_config(
 
 
 def int4_int8_stages_that_fit(target: Target, block_n: int, block_m: int, slab_width: int) -> int:
-    """Slots of a ring of bytes of the weight and twice as many columns of x."""
+    """Slots of the ring; a slot has `slab_width` bytes per row of the weight and twice as many per row of x."""
     slot = (block_n + 2 * block_m) * slab_width
     return min(8, (target.shared_memory - _STAGING_BYTES // 2 - _BARRIER_BYTES) // slot)
 
 
 def why_not_int4_int8(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """The same of a problem of W4A8."""
+    """`why_not_int8` for a W4A8 problem."""
     group_size, slab_width, copied = problem.variant
     if not is_hopper(target):
         return "Hopper's kernels need compute capability 9.0"
@@ -111,7 +111,7 @@ def why_not_int4_int8(problem: Problem, target: Target, config: TileConfig) -> s
 def _cheapest(
     shapes: list[tuple[int, int]], target: Target, rows: int, features: int, columns: int
 ) -> tuple[int, int]:
-    """Of some (columns of a tile, splits)."""
+    """The cheapest (columns of a tile, splits) of `shapes`."""
     steps = triton.cdiv(columns, BLOCK_K)
 
     def cost(shape: tuple[int, int]) -> float:
@@ -125,7 +125,7 @@ def _cheapest(
 
 
 def why_not_int8(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """Why a configuration of the path "hopper" cannot run an INT8 problem, in words; None where it can."""
+    """Why a configuration of the path "hopper" cannot run an INT8 problem, in words; None if it can."""
     aligned, long = problem.variant[-2:]
     reason = _why_not(target, config, bool(aligned), problem.features)
     if reason is None and (long or config.splits > 1) and _sums(config) > _MOST_SUMS // 2:
@@ -136,7 +136,7 @@ def why_not_int8(problem: Problem, target: Target, config: TileConfig) -> str | 
 
 
 def why_not_gated(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """The same of a gated problem."""
+    """`why_not_int8` for a gated problem."""
     both = dataclasses.replace(config, block_n=2 * config.block_n)
     reason = _why_not(target, both, bool(problem.variant[0]), problem.features)
     if reason is None and config.splits > 1 and _sums(both) > _MOST_SUMS // 2:

@@ -1,12 +1,12 @@
-"""Tile shapes of the weight-only kernel: what it can run, what fits a multiprocessor, and the rule that chooses.
+"""Tile shapes of Hopper's weight-only kernel: what it can run, what fits a multiprocessor, and the rule that chooses.
 
-    M ≤ 16       tiles of 8 or 16 rows of x, two programs a multiprocessor: weights stream, nothing else matters
+    M ≤ 16       tiles of 8 or 16 rows of x, two programs per multiprocessor: only the stream of weights matters
     M ≤ 64       tiles of 32 or 64
-    above        128, or 256 where one scale a row leaves room for so many sums, unless tiles of 64 are needed to give
-                 every multiprocessor one
+    above        128, or 256 if one scale per row leaves room for the sums; 64 if wider tiles are too few for all
+                 multiprocessors
 
-and K is split where tiles leave multiprocessors idle. Starting points from measurements of kernels of this design on an
-H100.
+K is split if tiles leave multiprocessors idle. These are starting points, measured on an H100 with kernels of this
+design.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from .tile import TileConfig
 #: Rows of the weight per tile, 64 for each of the two groups of consumer warps.
 BLOCK_N = 128
 _CONSUMER_WARPS = 8
-#: Columns of x in a slot of its own, where many rows share a step of the weight.
+#: Columns of x per slot if a tile has many rows; with few rows a slot of x covers a whole step.
 _X_COLUMNS = 64
 _MOST_ROWS_OF_WHOLE_STEPS = 64
-#: Rows of x of a tile up to which two programs share a multiprocessor.
+#: Two programs share a multiprocessor if a tile has at most this many rows of x.
 _MOST_ROWS_OF_TWO_PROGRAMS = 16
-#: A tile for so large a part of the multiprocessors is as good as one for each.
+#: Tiles for this part of the multiprocessors count as enough for all.
 _FULL = 0.9
-#: Rows of x of a tile whose results pass through shared memory together on their way out.
+#: Results are transposed through shared memory, this many rows of x at a time; smaller tiles are stored directly.
 TURNED = 32
-#: Registers of each thread at launch, all warps alike, for one and for two programs a multiprocessor: see ring.py.
+#: Registers per thread at launch, for one and for two programs per multiprocessor; see ring.py.
 _REGISTERS = {1: 168, 2: 80}
 _PRODUCER_REGISTERS = 24
-#: Shared memory that the hardware keeps of each program, and what barriers take.
+#: Shared memory that the hardware reserves per program, and that of barriers.
 _RESERVED_BYTES, _BARRIER_BYTES = 1024, 512
-#: What those take.
+#: Shared memory to transpose results.
 _TURNING_BYTES = 8 * 1024
 _MOST_STAGES, _MOST_SPLITS = 8, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Rings:
-    """How deep the rings are, and how wide x's slots.
+    """The sizes of the rings.
 
     Attributes:
-        w_stages, x_stages: slots.
-        x_columns: columns of x in one of its slots.
+        w_stages, x_stages: slots of the weight's ring and of x's.
+        x_columns: columns of x in one slot.
     """
 
     w_stages: int
@@ -59,19 +59,19 @@ class Rings:
 
 
 def columns_per_step(slabs: int) -> int:
-    """Columns whose codes take 128 bytes of a row: 64 words of four, or 128 bytes."""
+    """Columns whose codes take 128 bytes of a row: 64 words of four codes, or 128 bytes."""
     return 256 if slabs == 4 else 128
 
 
 def slab_width_in_kernel(slabs: int, slab_width: int, groups: int, group_size: int) -> int:
-    """Columns per product: the slab of a word; of bytes, where every width is one, 64 if a group has that many."""
+    """Columns per product: the slab width for words; for bytes, where any width works, 64 if it divides a group."""
     if slabs == 4:
         return slab_width
     return 64 if groups == 1 or group_size % 64 == 0 else 32
 
 
 def suits(slabs: int, slab_width: int, groups: int, group_size: int, padded_group: int) -> bool:
-    """True for the layouts that the kernel knows: groups unpadded, and whole ones in a step or steps in a group."""
+    """True for the layouts that the kernel knows: unpadded groups, whole groups per step or whole steps per group."""
     if slabs == 4 and slab_width < 32:
         return False
     step = columns_per_step(slabs)
@@ -81,12 +81,12 @@ def suits(slabs: int, slab_width: int, groups: int, group_size: int, padded_grou
 
 
 def takes(problem: Problem, target: Target) -> bool:
-    """True where the kernel can run a problem; it is the fastest for all of them."""
+    """True if the kernel can run a problem. It is expected to be the fastest for all of them."""
     return AVAILABLE and is_hopper(target) and bool(problem.variant[4])
 
 
 def rings_of(config: TileConfig) -> Rings:
-    """The rings of a configuration, whose stages are x's slots."""
+    """The rings of a configuration; its `num_stages` is the number of x's slots."""
     if config.block_m <= _MOST_ROWS_OF_WHOLE_STEPS:
         return Rings(config.num_stages, config.num_stages, config.block_k)
     ahead = triton.cdiv(config.num_stages * _X_COLUMNS, config.block_k)
@@ -94,7 +94,7 @@ def rings_of(config: TileConfig) -> Rings:
 
 
 def shared_bytes(config: TileConfig, group_size: int, one_scale: bool) -> int:
-    """Of shared memory, for one program; scales counted as float32, with zero points."""
+    """Bytes of shared memory of one program; scales count as float32, with zero points."""
     rings = rings_of(config)
     scales = 0 if one_scale else max(1, config.block_k // group_size) * BLOCK_N * (4 + 1)
     weights = rings.w_stages * (BLOCK_N * 128 + scales)
@@ -104,25 +104,25 @@ def shared_bytes(config: TileConfig, group_size: int, one_scale: bool) -> int:
 
 
 def programs_per_multiprocessor(config: TileConfig) -> int:
-    """How many programs its registers let a multiprocessor hold."""
+    """How many programs fit in a multiprocessor by their registers."""
     return 2 if config.max_registers == _REGISTERS[2] else 1
 
 
 def consumer_registers(config: TileConfig) -> int:
-    """Registers of a consumer's thread, once the producers' four warps have given up theirs."""
+    """Registers of a consumer's thread, after the producers' four warps have given up theirs."""
     at_launch = _REGISTERS[programs_per_multiprocessor(config)]
     return (12 * at_launch - 4 * _PRODUCER_REGISTERS) // _CONSUMER_WARPS // 8 * 8
 
 
 def most_rows(one_scale: bool) -> int:
-    """Rows of x that a tile can have: groups take two sets of sums."""
+    """The most rows of x in a tile. Groups need two sets of sums, so they get half as many."""
     return 256 if one_scale else 128
 
 
 def choose_config(
     target: Target, rows: int, features: int, columns: int, slabs: int, group_size: int
 ) -> TileConfig:
-    """The shape for a problem; group_size ≥ columns is one scale a row."""
+    """The shape for a problem; group_size ≥ columns means one scale per row."""
     most = most_rows(group_size >= columns)
     tiles_n = triton.cdiv(features, BLOCK_N)
 
@@ -166,7 +166,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[TileConfig]:
 def with_deep_rings(
     target: Target, block_m: int, splits: int, programs: int, slabs: int, group_size: int, one_scale: bool
 ) -> TileConfig:
-    """A shape with as many stages as fit so many programs' rings in a multiprocessor, one at least."""
+    """A shape with the most stages (at least one) with which the rings of `programs` programs fit."""
     config = TileConfig(
         BLOCK_N,
         block_m,
@@ -183,7 +183,7 @@ def with_deep_rings(
 
 
 def fit(target: Target, config: TileConfig, group_size: int, one_scale: bool) -> bool:
-    """True where the rings of all programs of a multiprocessor fit in its shared memory."""
+    """True if the rings of all programs of a multiprocessor fit in its shared memory."""
     needed = programs_per_multiprocessor(config) * (
         shared_bytes(config, group_size, one_scale) + _RESERVED_BYTES
     )
@@ -191,14 +191,14 @@ def fit(target: Target, config: TileConfig, group_size: int, one_scale: bool) ->
 
 
 def why_not_weight_only(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """Why a configuration of the path "hopper" cannot run a weight-only problem, in words; None where it can."""
+    """Why a configuration of the path "hopper" cannot run a weight-only problem, in words; None if it can."""
     slabs, group_size, _, _, suited = problem.variant
     assert isinstance(slabs, int)
     assert isinstance(group_size, int)
     if not is_hopper(target):
         return "Hopper's kernels need compute capability 9.0"
     if not suited:
-        return "dtype, group size or alignment of this layer are not among those that Hopper's kernel takes"
+        return "Hopper's kernel does not take this layer's dtype, group size or alignment"
     if config.block_k != columns_per_step(slabs):
         return f"block_k must be {columns_per_step(slabs)}, found {config.block_k}"
     if config.block_n != BLOCK_N or config.num_warps != _CONSUMER_WARPS:

@@ -1,8 +1,8 @@
-"""Whether a configuration from a table can run a problem on a GPU, and why not.
+"""Checks whether a configuration can run a problem on a GPU, and says why not.
 
-What stands in a table was right for the GPU, the kernels and the shapes that it was measured with; what stands in a
-file may be anything. So each configuration is looked at before it is used, and the next source is asked where it does
-not fit. The rules of the families keep within the same limits.
+A table's row was right for the GPU, the kernels and the shapes it was measured with. A tuned file may hold anything. So
+each configuration is checked before it is used; if it does not fit, the next source is asked. The families' rules keep
+within the same limits.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _MOST_SPLITS = 8
 _MOST_STAGES = 8
 _REGISTERS = range(24, 256)
 _WARPS = (1, 2, 4, 8, 16)
-#: Least columns of a loop's step, and least rows: what the matrix instructions take, on AMD more.
+#: The least columns per step, and rows, that matrix instructions take; AMD needs more rows of x.
 _LEAST_K, _LEAST_N, _LEAST_M, _LEAST_M_HIP = 32, 16, 8, 16
 _MOST_TILE = 256
-#: Registers hold their extremes, and floats of the tile.
+#: The most rows of x that are quantized inside of a product: registers hold their extremes and the tile's floats.
 _MOST_ROWS_QUANTIZED = 16
-#: Elements at whose multiples rows start.
+#: The path "quantizing" needs a row length that is a multiple of this many elements.
 _ALIGNED = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Demands:
-    """What one program of a configuration takes.
+    """What one program of a configuration needs.
 
     Attributes:
-        bytes_per_stage: of shared memory, per stage of the pipeline.
-        sums: 32-bit accumulators of the tile, all of them.
-        steps: of the loop that splits divide among themselves.
+        bytes_per_stage: shared memory per stage of the pipeline.
+        sums: 32-bit accumulators of the whole tile.
+        steps: steps of the loop over K, which the splits divide.
     """
 
     bytes_per_stage: int
@@ -49,7 +49,7 @@ class Demands:
 
 
 def why_not(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """Why a configuration cannot run a problem on a target, in words; None where it can."""
+    """Why a configuration cannot run a problem on a target, in words; None if it can."""
     check = _CHECKS.get((problem.family, config.path))
     if check is None:
         return f"there is no path {config.path!r} of {problem.family}"
@@ -57,14 +57,14 @@ def why_not(problem: Problem, target: Target, config: TileConfig) -> str | None:
 
 
 def missing_paths(target: Target) -> dict[str, str | None]:
-    """Path of INT8 products → why a target lacks it, None where it does not. Others run wherever Triton does."""
+    """Path of INT8 products → why a target lacks it, or None. Other kernels run wherever Triton does."""
     problem = Problem("int8", (True, True, False), 4096, 4096, 4096)
     paths = [path for family, path in _CHECKS if family == problem.family]
     return {path: why_not(problem, target, TileConfig(128, 128, 128, 1, 8, 2, path)) for path in paths}
 
 
 def why_not_numbers(config: TileConfig) -> str | None:
-    """The same for what holds of every problem: each number within its bounds."""
+    """The part of `why_not` that needs no problem: each number must be within its bounds."""
     blocks = (config.block_n, config.block_m, config.block_k)
     if not all(_is_power_of_two(block) for block in blocks):
         return f"blocks must be powers of two, found {blocks}"
@@ -84,7 +84,7 @@ def why_not_numbers(config: TileConfig) -> str | None:
 
 
 def demands(problem: Problem, config: TileConfig) -> Demands:
-    """What a configuration of the paths "pointers", "descriptors" and "quantizing" takes."""
+    """What a configuration of the paths "pointers", "descriptors" and "quantizing" needs."""
     bn, bm, bk = config.block_n, config.block_m, config.block_k
     if problem.family == "int8":
         return Demands((bn + bm) * bk, bn * bm, triton.cdiv(problem.columns, bk))
@@ -118,7 +118,7 @@ def demands(problem: Problem, config: TileConfig) -> Demands:
 
 
 def columns_per_step(problem: Problem) -> int | None:
-    """The only block_k that a problem's layout takes; None where it is free."""
+    """The block_k that a problem's layout requires; None if any will do."""
     if problem.family in ("int8", "int8_gated", "int8_dynamic"):
         return None
     if problem.family in ("int4_int8", "int4_int8_dynamic"):
@@ -132,14 +132,14 @@ def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | Non
     needs = demands(problem, config)
     step = columns_per_step(problem)
     if step is not None and config.block_k != step:
-        return f"block_k must be {step}, what the weight's layout takes, found {config.block_k}"
+        return f"block_k must be {step}, as the weight's layout requires, found {config.block_k}"
     if step is None and config.block_k < _LEAST_K:
         return f"block_k must be at least {_LEAST_K}, found {config.block_k}"
     if target.backend == "hip":
         if config.splits > 1:
-            return "K is not split on AMD"  # the reason stands in split_k.py
+            return "K is not split on AMD"  # split_k.py has the reason
         if config.block_m < _LEAST_M_HIP or config.max_registers is not None:
-            return "AMD takes 16 rows of x at least, and no limit of registers"
+            return "AMD needs at least 16 rows of x, and takes no register limit"
     if config.splits > needs.steps:
         return f"{config.splits} splits of {needs.steps} steps"
     if config.num_stages > stages_that_fit(target, needs.bytes_per_stage, config.num_stages):
@@ -152,7 +152,7 @@ def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | Non
 def _descriptors(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "descriptors"."""
     if target.backend == "hip" or (target.backend == "cuda" and target.arch < 90):
-        return "tiles are moved by descriptors from compute capability 9.0 on"
+        return "descriptors need compute capability 9.0 or newer"
     if not problem.variant[1]:
         return "descriptors need rows that start at multiples of 16 bytes"
     return "descriptors do not split K" if config.splits > 1 else _pointers(problem, target, config)
@@ -161,7 +161,7 @@ def _descriptors(problem: Problem, target: Target, config: TileConfig) -> str | 
 def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "hopper"."""
     if not gluon_versions.AVAILABLE:
-        return "this version of Triton does not have the Gluon that Hopper's kernels are written in"
+        return "this version of Triton lacks the Gluon features that Hopper's kernels use"
     check = {
         "int8": hopper_shapes.why_not_int8,
         "int8_gated": hopper_shapes.why_not_gated,
@@ -174,19 +174,21 @@ def _hopper(problem: Problem, target: Target, config: TileConfig) -> str | None:
 def _quantizing(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not` of the path "quantizing"."""
     if problem.columns % _ALIGNED != 0:
-        return "rows that are not aligned are quantized apart"
+        return "unaligned rows are quantized in a separate launch"
     if config.block_m > _MOST_ROWS_QUANTIZED:
-        return f"{_MOST_ROWS_QUANTIZED} rows are quantized inside at most, found {config.block_m}"
+        return (
+            f"at most {_MOST_ROWS_QUANTIZED} rows are quantized inside of the product, found {config.block_m}"
+        )
     return _pointers(problem, target, config)
 
 
 def _apart(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """`why_not` of the path "apart", which has no kernel of its own."""
+    """`why_not` of the path "apart", which has no limits: it only means a separate launch."""
     return None
 
 
 def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
-    """What Triton 3.7 is known to compile wrongly (weight_only_matmul.py tells of both)."""
+    """Configurations that Triton 3.7 is known to compile wrongly."""
     if problem.family != "weight_only" or not 100 <= target.arch < 120:
         return None
     if problem.variant[0] == 4 and config.block_m > 64:

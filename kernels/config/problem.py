@@ -1,13 +1,12 @@
-"""What a configuration is chosen for, and the classes that tables sort it into.
+"""A problem: what a configuration is chosen for. Also the buckets and classes by which tables find it.
 
-A tuned file holds one configuration per weight shape and bucket of M; the shipped table one per *class* of weight
-shapes and bucket of M. Both are defined here and nowhere else:
+A tuned file has one configuration per weight shape and bucket of M. The shipped table has one per *class* of weight
+shapes and bucket of M.
 
-    bucket of M     the smallest of 8, 16, 32 … 8192 that is ≥ M; larger M go with 8192. Below 8 nothing changes: the
+    bucket of M     the smallest of 8, 16, 32 … 8192 that is ≥ M; 8192 for larger M. There is none below 8, because the
                     narrowest matrix instruction has 8 columns
-    shape class     (fill, deep): fill is the smallest of 1/8, 1/4, 1/2, 1, 2, 4 that is ≥ the tiles of 64 weight
-                    rows per multiprocessor, since that decides into how many parts K is worth splitting; more go
-                    with 4. deep is K ≥ 2 N: much to split
+    shape class     (fill, deep). fill is the smallest of 1/8, 1/4, 1/2, 1, 2, 4 that is ≥ the number of tiles of 64
+                    weight rows per multiprocessor, 4 for more; it decides how far splitting K helps. deep means K ≥ 2 N
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ _ROWS_OF_A_TILE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What decides which configurations of a kernel family are valid, and which is fast.
+    """Everything that decides which configurations of a kernel family are valid and fast.
 
     Attributes:
-        family: the kernel family: "int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient"; of
-            float activations that are quantized per token "int8_dynamic", "int4_int8_dynamic".
-        variant: all else that a configuration must suit: operand dtypes, layout, groups, alignment, epilogue.
+        family: the kernel family: "int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient"; with float
+            activations that are quantized per token "int8_dynamic", "int4_int8_dynamic".
+        variant: everything else that matters: operand dtypes, layout, groups, alignment, epilogue.
         rows, features, columns: M, N and K.
     """
 
@@ -55,5 +54,5 @@ class Problem:
 
 
 def bucket_of(rows: int) -> int:
-    """The bucket that M falls into."""
+    """The bucket of M = rows."""
     return next((bound for bound in BUCKETS if rows <= bound), BUCKETS[-1])

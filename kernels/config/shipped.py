@@ -1,13 +1,13 @@
-"""The configurations that come with the package: what was measured to be better than the rule.
+"""The configurations in the package: those measured to be better than the rule.
 
-The rule of a family (its `choose_config`) covers every GPU and every problem; a row stands here only where something
-measured says otherwise, and says where it comes from. Rows are found by compute capability, path, kernel, class of the
-weight's shape and bucket of M (problem.py); the path is the one that the rule takes, which knows what this Triton and
-the operands allow. GPUs without rows go by the rule.
+A family's rule (its `choose_config`) covers every GPU and every problem. This table has a row only where a measurement
+found something faster; the row names the measurement. Rows are found by compute capability, path, kernel, class of the
+weight's shape and bucket of M (problem.py). The path is the rule's, which knows what this Triton and the operands
+allow. A GPU without rows uses the rule.
 
-All rows so far are starting points: they were measured on an H100 80GB HBM3 (132 multiprocessors, torch 2.11, Triton
-3.6.0, CUDA graphs over rotating weights) with prototypes of these kernels, not with these kernels. What `tritonq tune`
-writes is measured with them, on one's own GPU.
+All rows so far are starting points. They were measured on an H100 80GB HBM3 (132 multiprocessors, torch 2.11, Triton
+3.6.0, CUDA graphs over rotating weights) with prototypes of these kernels. `tritonq tune` measures these kernels on
+your GPU.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _PROTOTYPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One configuration, and what it is for.
+    """One configuration, and the problems it is for.
 
     Attributes:
         arch: compute capability times ten.
         kernel: as `kernel_of`.
         shape_class: as `Problem.shape_class`.
         bucket: of M.
-        config: what it runs with.
-        source: the GPU, versions and program that it was measured with.
+        config: the configuration.
+        source: the GPU, the versions and the program of the measurement.
     """
 
     arch: int
@@ -47,7 +47,7 @@ class Row:
 _NARROW, _NARROW_AND_DEEP = (0.5, False), (0.5, True)  # o_proj and down_proj of Llama-3-8B
 
 ROWS = (
-    # o_proj: 9.3 and 14.7 µs. The rule splits K by 8 at M = 32, and takes tiles twice as wide at 128.
+    # o_proj: 9.3 and 14.7 µs. The rule splits K by 8 at M = 32, and takes tiles twice as wide at M = 128.
     Row(90, "int4 groups, 16 bit", _NARROW, 32, TileConfig(64, 32, 256, 4, 4, 3)),
     Row(90, "int4 groups, 16 bit", _NARROW, 128, TileConfig(64, 64, 256, 2, 4, 3)),
     # o_proj and down_proj: 9.1 and 23.7 µs at M = 1. The rule splits K by 8.
@@ -57,12 +57,12 @@ ROWS = (
 
 
 def shipped(problem: Problem, target: Target, path: str) -> Row | None:
-    """The row of a problem among those of a path."""
+    """The row for a problem on a path, or None."""
     return _BY_KEY.get((target.arch, path, kernel_of(problem), problem.shape_class(target), problem.bucket))
 
 
 def kernel_of(problem: Problem) -> str:
-    """The kernel that a problem needs, in words: the family, or "int4 groups, 16 bit" of weight-only products."""
+    """The kernel that a problem needs, in words: the family, or for weight-only products "int4 groups, 16 bit" …"""
     if problem.family != "weight_only":
         return problem.family
     slabs, group_size, _, dtype = problem.variant[:4]

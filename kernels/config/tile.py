@@ -1,7 +1,8 @@
-"""Which output tile a program computes, and the shapes that tiles take.
+"""The shape of a tile, and the output tile that a program computes.
 
-All products here put the weight on the left: outᵀ [N, M] = W [N, K] · xᵀ [K, M]. At small M the 64 rows that a matrix
-instruction wants are then rows of the weight, and a weight unpacked in registers is already where the left operand is.
+All products put the weight on the left: outᵀ [N, M] = W [N, K] · xᵀ [K, M]. Then the 64 rows of a matrix instruction
+are rows of the weight, which suits small M. And a weight that was unpacked in registers is already in place, because
+the left operand may be in registers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton.language as tl
 
 from ..launch.target import Target
 
-#: Of shared memory, for what Triton keeps there besides the pipeline's buffers.
+#: Shared memory that Triton needs besides the pipeline's buffers.
 _RESERVED_BYTES = 8192
 
 
@@ -24,14 +25,14 @@ class TileConfig:
     Attributes:
         block_n: rows of the weight per program.
         block_m: rows of x per program.
-        block_k: columns of K per load (a hint: kernels with slabs take the slab's).
+        block_k: columns of K per step; kernels with slabs require that of the weight's layout.
         splits: programs that share the K of one tile.
         num_warps, num_stages: Triton's launch options.
-        path: which kernel of the family: "pointers" (plain Triton, every GPU), "descriptors" (plain Triton, tiles
-            brought by the tensor copy engine), "hopper" (Gluon, warp-specialized, compute capability 9.0; num_warps
-            are those that multiply, num_stages the depth of the ring). Of the dynamic families: "quantizing" (x is
-            quantized inside of the launch), "apart" (in one before; the product has a configuration of its own).
-        max_registers: per thread, None for the compiler's choice.
+        path: the kernel of the family: "pointers" (plain Triton, every GPU), "descriptors" (plain Triton; the tensor
+            copy engine loads tiles), "hopper" (Gluon, warp-specialized, compute capability 9.0; num_warps counts the
+            warps that multiply, num_stages the slots of the ring). For dynamic families: "quantizing" (x is quantized
+            inside of the launch) or "apart" (in a launch before; the product has a separate configuration).
+        max_registers: per thread; None leaves it to the compiler.
     """
 
     block_n: int
@@ -45,7 +46,7 @@ class TileConfig:
 
     @property
     def launch_options(self) -> dict[str, int]:
-        """What Triton's launch is told: warps, stages, and the limit of registers where there is one."""
+        """Triton's launch options: warps, stages, and the register limit if there is one."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
 
@@ -54,15 +55,15 @@ class TileConfig:
         return triton.cdiv(rows, self.block_n) * triton.cdiv(columns, self.block_m)
 
 
-#: Of a dynamic family: two launches, and the product has a configuration of its own. These numbers mean nothing.
+#: For a dynamic family: two launches; the product has a separate configuration. These numbers are not used.
 APART = TileConfig(64, 16, 64, 1, 4, 2, "apart")
 
 
 def stages_that_fit(target: Target, bytes_per_stage: int, wanted: int) -> int:
-    """The deepest software pipeline ≤ `wanted` whose buffers fit in shared memory; 1 where not even two do.
+    """The deepest software pipeline ≤ `wanted` whose buffers fit in shared memory; 1 if not even two fit.
 
-    Where a product reads its operands from registers (before Hopper, and on AMD), the oldest stage has left shared
-    memory when the newest comes in: one buffer less.
+    Before Hopper, and on AMD, a product reads its operands from registers. The oldest stage has then left shared memory
+    when the newest one arrives, so the pipeline needs one buffer less.
     """
     in_registers = int(target.arch < 90)
     return max(1, min(wanted, (target.shared_memory - _RESERVED_BYTES) // bytes_per_stage + in_registers))
@@ -70,7 +71,7 @@ def stages_that_fit(target: Target, bytes_per_stage: int, wanted: int) -> int:
 
 @triton.jit
 def tile_of_program(program, N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr):
-    """(tile row along N, tile column along M), in bands of GROUP tile rows, so that neighbours share operands in L2."""
+    """(tile row along N, tile column along M), in bands of GROUP tile rows: neighbours share operands in L2."""
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.cdiv(M, BLOCK_M)
     band = program // (GROUP * tiles_m)

@@ -1,4 +1,4 @@
-"""The tuned file of a GPU: what `tritonq tune` measured on this machine, read when a configuration is first asked for.
+"""The tuned file of a GPU: configurations that `tritonq tune` measured here, read when the first one is needed.
 
     $TRITONQ_TUNED_DIR, else $XDG_CACHE_HOME/tritonq, else ~/.cache/tritonq
         NVIDIA_H100_80GB_HBM3.json              one file per name of a GPU
@@ -6,12 +6,11 @@
     {"format": 1,
      "gpu":      {"name", "backend", "arch", "multiprocessors", "shared_memory"},
      "triton":   "3.7",  "kernels": "<hash of the kernels' sources>",
-     "measured": {what else describes the measurement; for people},
+     "measured": {a description of the measurement, for people},
      "entries":  [{"family", "variant", "bucket", "features", "columns", "config", "microseconds", …}]}
 
-A file of another GPU, of other kernels or another Triton, or one that is damaged, is ignored as a whole, with one
-warning.
-Numbers are checked twice: each within its bounds here, and against the problem it is to run by limits.py.
+A damaged file, or one of another GPU, other kernels or another Triton, is ignored as a whole, with one warning. Numbers
+are checked twice: each against its bounds here, and against the problem by limits.py.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ class Entry:
     """One measured problem.
 
     Attributes:
-        problem: M being a bucket.
-        config: the fastest that was found.
+        problem: its M is a bucket.
+        config: the fastest configuration found.
         microseconds: its time.
-        measured_rows: M that was measured.
-        before: what ran before.
+        measured_rows: the measured M.
+        before: the configuration before the search.
         before_microseconds: its time, in the same measurement.
     """
 
@@ -64,7 +63,7 @@ class Entry:
     before_microseconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file."""
+        """The entry as it is in the file."""
         fields = dataclasses.asdict(self)
         problem = fields.pop("problem")
         del problem["rows"]
@@ -72,7 +71,7 @@ class Entry:
 
 
 def tuned(problem: Problem, target: Target) -> TileConfig | None:
-    """The configuration that the target's tuned file has for a problem."""
+    """The configuration for a problem in the target's tuned file, or None."""
     if not target.name:
         return None
     entry = _entries(path_of(target), target).get(key_of(problem))
@@ -80,12 +79,12 @@ def tuned(problem: Problem, target: Target) -> TileConfig | None:
 
 
 def key_of(problem: Problem) -> Key:
-    """What an entry is found by."""
+    """The key of a problem's entry."""
     return problem.family, problem.variant, problem.bucket, problem.features, problem.columns
 
 
 def path_of(target: Target) -> Path:
-    """Where a GPU's tuned file is, or would be."""
+    """The path of a GPU's tuned file, which need not exist."""
     given = os.environ.get(DIRECTORY_VARIABLE)
     if given:
         directory = Path(given)
@@ -96,7 +95,7 @@ def path_of(target: Target) -> Path:
 
 
 def header_of(target: Target) -> dict[str, Any]:
-    """What a file must say for this GPU, these kernels and this Triton."""
+    """The header that a file for this GPU, these kernels and this Triton must have."""
     return {
         "format": FORMAT,
         "gpu": dataclasses.asdict(target),
@@ -107,7 +106,7 @@ def header_of(target: Target) -> dict[str, Any]:
 
 @functools.cache
 def fingerprint() -> str:
-    """A hash of the kernels' sources: configurations of other sources may be slow, or wrong."""
+    """A hash of the kernels' sources. Configurations measured with other sources may be slow or wrong."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
@@ -117,10 +116,10 @@ def fingerprint() -> str:
 
 
 def read(file: Path, target: Target) -> dict[Key, Entry]:
-    """The entries of a tuned file; none where there is no file.
+    """The entries of a tuned file; none if there is no file.
 
     Raises:
-        ValueError: it cannot be used here, in one sentence.
+        ValueError: the file cannot be used here; the message is one sentence.
     """
     try:
         status = file.stat()
@@ -147,7 +146,7 @@ def read(file: Path, target: Target) -> dict[Key, Entry]:
 
 
 def forget() -> None:
-    """Read again when the next problem asks."""
+    """Read the file again for the next problem."""
     _entries.cache_clear()
 
 
@@ -157,8 +156,7 @@ def _entries(file: Path, target: Target) -> dict[Key, Entry]:
         return read(file, target)
     except ValueError as error:
         warnings.warn(
-            f"{file} is ignored, and configurations are chosen without it: {error}; run `tritonq tune` again or "
-            "delete it",
+            f"{file} is ignored: {error}; run `tritonq tune` again or delete the file",
             stacklevel=2,
         )
         return {}
@@ -168,7 +166,7 @@ _DIFFERENCES = {
     "format": "it is of another version of tritonq",
     "gpu": "it was measured on another GPU",
     "triton": "it was measured with another version of Triton",
-    "kernels": "it was measured with other kernels than these",
+    "kernels": "it was measured with other kernels",
 }
 
 
@@ -193,7 +191,7 @@ def _entry(fields: Any) -> Entry:
 
 
 def _config(fields: Any) -> TileConfig:
-    """A TileConfig of numbers within their bounds."""
+    """The TileConfig, with all numbers checked."""
     names = {field.name for field in dataclasses.fields(TileConfig)}
     if not isinstance(fields, dict) or set(fields) != names:
         raise ValueError(f"config must have {sorted(names)}, found {fields!r}")

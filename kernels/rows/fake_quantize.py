@@ -1,15 +1,15 @@
-"""Fake quantization in one pass: rounded values, and a bit per element that the backward pass masks gradients with.
+"""Fake quantization in one pass: writes rounded values, and one bit per element as the backward pass's mask.
 
-A program works on a tile [ROWS, COLUMNS] that lies in one group of columns, so that a row of it has one scale:
+A program computes a tile [ROWS, COLUMNS] within one group of columns, so each of its rows has one scale:
 
         group 0         group 1
     ┌────────────────┬──────────────
-    │ tile 0 │ tile 1│ tile 2 │ …       COLUMNS ≤ 1024, a power of two ≥ 8; a group's last tile may reach beyond its end
+    │ tile 0 │ tile 1│ tile 2 │ …       COLUMNS: a power of two, 8 … 1024; a group's last tile may exceed the group
     ├────────┴───────┼────────┴─────
     │ …                                 the next ROWS rows
 
-The mask has a byte for eight columns of a tile, the columns beyond a group's end included: [R, tiles · COLUMNS / 8].
-What is computed is written down in tritonq/reference/fake_quantize.py.
+The mask has one byte for eight columns of a tile, padding included: [R, tiles · COLUMNS / 8].
+tritonq/reference/fake_quantize.py defines the results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ELEMENTS_PER_TILE = 4096
 
 @triton.jit
 def tile_of_group(R, C, groups, group_size, tiles_per_group, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(rows int64 [ROWS, 1], columns [1, COLUMNS], which of them exist, tile along the columns, group) of a program."""
+    """(rows int64 [ROWS, 1], columns [1, COLUMNS], a mask of those that exist, tile along columns, group)."""
     tiles = groups * tiles_per_group
     tile = tl.program_id(0) % tiles
     group = tile // tiles_per_group
@@ -42,7 +42,7 @@ def tile_of_group(R, C, groups, group_size, tiles_per_group, ROWS: tl.constexpr,
 
 @triton.jit
 def grid_of_rows(scale_ptr, zero_ptr, rows, R, stride_scale, group, QMIN: tl.constexpr, QMAX: tl.constexpr):
-    """(scale, zero point): float32 [ROWS, 1]; a learned zero point is rounded and clamped here, NaN stays NaN."""
+    """(scale, zero point): float32 [ROWS, 1]. A learned zero point is rounded and clamped; NaN stays NaN."""
     offsets = tl.minimum(rows, R - 1) * stride_scale + group
     scale = tl.load(scale_ptr + offsets).to(tl.float32)
     zero = tl.zeros_like(scale)
@@ -55,28 +55,30 @@ def grid_of_rows(scale_ptr, zero_ptr, rows, R, stride_scale, group, QMIN: tl.con
 
 @triton.jit
 def round_to_grid(x, scale, zero, QMIN: tl.constexpr, QMAX: tl.constexpr):
-    """(v = x · (1/scale), rint(v) or one step beyond the range, code - zero, is the unclamped code in range)."""
+    """(v = x · (1/scale), rint(v) clamped to one step beyond the range, code - zero, True if the code is in range)."""
     v = x * tl.math.div_rn(1.0, scale)
     v = tl.where(v == v, v, 0.0)
     low = QMIN - zero
     high = QMAX - zero
-    # One step beyond the range is as good as any: what is rounded stays small enough for `round_to_even`.
+    # Clamp to one step beyond the range: it still counts as outside, and is small enough for `round_to_even`.
     rounded = round_to_even(tl.minimum(tl.maximum(v, low - 1.0), high + 1.0))
     inside = (rounded >= low) & (rounded <= high)
-    steps = (tl.minimum(tl.maximum(rounded, low), high) + zero) - zero  # via the code: 0.0, never -0.0
+    steps = (
+        tl.minimum(tl.maximum(rounded, low), high) + zero
+    ) - zero  # through the code, so 0.0 and never -0.0
     return v, rounded, steps, inside
 
 
 @triton.jit
 def byte_offsets(rows, tiles, tile, COLUMNS: tl.constexpr):
-    """Places of a tile's bytes in a mask: int64 [ROWS, COLUMNS / 8]."""
+    """Offsets of a tile's bytes in the mask: int64 [ROWS, COLUMNS / 8]."""
     return (rows * tiles + tile) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)[None, :]
 
 
 @triton.jit
 def fake_quantize_kernel(
     x_ptr,  # float [R, C], row stride stride_x
-    scale_ptr,  # float [R or 1, groups], row stride stride_scale (0 where rows share)
+    scale_ptr,  # float [R or 1, groups], row stride stride_scale (0 if all rows share one)
     zero_ptr,  # int8 or float32, as scale; or None for 0
     y_ptr,  # x's dtype [R, C]
     mask_ptr,  # uint8 [R, tiles · COLUMNS / 8], or None
@@ -121,7 +123,7 @@ def masked_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One tile of dx: dy where the mask has a one, else 0."""
+    """One tile of dx: dy where the mask is 1, else 0."""
     rows, columns, exists, tile, _ = tile_of_group(R, C, groups, group_size, tiles_per_group, ROWS, COLUMNS)
     offsets = byte_offsets(rows, groups * tiles_per_group, tile, COLUMNS)
     packed = tl.load(mask_ptr + offsets, mask=rows < R, other=0).to(tl.int32)
@@ -150,7 +152,7 @@ def fake_quantize(
         group_size: columns per scale.
         qmin, qmax: the code range.
         tile_columns: a power of two ≥ 8.
-        with_mask: whether a backward pass is going to want the mask.
+        with_mask: also return the mask, which a backward pass needs.
 
     Returns:
         [R, C] of x's dtype, and the mask uint8 [R, tiles · tile_columns / 8] or None.
@@ -193,7 +195,7 @@ def fake_quantize(
 
 
 def masked(dy: Tensor, mask: Tensor, groups: int, group_size: int, tile_columns: int) -> Tensor:
-    """dy [R, C] where `fake_quantize`'s mask has ones, else 0; the other arguments as there."""
+    """dy [R, C] where the mask of `fake_quantize` is 1, else 0; other arguments as there."""
     rows, columns = dy.shape
     dy = with_dense_rows(dy)
     dx = torch.empty(rows, columns, dtype=dy.dtype, device=dy.device)
@@ -222,10 +224,10 @@ def masked(dy: Tensor, mask: Tensor, groups: int, group_size: int, tile_columns:
 
 
 def with_dense_rows(x: Tensor) -> Tensor:
-    """x, or a copy of it whose columns are neighbours."""
+    """x, or a copy of it whose columns are contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def rows_of_tile(rows: int, tile_columns: int) -> int:
-    """Rows of a tile: a power of two, no more than there are."""
+    """Rows of a tile: a power of two, at most the next one ≥ rows."""
     return min(_ELEMENTS_PER_TILE // tile_columns, triton.next_power_of_2(rows))

@@ -1,10 +1,10 @@
-"""Gradients of fake quantization with a learned scale or zero point: one pass over x and dy, and a small one over sums.
+"""Gradients of fake quantization with a learned scale or zero point: one pass over x and dy, then one over sums.
 
-A tile, as in fake_quantize.py, leaves partial sums for its scales and zero points: one per row, or one altogether where
-all rows share their scales. A second launch adds those of each scale in a fixed order. No atomics: the same bits every
-time.
+Each tile (as in fake_quantize.py) writes partial sums for its scales and zero points: one per row, or one per tile if
+all rows share their scales. A second launch adds the partial sums of each scale in a fixed order. There are no atomics,
+so every run gives the same bits.
 
-What is computed is written down in tritonq/reference/fake_quantize.py.
+tritonq/reference/fake_quantize.py defines the results.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def gradients_kernel(
 
 @triton.jit
 def store_sums(partials_ptr, terms, rows, R, tile, tiles, ROWS_SHARE: tl.constexpr):
-    """Sum the terms [ROWS, COLUMNS] of a tile, by row or altogether, into its column of the partial sums."""
+    """Sum the terms [ROWS, COLUMNS] of a tile, by row or in total, and store them in the tile's column of partials."""
     sums = tl.sum(terms, axis=1, keep_dims=True)
     if ROWS_SHARE:
         tl.store(partials_ptr + tl.program_id(0), tl.sum(tl.sum(sums, axis=1), axis=0))
@@ -86,7 +86,7 @@ def store_sums(partials_ptr, terms, rows, R, tile, tiles, ROWS_SHARE: tl.constex
 def sum_of_partials(
     partials_ptr, outs, outs_inside, tiles, tiles_per_group, terms, OUTS: tl.constexpr, TERMS: tl.constexpr
 ):
-    """float32 [OUTS]: of each scale the sum over its tiles, and over the blocks of rows where they share."""
+    """float32 [OUTS]: for each scale the sum over its tiles, and over blocks of rows if rows share scales."""
     acc = tl.zeros((OUTS, TERMS), tl.float32)
     for start in range(0, terms, TERMS):
         term = start + tl.arange(0, TERMS)
@@ -141,13 +141,13 @@ def gradients(
     """Gradients of x, scale and zero point.
 
     Args:
-        dy: [R, C], the gradient that arrives.
+        dy: [R, C], the gradient of y.
         gradient_factor: multiplies the gradients of scale and zero point.
         wanted: which of the three to compute.
         the others: as `fake_quantize`.
 
     Returns:
-        dx, dscale, dzero, each of the shape and dtype of what it belongs to, or None where not wanted.
+        dx, dscale, dzero, with the shapes and dtypes of x, scale and zero point; None if not wanted.
     """
     rows, columns = x.shape
     if rows == 0 or columns == 0:

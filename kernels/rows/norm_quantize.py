@@ -1,11 +1,11 @@
-"""Rows computed and quantized in one pass: RMSNorm (after a residual, where there is one), LayerNorm, gated products.
+"""Computes and quantizes rows in one pass: RMSNorm (optionally after a residual sum), LayerNorm, gated products.
 
-One program takes one row, a block of columns at a time, in up to four rounds: the mean (LayerNorm), the mean square,
-the extremes (per token) and the codes. Each round computes its values again from the inputs. With a row that fits a
-block (BLOCKS is 1) the compiler removes loops and repeated loads: the row is read once and stays in registers. Longer
-rows are read again from cache.
+One program computes one row, a block of columns at a time, in up to four rounds: the mean (LayerNorm), the mean square,
+the extremes (per token) and the codes. Each round computes its values again from the inputs. If the row fits into one
+block (BLOCKS is 1), the compiler removes the loops and the repeated loads: the row is read once and stays in registers.
+Longer rows are read again from cache.
 
-All of it is float32; a sum is of BLOCK partial sums.
+All arithmetic is float32. A sum over a row is kept as BLOCK partial sums.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..blocks.row_grid import extremes, grid_of_extremes
 from ..launch.launch import launch
 from ..launch.target import on_device_of
 
-#: Columns of a row that stays in registers, at most; and of a block of a row that is longer.
+#: The longest row that stays in registers; and the block of a longer row; in columns.
 _LONGEST_SINGLE_READ = 16384
 _BLOCK_OF_LONG_ROW = 8192
 
@@ -115,7 +115,7 @@ def row_quantize_kernel(
         factor = tl.math.div_rn(1.0, tl.load(scale_ptr))
         zero = tl.load(zero_ptr).to(tl.float32)
 
-    # What is stored is stored last: a load behind a store is not known to repeat one before it.
+    # Store last: after a store, the compiler cannot reuse the value of an earlier load.
     for start in range(0, BLOCKS * BLOCK, BLOCK):
         columns = start + lanes
         values = load_values(a_row, b_row, OPERATION, ACTIVATION, columns, K)
@@ -144,10 +144,10 @@ def rms_norm_quantize(
         weight: float [K], or None for 1.
         eps: ≥ 0.
         symmetric: codes in [-127, 127].
-        grid: (scale float32 [1], zero point int8 [1]); None finds one for each row.
+        grid: (scale float32 [1], zero point int8 [1]); None computes one for each row.
 
     Returns:
-        codes int8 [M, K], and the grid: as given, or scale float32 [M, 1] and zero point int8 [M, 1].
+        codes int8 [M, K], and the grid: the given one, or scale float32 [M, 1] and zero point int8 [M, 1].
     """
     return _launch("rms_norm", x, None, weight, None, None, eps, "none", symmetric, grid)
 
@@ -155,7 +155,7 @@ def rms_norm_quantize(
 def add_rms_norm_quantize(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, symmetric: bool, grid: Grid | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x + residual, both float [M, K], rounded to x's dtype; then `rms_norm_quantize` of it."""
+    """(sum, *`rms_norm_quantize`(sum)), sum = x + residual, both float [M, K], rounded to x's dtype."""
     total = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
     return total, *_launch("rms_norm", x, residual, weight, None, total, eps, "none", symmetric, grid)
 
@@ -168,7 +168,7 @@ def layer_norm_quantize(
     symmetric: bool,
     grid: Grid | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize the LayerNorm of x: bias float [K] or None for 0; the rest and the result as `rms_norm_quantize`."""
+    """Quantize the LayerNorm of x. bias: float [K] or None for 0; the rest as `rms_norm_quantize`."""
     return _launch("layer_norm", x, None, weight, bias, None, eps, "none", symmetric, grid)
 
 

@@ -1,9 +1,9 @@
-"""Statistics of what flows by, for calibration: the extremes of rows, and counts in the bins of a histogram.
+"""Statistics for calibration: the extremes of rows, and the counts of a histogram.
 
-    extremes    one pass; a program reads a stretch of a row and writes its smallest and largest value
-    histogram   one pass; a program keeps the counts of all it reads, and adds them to the total once, at the end
+    extremes    one pass; a program reads a part of a row and writes its smallest and largest value
+    histogram   one pass; a program counts all values it reads, and adds its counts to the total once, at the end
 
-Counts are integers: whatever order they are added in, their sum is the same. Nothing here waits for the host.
+Counts are integers, so their sum does not depend on the order. The host never waits.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..launch.launch import launch
 from ..launch.target import on_device_of
 
 _BLOCK = 4096
-#: How many blocks a program reads: enough to make the partial results few, few enough to fill a GPU early.
+#: Blocks per program: more give fewer partial results, fewer fill the GPU with smaller inputs.
 _BLOCKS_PER_PROGRAM = 8
-#: Bins that a program counts: no fewer than a warp has threads, no more than registers hold; more programs count more.
+#: Bins that one program counts: at least a warp's threads, at most what registers hold. More bins take more programs.
 _FEWEST_BINS, _MOST_BINS = 64, 2048
 _HISTOGRAM_WARPS = 8
 
@@ -35,7 +35,7 @@ def extremes_kernel(
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Smallest and largest of BLOCKS · BLOCK values of row program_id(0) // splits; NaN where one of them is NaN."""
+    """Smallest and largest of BLOCKS · BLOCK values of row program_id(0) // splits; NaN if one of them is NaN."""
     program = tl.program_id(0)
     x_row = x_ptr + (program // splits).to(tl.int64) * K
     start = (program % splits).to(tl.int64) * (BLOCKS * BLOCK)
@@ -46,7 +46,7 @@ def extremes_kernel(
         columns = start + block * BLOCK + tl.arange(0, BLOCK)
         inside = columns < K
         x = tl.load(x_row + columns, mask=inside, other=0.0).to(tl.float32)
-        # Integers cannot lose a NaN, as a floating-point minimum does.
+        # An integer maximum cannot lose a NaN; a floating-point minimum does.
         bits = tl.maximum(bits, x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
         low = tl.minimum(low, tl.where(inside, x, float("inf")))
         high = tl.maximum(high, tl.where(inside, x, float("-inf")))
@@ -67,9 +67,9 @@ def histogram_kernel(
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Counts of trunc(x / width) - origin over BLOCKS · BLOCK elements; what lies outside goes to an end.
+    """Counts of trunc(x / width) - origin over BLOCKS · BLOCK elements; values outside go to the first or last bin.
 
-    Program (i, k) counts the i-th stretch of elements in the k-th BINS bins.
+    Program (i, k) counts the i-th part of the elements in the k-th BINS bins.
     """
     start = tl.program_id(0).to(tl.int64) * (BLOCKS * BLOCK)
     inverse_width = tl.load(inverse_width_ptr)
@@ -81,7 +81,7 @@ def histogram_kernel(
         offsets = start + block * BLOCK + tl.arange(0, BLOCK)
         inside = offsets < elements
         place = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * inverse_width
-        # Clamped before the cast, which is undefined beyond int32; it truncates towards zero, as is meant.
+        # Clamp before the cast, which is undefined beyond int32. The cast truncates towards zero, as it must.
         place = tl.where(place == place, tl.minimum(tl.maximum(place, lowest), highest), lowest)
         bin = place.to(tl.int32) - origin - first
         counts += tl.histogram(bin, BINS, mask=inside & (bin >= 0) & (bin < BINS))

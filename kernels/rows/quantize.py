@@ -1,9 +1,9 @@
-"""Quantizing activations: per token with the scale found in the same launch, and per tensor with a given scale.
+"""Quantizes activations: per token with a scale computed in the same launch, or per tensor with a given scale.
 
-Per token the same kernel writes codes, for integer products, or the values that they stand for, for training.
+The per-token kernel writes codes (for integer products) or the dequantized values (for training).
 
-One program quantizes one row. Rows that fit a block are read once and stay in registers; longer ones are read twice,
-the second time from cache.
+One program quantizes one row. A row that fits into one block is read once and stays in registers; a longer row is read
+twice, the second time from cache.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _ELEMENTS_PER_PROGRAM = 4096
 @triton.jit
 def quantize_per_token_kernel(
     x_ptr,  # float [M, K], row stride stride_x
-    out_ptr,  # int8 codes [M, K]; or x's dtype [M, K] where FAKE
-    scale_ptr,  # float32 [M]; None where FAKE
-    zero_ptr,  # int8 [M]; None where FAKE
+    out_ptr,  # int8 codes [M, K]; x's dtype [M, K] if FAKE
+    scale_ptr,  # float32 [M]; None if FAKE
+    zero_ptr,  # int8 [M]; None if FAKE
     K,
     stride_x,
     SYMMETRIC: tl.constexpr,
@@ -98,7 +98,7 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
 
 
 def fake_quantize_per_token(x: Tensor, symmetric: bool) -> Tensor:
-    """x float [M, K] → what its codes per token stand for, in x's dtype; a row that is not finite becomes NaN."""
+    """x float [M, K], quantized per token and dequantized to x's dtype; a row that is not finite becomes NaN."""
     y = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
     _launch_per_token(x, y, None, None, symmetric)
     return y
