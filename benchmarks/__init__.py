@@ -1,4 +1,4 @@
-"""Measurements. `python3 -m benchmarks.linear` times a Linear in every scheme, and gives no time to a wrong result.
+"""Benchmarks. `python3 -m benchmarks.linear` times a Linear in every scheme, and prints no time for a wrong result.
 
-`python3 -m benchmarks.perplexity MODEL_DIR --text FILE` measures what each costs a language model.
+`python3 -m benchmarks.perplexity MODEL_DIR --text FILE` measures what each scheme costs a language model.
 """

@@ -1,4 +1,4 @@
-"""`python3 -m benchmarks`: what `make bench` runs."""
+"""`python3 -m benchmarks`, which `make bench` runs."""
 
 import sys
 

@@ -1,14 +1,14 @@
-"""Fake quantization, forward and backward, against what else does it, and against copying the same bytes.
+"""Times fake quantization, forward and backward, and compares it with other implementations and with a copy.
 
     python3 -m benchmarks.fake_quantize                                a small weight on a CPU, Llama-3-8B's on a GPU
     python3 -m benchmarks.fake_quantize --shape 4096x14336 --json results.json
 
-    tritonq    the operator that QATLinear and FakeQuantize call: scales are given, output and mask are written
-    compiled   torch.compile of tritonq's own plain-torch reference
-    torch      torch.fake_quantize_per_channel_affine, where scales are per channel
-    copy       reads the weight and writes one of the same size: what memory allows
+    tritonq    the operator of QATLinear and FakeQuantize: takes scales, writes output and mask
+    compiled   torch.compile of tritonq's plain torch reference
+    torch      torch.fake_quantize_per_channel_affine, if scales are per channel
+    copy       reads the weight and writes a copy: the limit of the memory
 
-Outputs are compared before anything is timed; one that differs gets no time, and the exit code is 1.
+Outputs are compared first. A wrong one gets no time, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SPECS = {
 
 @dataclasses.dataclass
 class Row:
-    """One way to do one spec: times in µs (None if wrong), and the share of a copy's bandwidth in the forward."""
+    """One implementation of one spec: times in µs (None if wrong), and the forward's bandwidth relative to a copy's."""
 
     spec: str
     way: str
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(features: int, columns: int, device: torch.device) -> list[Row]:
-    """All ways to do all specs. bfloat16 on a GPU, float32 on a CPU."""
+    """All implementations of all specs. bfloat16 on a GPU, float32 on a CPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     weight = torch.randn(features, columns, device=device, dtype=dtype).requires_grad_()

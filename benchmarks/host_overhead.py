@@ -1,10 +1,10 @@
-"""What one eager linear costs the host: microseconds per call while the GPU works on, or waits for, the calls before.
+"""Measures what one eager linear costs the host, in microseconds per call, without waiting for the GPU.
 
     python3 -m benchmarks.host_overhead
 
-On a GPU: wall time per call over asynchronous calls, next to F.linear in bfloat16 and to one plain Triton launch.
-Without one: the same calls with a stand-in for the driver (stand_in_driver.py), the host's time up to the driver's
-door. Then F.linear has no row, because torch's own launches are not replaced, and memory is the CPU allocator's.
+On a GPU it measures wall time per asynchronous call, also for F.linear in bfloat16 and for one plain Triton launch.
+Without a GPU a stand-in replaces the driver (stand_in_driver.py), so the host's time up to the driver is measured. Then
+F.linear has no row, because torch's launches are not replaced, and memory comes from the CPU allocator.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.report import Report, parsed, parser_of
 from benchmarks.stand_in_driver import stand_in_gpu
 from tritonq.numerics.config import PRESETS
 
-#: Few enough that the queue of launches (about a thousand) never fills, or the GPU's time would be measured.
+#: So few calls that the launch queue (about a thousand) never fills. A full queue would measure the GPU's time.
 _CALLS, _ROUNDS = 50, 400
 SCHEMES = ("w8a16", "w4a16", "w8a8", "w4a8", "w8a8_static")
 
@@ -73,7 +73,7 @@ def _calls(options: argparse.Namespace, device: torch.device) -> dict[str, Calla
 
 
 def _plain_launch(x: torch.Tensor) -> Callable[[], object]:
-    """kernel[grid](…) as Triton's users write it, of the kernel that quantizes tokens."""
+    """kernel[grid](…) as users of Triton write it, for the kernel that quantizes tokens."""
     from tritonq.kernels.rows.quantize import quantize_per_token_kernel
 
     codes = torch.empty_like(x, dtype=torch.int8)

@@ -1,4 +1,4 @@
-"""A decoder block of Llama's shape, as short as people write it themselves; what block benchmarks measure."""
+"""A short decoder block of Llama's shape, which the block benchmarks measure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """Sizes of a block: hidden, that of the MLP's middle, query heads, key and value heads."""
+    """Sizes of a block: hidden, the MLP's intermediate size, query heads, key and value heads."""
 
     hidden: int
     intermediate: int
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 def _rotated(heads: Tensor) -> Tensor:
-    """heads [B, H, T, D], turned by their positions T."""
+    """heads [B, H, T, D], rotated by their positions T."""
     length, size = heads.shape[-2:]
     exponents = torch.arange(0, size, 2, device=heads.device, dtype=torch.float32) / size
     angles = torch.outer(torch.arange(length, device=heads.device), 500_000.0**-exponents)

@@ -1,4 +1,4 @@
-"""What a timing was measured on: without it a number means nothing."""
+"""Describes the machine that a timing was measured on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tritonq
 
 
 def describe(device: torch.device) -> dict[str, str | int | None]:
-    """Device, versions, the commit, and the command that is running."""
+    """The device, the versions, the commit, and the running command."""
     try:
         import triton
 
@@ -35,12 +35,12 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
     }
 
 
-#: What nvidia-smi calls what a timing depends on.
+#: Settings that a timing depends on, with their names in nvidia-smi.
 _QUERIED = {"driver": "driver_version", "clock_limit": "clocks.max.sm", "power_limit": "power.limit"}
 
 
 def _driver(device: torch.device) -> dict[str, str | None]:
-    """The driver and the limits that it sets; nothing but CUDA's or ROCm's version where nvidia-smi does not tell."""
+    """The driver and its limits; without nvidia-smi only the version of CUDA or ROCm."""
     runtime = {"cuda": torch.version.cuda, "rocm": torch.version.hip}
     uuid = torch.cuda.get_device_properties(device).uuid
     query = ["nvidia-smi", f"--query-gpu={','.join(_QUERIED.values())}", "--format=csv,noheader"]

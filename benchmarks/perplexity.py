@@ -1,12 +1,12 @@
-"""What each way to quantize costs a language model: perplexity, in float and by recipe.
+"""Measures the perplexity of a language model in float and after each recipe of quantization.
 
     python3 -m benchmarks.perplexity MODEL_DIR --text FILE
     python3 -m benchmarks.perplexity MODEL_DIR --gguf model.gguf --text FILE --recipe float --recipe w8a8 --json FILE
 
-The text is measured from its beginning, in windows that do not overlap. Calibration takes windows from its end, which
-are other text. Recipes are explained in benchmarks/recipes.py.
+Perplexity is measured from the beginning of the text, in windows that do not overlap. Calibration takes other windows,
+from the end. benchmarks/recipes.py explains the recipes.
 
-Needs transformers (`pip install "tritonq[hf]"`), and the package gguf for files of that format.
+This needs transformers (`pip install "tritonq[hf]"`), and the package gguf for GGUF files.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _TABLE_WIDTH = 100
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One recipe's result; `change_percent` is against float, None where that was not measured before."""
+    """One recipe's result; `change_percent` is relative to float, None if float was not measured before."""
 
     recipe: str
     perplexity: float
@@ -118,10 +118,10 @@ def main(
 def load(
     directory: Path, gguf: str | None, text: str, dtype: torch.dtype | None, device: torch.device
 ) -> tuple[Any, list[int]]:
-    """A causal language model in evaluation mode, and the text in its tokens.
+    """A causal language model in evaluation mode, and the text as tokens.
 
     Raises:
-        ValueError, OSError: no such model, or no tokenizer.
+        ValueError, OSError: there is no such model, or no tokenizer.
     """
     if gguf is None:
         source = open_model_directory(directory)
@@ -146,8 +146,8 @@ def measure(
     """Quantize copies of a model and measure each.
 
     Args:
-        recipes: what to do; neighbours that smooth alike share the smoothed model.
-        model: a float model, which stays as it is.
+        recipes: the recipes; consecutive ones with the same smoothing share the smoothed model.
+        model: a float model, not changed.
         windows: int64 [W, T], measured one by one.
         calibration: batches of token ids.
     """

@@ -1,11 +1,11 @@
-"""What quantization-aware training adds to a training step of a Llama block: forward, backward, optimizer.
+"""Measures what quantization-aware training adds to a training step of a Llama block: forward, backward, optimizer.
 
     python3 -m benchmarks.qat_step                                  a small block on a CPU, Llama-3-8B's on a GPU
     python3 -m benchmarks.qat_step --tokens 4096 --compile --json results.json
 
-Steps of the float and the fake-quantized block are timed in turn, so that what else the machine does meets both; the
-median counts. A block whose forward is not the deployed rounding (SQNR against the converted block below 50 dB) gets no
-time, and the exit code is 1.
+Steps of the float and the fake-quantized block are timed alternately, so that other load on the machine affects both;
+the result is the median. If the forward differs from the deployed rounding (SQNR relative to the converted block below
+50 dB), the block gets no time, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from benchmarks.llama_block import SHAPES, Block
 from benchmarks.report import Report, parsed, parser_of
 
 SCHEMES = ("w8a8", "w8a8_static", "w4a16", "w4a8")
-#: Of the fake-quantized against the converted block, in dB; what DESIGN promises, in float32.
+#: The least SQNR of the fake-quantized block relative to the converted one, in dB, in float32 (docs/qat.md).
 ALLOWED_SQNR = 50.0
 WARM_UP_STEPS, STEPS = 2, 7
 
 
 @dataclasses.dataclass
 class Row:
-    """One scheme: milliseconds of a float and of a QAT step, their ratio, and the promise in dB; None if wrong."""
+    """One scheme: milliseconds of a float and of a QAT step, their ratio (None if wrong), and the SQNR in dB."""
 
     scheme: str
     float_milliseconds: float | None
@@ -86,7 +86,7 @@ def measure(scheme: str, shape: str, tokens: int, compiled: bool, device: torch.
 
 @torch.no_grad()
 def _sqnr_of_promise(prepared: nn.Module, x: Tensor) -> float:
-    """How well the fake-quantized block says what the converted one computes, in float32."""
+    """SQNR of the fake-quantized block relative to the converted one, in float32."""
     prepared, x = prepared.float().eval(), x.float()
     expected = prepared(x)
     noise = tritonq.convert(prepared)(x) - expected

@@ -1,10 +1,10 @@
-"""Recipes: what to do to a float model, written in one word.
+"""Recipes: how to quantize a float model, written in one word.
 
-float                                   nothing
+float                                   not at all
 w8a8_static                             a scheme of tritonq/numerics/config.py
-w8a8_static+observer=mse                its activations calibrated by another observer
-w8a8_static+smooth=0.5                  after SmoothQuant with α = 0.5; smooth alone searches α for each group
-w8a8_static+smooth+down_proj=w8a8       and the layers of that name (or pattern) in another scheme
+w8a8_static+observer=mse                with another observer for activations
+w8a8_static+smooth=0.5                  after SmoothQuant with α = 0.5; `smooth` alone searches α for each group
+w8a8_static+smooth+down_proj=w8a8       with another scheme for layers of this name (or pattern)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Recipe:
 
     @property
     def smoothing(self) -> tuple[object, ...]:
-        """What smoothing depends on: recipes that agree in it can share a smoothed model."""
+        """Everything that smoothing depends on: recipes with equal values can share a smoothed model."""
         return (self.alpha, self.config if self.alpha == "search" else None)
 
     def smooth(self, model: Any, calibration: Sequence[Any]) -> Any:
@@ -51,7 +51,7 @@ class Recipe:
         return tritonq.smooth_(model, calibration, alpha=self.alpha, config=self.config or "w8a8_static")
 
     def quantize(self, smoothed: nn.Module, calibration: Sequence[Any]) -> nn.Module:
-        """A quantized copy of what `smooth` returned; itself if the recipe is float."""
+        """A quantized copy of `smooth`'s result; the result itself if the recipe is float."""
         if self.config is None:
             return smoothed
         return tritonq.quantize_(
@@ -63,7 +63,7 @@ def parse(name: str) -> Recipe:
     """A recipe from its name; see the module's docstring.
 
     Raises:
-        ValueError: a word in it means nothing.
+        ValueError: a part of it is unknown.
     """
     base, *parts = name.split("+")
     config = None if base == FLOAT else _scheme(base, name)

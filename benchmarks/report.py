@@ -1,4 +1,4 @@
-"""What every benchmark's command line does alike: its machine in the first line, `--json FILE`, the exit code."""
+"""The common part of the benchmarks' command lines: the machine in the first line, `--json FILE`, the exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parser_of(module: str, documentation: str) -> argparse.ArgumentParser:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a file that could not be written is said before anything is measured."""
+    """The options; a file that cannot be written is an error before anything is measured."""
     options = parser.parse_args(arguments)
     try:
         check_target(options.json)
@@ -34,12 +34,12 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 
 class Report:
-    """One run: prints what it is measured on, collects rows, writes them.
+    """One run: prints the machine, collects rows, writes them.
 
     Args:
-        file: for the JSON, None for none.
-        device: where it is measured.
-        fields: what the rows have in common.
+        file: the JSON file, or None.
+        device: of the measurement.
+        fields: fields common to all rows.
     """
 
     def __init__(self, file: Path | None, device: torch.device, **fields: Any) -> None:
@@ -48,7 +48,7 @@ class Report:
         print(", ".join(f"{key} {value}" for key, value in self.machine.items() if value is not None))
 
     def add(self, row: Any, line: str) -> None:
-        """One more row, a dataclass, and how it is printed."""
+        """Add a row, a dataclass, and print its line."""
         print(line, flush=True)
         self.rows.append(row)
 

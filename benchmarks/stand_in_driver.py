@@ -1,8 +1,8 @@
-"""A GPU that is not there: Triton's own launcher, linked to a CUDA driver whose functions do nothing.
+"""A stand-in for a GPU: Triton's real launcher, linked to a CUDA driver whose functions do nothing.
 
-What a launch costs the host is measured so on a machine without a GPU, up to the call of the driver. Kernels are
-compiled for compute capability 9.0 and never run; tensors lie on the CPU, and what they hold afterwards means nothing.
-Needs a C compiler, and a process in which Triton has not looked for a driver yet.
+It measures the host's cost of a launch, up to the call of the driver, on a machine without a GPU. Kernels are compiled
+for compute capability 9.0 but never run. Tensors are on the CPU; results have no meaning. It needs a C compiler, and a
+process in which Triton has not looked for a driver yet.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from unittest import mock
 import torch
 
 _SOURCE = Path(__file__).with_suffix(".c")
-#: backend, compute capability, multiprocessors, shared memory per block: what stand_in_driver.c says too.
+#: backend, compute capability, multiprocessors, shared memory per block; the same as in stand_in_driver.c.
 _TARGET = ("cuda", 90, 132, 227 * 1024)
 
 
 @contextlib.contextmanager
 def stand_in_gpu() -> Iterator[None]:
-    """Operators take CPU tensors for tensors on a GPU inside this context, and launch kernels on nothing."""
+    """Inside this context operators treat CPU tensors as GPU tensors, and kernel launches do nothing."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "libcuda.so.1"
         subprocess.run(
@@ -44,7 +44,7 @@ def stand_in_gpu() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library hand out again what was freed, as a GPU's allocator does, not map and unmap large blocks."""
+    """Make the C library reuse freed memory, like a GPU's allocator, instead of mapping and unmapping large blocks."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
     c_library = ctypes.CDLL(None)
     c_library.mallopt(mmap_threshold, 32 << 20)
@@ -55,7 +55,7 @@ def _driver() -> Any:
     from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
     class StandInDriver(CudaDriver):
-        """Triton's driver, not asking torch for a device."""
+        """Triton's driver, but without asking torch for a device."""
 
         def __init__(self) -> None:
             self.utils = CudaUtils()
@@ -75,7 +75,7 @@ def _activate(driver: Any) -> None:
 
 
 def _patches() -> Iterator[Any]:
-    """What our own modules ask of a device, answered for the stand-in."""
+    """Patches for tritonq's questions about the device, with the stand-in's answers."""
     import tritonq.kernels
     import tritonq.ops
     from tritonq.kernels.launch.target import Target

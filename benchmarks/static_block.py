@@ -1,10 +1,10 @@
-"""A Llama block in float, dynamic INT8, static INT8, and static INT8 handed from layer to layer: bytes and time.
+"""Measures bytes and time of a Llama block in float, dynamic INT8, static INT8, and static INT8 from layer to layer.
 
     python3 -m benchmarks.static_block                            a small block on a CPU, Llama-3-8B's on a GPU
     python3 -m benchmarks.static_block --shape llama-3-8b --tokens 2048 --json results.json
 
-"activation MB" is what the block's operators read and write besides weights, each operator's tensors counted once:
-views cost nothing, a fused operator its inputs and outputs alone. A model whose output is wrong gets no time, and the
+"activation MB" counts what the block's operators read and write besides weights, each operator's tensors once. Views
+count nothing; a fused operator counts only its inputs and outputs. A model with a wrong output gets no time, and the
 exit code is 1.
 """
 
@@ -27,7 +27,7 @@ from benchmarks.llama_block import SHAPES, Block
 from benchmarks.report import Report, parsed, parser_of
 from tritonq.util.timing import microseconds
 
-#: Largest relative error of a block's output against the float block's; int8 loses 1 to 2 % on random weights.
+#: Largest relative error of a block's output compared with the float block; int8 loses 1 to 2 % on random weights.
 ALLOWED_ERROR = 5e-2
 SCHEMES = ("float", "dynamic", "static", "static, chained")
 CALIBRATION_BATCHES = 2
@@ -35,7 +35,7 @@ CALIBRATION_BATCHES = 2
 
 @dataclasses.dataclass
 class Row:
-    """One scheme: its activations' traffic in MB, int8 hand-overs, time in µs (None if wrong), relative error."""
+    """One scheme: traffic of activations in MB, int8 edges, time in µs (None if wrong), relative error."""
 
     scheme: str
     activation_megabytes: float
@@ -77,7 +77,7 @@ def measure(shape: str, tokens: int, device: torch.device) -> list[Row]:
         model = _quantized(block, scheme, data)
         error = ((model(x).float() - expected).norm() / expected.norm()).item()
         traffic = activation_bytes(model, x) / 1e6
-        # Twice the weights of a block this size do not fit in any L2 cache: one copy is enough.
+        # No L2 cache holds the weights of a block of this size, so one copy is enough.
         time = microseconds([lambda model=model: model(x)], device) if error <= ALLOWED_ERROR else None  # type: ignore[misc]
         edges = len([edge for edge in tritonq.summary(model).edges if edge.lead])
         rows.append(Row(scheme, traffic, edges, time, error))
@@ -94,7 +94,7 @@ def _quantized(block: nn.Module, scheme: str, data: list[Tensor]) -> nn.Module:
 
 
 def activation_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that the operators of one forward read and write, weights and views aside."""
+    """Bytes that the operators of one forward read and write, without weights and views."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     counter = _Counter(weights)
     with counter:

@@ -1,10 +1,10 @@
-"""The same cells for suites that speak pytest-benchmark.
+"""The cells of benchmarks.linear for suites that use pytest-benchmark.
 
     python3 -m pytest benchmarks/test_linear_benchmark.py --benchmark-json results.json
 
-`python3 -m pytest` alone does not collect this file, and without pytest-benchmark it is skipped. Llama-3-8B's o_proj at
-M = 1, 16 and 256 on a GPU, a small layer on a CPU. On a GPU a round is one replay of a CUDA graph over rotating
-weights; `extra_info` has the time of one call as `python3 -m benchmarks.linear` measures it, and its error.
+`python3 -m pytest` alone does not collect this file. Without pytest-benchmark it is skipped. It measures Llama-3-8B's
+o_proj at M = 1, 16 and 256 on a GPU, a small layer on a CPU. On a GPU a round is one replay of a CUDA graph over
+rotating weights. `extra_info` has the error, and the time of one call measured as in `python3 -m benchmarks.linear`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_linear(benchmark: Any, linear: nn.Linear, contender: Contender, m: int)
 
 
 def _round(calls: list[timing.Call]) -> tuple[Callable[[], object], int]:
-    """What is timed, and how many calls it makes."""
+    """(the timed function, the number of calls it makes)."""
     if not GPU:
         return calls[0], 1
     graph, count = timing.captured(calls)

@@ -1,7 +1,7 @@
-"""Three ways to quantize a small MLP, as a program for torch.ao.quantization says it: only the import is another.
+"""Three ways to quantize a small MLP, in a program for torch.ao.quantization with only its import changed.
 
-    dynamic     int8 weights, activations quantized as they come
-    static      int8 weights, activations on calibrated grids; linear1 hands int8 straight to linear2
+    dynamic     int8 weights, activations quantized on the fly
+    static      int8 weights, activations on calibrated grids; linear1 passes int8 directly to linear2
     w4a16       int4 weights in groups of columns, activations in float
 
 Run it: python examples/introductory_mlp.py
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
 
 class MLPWithAStubAPlace(MLP):
-    """The same with a QuantStub of its own at each place, so that each gets the grid its values need."""
+    """The same with one QuantStub per place, so that each place gets the grid its values need."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def float_model(cls: type[MLP] = MLP, seed: int = SEED) -> MLP:
 
 
 def dynamic(model: MLP) -> MLP:
-    """int8 weights, activations quantized as they come."""
+    """int8 weights, activations quantized on the fly."""
     return quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
@@ -94,7 +94,7 @@ def static(model: MLP, batch: Tensor) -> MLP:
 
 
 def w4a16(model: MLP) -> MLP:
-    """int4 weights in groups of 128 columns; the one way that torch has no words for. In place."""
+    """int4 weights in groups of 128 columns, in place. torch has no name for this scheme."""
     return quantization.quantize_(model, "w4a16")
 
 
@@ -104,7 +104,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def main() -> None:
-    """Quantize in each way; print errors, codes and sizes."""
+    """Quantize in all three ways; print errors, codes and sizes."""
     model = float_model()
     batch = torch.randn(1, SIZES[0])
     with torch.no_grad():

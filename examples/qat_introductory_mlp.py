@@ -1,7 +1,7 @@
-"""Quantization-aware training of a small MLP, as a program for torch.ao.quantization says it, but for the import.
+"""Quantization-aware training of a small MLP, in a program for torch.ao.quantization with only its import changed.
 
-30,000 random rows of 768 features, 64 random targets each in (0, 1), ten steps of Adam on all rows; then `convert`,
-and the integer model gives what the trained one gave.
+The data is 30,000 random rows of 768 features with 64 random targets in (0, 1). After ten steps of Adam on all rows,
+`convert` makes an integer model with the results of the trained one.
 
 Run it: python examples/qat_introductory_mlp.py
 """
@@ -42,7 +42,7 @@ class MLP(nn.Module):
         return self.sigmoid(self.logits(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the sigmoid, which hides differences, is applied to."""
+        """The values before the sigmoid, which would hide differences."""
         x = self.linear2(self.linear1(self.quant(x)))
         x = self.relu(self.dequant(x))
         x = self.dequant(self.linear3(self.quant(x)))
@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
 
 def train(model: nn.Module, data: Tensor, targets: Tensor, steps: int = STEPS) -> list[float]:
-    """Steps of Adam on all rows at once; returns the loss before each, and after the last."""
+    """Run steps of Adam on all rows at once; returns the loss before each step and after the last."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     losses = []
     for _ in track(range(steps), "Training"):
@@ -66,13 +66,13 @@ def train(model: nn.Module, data: Tensor, targets: Tensor, steps: int = STEPS) -
 
 
 def sqnr(found: Tensor, expected: Tensor) -> float:
-    """10 · log10(Σ expected² / Σ (found - expected)²) in dB; inf where they are equal."""
+    """10 · log10(Σ expected² / Σ (found - expected)²) in dB; inf if they are equal."""
     noise = (found.double() - expected.double()).square().sum()
     return float(10 * torch.log10(expected.double().square().sum() / noise))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Prepare, train, convert; print losses and how well both models agree."""
+    """Prepare, train, convert; print the losses and how well both models agree."""
     parser = argparse.ArgumentParser(description="Quantization-aware training of a small MLP")
     parser.add_argument("--rows", type=int, default=ROWS)
     options = parser.parse_args(arguments)

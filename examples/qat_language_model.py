@@ -1,15 +1,15 @@
-"""Quantization-aware training of a small language model: how much of what INT4 loses comes back.
+"""Quantization-aware training of a small language model: measures how much of INT4's loss it recovers.
 
-The byte-level model that ships with tritonq is rounded to INT4, which costs bits per byte on text it never saw. Then it
-is trained for a few minutes to predict what the float model predicts (distillation), its layers rounding in every
-forward as deployment will, and converted. What is reported is measured on the converted, integer model.
+The byte-level model that ships with tritonq is rounded to INT4, which costs bits per byte on text that it never saw.
+Then it is trained for a few minutes to predict what the float model predicts (distillation). Its layers round in every
+forward like the deployed layers. All results are measured on the converted integer model.
 
     w4a16        int4 weights, one scale per output channel; float activations
     w4a8         int4 weights in groups of 128 columns; int8 activations per token
     w8a8_static  int8 weights; int8 activations on calibrated grids (only with --schemes: it loses little)
 
 Run it: python examples/qat_language_model.py --json report.json --plot losses.png
-Interrupted, with --checkpoint FOLDER: the same command goes on where the last checkpoint was written.
+With --checkpoint FOLDER, the same command continues from the last checkpoint after an interruption.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CHECKPOINT_EVERY = 25
 
 
 def training_text() -> Tensor:
-    """Documentation of the running Python, as int64 [bytes], without a passage of the text that is measured on."""
+    """Documentation of the running Python, as int64 [bytes], without passages of the held-out text."""
     corpus = build_corpus()
     forbidden = set(passages(squeeze(heldout_bytes())))
     texts = [corpus.reference.decode(), corpus.docstrings.decode()]
@@ -56,7 +56,7 @@ def training_text() -> Tensor:
 
 
 def draw_windows(text: Tensor, seed: int, step: int) -> Tensor:
-    """Windows int64 [BATCH, CONTEXT] at places that depend on seed and step alone: resuming needs no other state."""
+    """Windows int64 [BATCH, CONTEXT]. Their places depend only on seed and step, so resuming needs no other state."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     starts = torch.randint(len(text) - CONTEXT + 1, (BATCH, 1), generator=generator)
     windows = text[starts + torch.arange(CONTEXT)]
@@ -65,7 +65,7 @@ def draw_windows(text: Tensor, seed: int, step: int) -> Tensor:
 
 
 def rate(step: int, steps: int) -> float:
-    """The share of the peak learning rate: linear warm-up, then half a cosine down to 2 %."""
+    """The fraction of the peak learning rate: a linear warm-up, then half a cosine down to 2 %."""
     warmup = min(WARMUP_STEPS, max(1, steps // 5))
     if step < warmup:
         return (step + 1) / warmup
@@ -73,7 +73,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
-    """Model and optimizer as one safetensors file, which holds tensors only; the rest as JSON in its header."""
+    """Write model and optimizer to one safetensors file, and `progress` as JSON to its header."""
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": tensor for name, tensor in state.items()})
@@ -83,7 +83,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill model and optimizer; returns what `save_checkpoint` was given as progress."""
+    """Fill model and optimizer; returns the `progress` of `save_checkpoint`."""
     weights: dict[str, Tensor] = {}
     moments: dict[int, dict[str, Tensor]] = {}
     with safe_open(path, "pt") as file:
@@ -141,7 +141,7 @@ def train(
 def measure(
     scheme: str, teacher: nn.Module, text: Tensor, heldout: bytes, steps: int, seed: int, folder: Path | None
 ) -> dict[str, Any]:
-    """Bits per byte of the float model, rounded to nearest, and after training."""
+    """Bits per byte of the float model, of the model rounded to nearest, and of the trained model."""
     start = time.perf_counter()
     config = CONFIGS[scheme]
     student = tritonq.prepare_qat(copy.deepcopy(teacher).train(), config, inplace=True)
@@ -167,7 +167,7 @@ def measure(
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """The loss curves: divergence from the float model over training steps."""
+    """Draw the loss curves: the divergence from the float model over training steps."""
     import matplotlib
 
     matplotlib.use("Agg")

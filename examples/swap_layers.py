@@ -1,10 +1,10 @@
-"""Your own inference code: a plain PyTorch decoder whose Linear layers are swapped for quantized ones.
+"""Your own inference code: a plain PyTorch decoder whose Linear layers are replaced by quantized ones.
 
-Nothing here knows of quantization but the five lines marked 1 to 5. The decoder is Llama-shaped (RMSNorm, rotary
-positions, gated MLP) and decodes greedily, one byte at a time, the way fast inference code does:
+Only the five lines marked 1 to 5 know about quantization. The decoder is Llama-shaped (RMSNorm, rotary positions, gated
+MLP). It decodes greedily, one byte at a time, like fast inference code:
 
-    static cache    keys and values lie in memory allocated once, [layers, heads, length, head size]
-    static buffers  the token goes in and comes out in the same tensors, so that no step waits for the host
+    static cache    keys and values are in memory that is allocated once, [layers, heads, length, head size]
+    static buffers  a step reads and writes the token in the same tensors, so no step waits for the host
     CUDA graph      one step is captured once and replayed; on a CPU the step is simply called
 
 Run it: python examples/swap_layers.py
@@ -32,7 +32,7 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the decoder; the defaults are those of the weights that tritonq's demo ships."""
+    """Sizes of the decoder; the defaults fit the weights of tritonq's demo."""
 
     vocabulary: int = 256
     hidden: int = 128
@@ -44,7 +44,7 @@ class Shape:
 
 
 class Cache:
-    """Keys, values and rotary angles of all positions, in memory that stays where it is."""
+    """Keys, values and rotary angles of all positions, in memory that never moves."""
 
     def __init__(self, shape: Shape, length: int, device: torch.device, dtype: torch.dtype) -> None:
         head_size = shape.hidden // shape.heads
@@ -57,7 +57,7 @@ class Cache:
         self.cosine, self.sine = angles.cos(), angles.sin()  # [length, head size / 2]
 
     def rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Turn the pairs (i, i + head size / 2) of [H, T, D] by the angles of T positions."""
+        """Rotate the pairs (i, i + head size / 2) of [H, T, D] by the angles of T positions."""
         first, second = heads.float().chunk(2, dim=-1)
         cosine, sine = self.cosine[positions], self.sine[positions]
         turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
 
     def forward(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        mask = cache.places <= positions[:, None]  # [T, length]: what is cached and not in the future
+        mask = cache.places <= positions[:, None]  # [T, length]: cached positions up to the current one
         x = self.embedding(ids)
         for layer in self.layers:
             x = layer(x, positions, mask, cache)
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
 
 
 class Generator:
-    """Greedy decoding in static buffers: a step reads `token` and `position` and leaves the next ones there."""
+    """Greedy decoding in static buffers: a step reads `token` and `position` and writes the next ones there."""
 
     def __init__(self, model: Decoder, cache: Cache) -> None:
         self.model, self.cache = model, cache
@@ -147,7 +147,7 @@ class Generator:
         self.output.index_copy_(0, self.position, self.token)
 
     def capture(self) -> None:
-        """Make one step a CUDA graph. Warming up on a stream of its own compiles kernels and sets buffers up first."""
+        """Capture one step in a CUDA graph. A warm-up on a side stream first compiles kernels and sets up buffers."""
         self.position.zero_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -191,10 +191,10 @@ def float_decoder(device: torch.device) -> Decoder:
 
 
 def swapped(model: Decoder, scheme: str, directory: Path, example: tuple[Tensor, Tensor, Cache]) -> Decoder:
-    """Quantize in place, save, load into a model without memory: what a server would do at its start."""
-    tritonq.quantize_(model, scheme, calibration=[example])  # 2 (only w8a8_static looks at the example)
+    """Quantize in place, save, and load into a model without memory, like a server at its start."""
+    tritonq.quantize_(model, scheme, calibration=[example])  # 2 (only w8a8_static uses the example)
     tritonq.save(model, directory)  # 3
-    with torch.device("meta"):  # 4 (no memory is taken by float weights)
+    with torch.device("meta"):  # 4 (float weights take no memory)
         empty = Decoder(Shape())
     tritonq.load(directory, empty)  # 5
     return empty.to(model.embedding.weight.device).eval()

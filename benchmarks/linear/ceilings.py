@@ -1,7 +1,7 @@
-"""What the machine can do at most: bandwidth by reading and by copying a large tensor, operations by a large product.
+"""The machine's limits: bandwidth by reading and copying a large tensor, operations by a large product.
 
-Both are measured in the run itself. A library's product need not reach the chip's peak, so where the datasheet of the
-GPU is known, shares of the peak are shares of that: dense, without sparsity.
+Both are measured in each run. A library's product need not reach the chip's peak. So if the GPU's datasheet is known,
+shares of the peak refer to the datasheet's dense rate, without sparsity.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Ceilings:
     """Limits, in 10¹² bytes and operations per second.
 
     Attributes:
-        read, copy: reading a large tensor; copying one, bytes read and written.
-        float_product, int8_product: torch's large square product, in the dtype of the run and in int8.
-        float_datasheet, int8_datasheet: of the GPU, None where it is not in the list.
+        read, copy: of reading a large tensor, and of copying one (bytes read and written).
+        float_product, int8_product: of torch's large square product, in the run's dtype and in int8.
+        float_datasheet, int8_datasheet: of the GPU's datasheet; None if it is not in the list.
     """
 
     read: float
@@ -47,11 +47,11 @@ class Ceilings:
 
     @property
     def bandwidth(self) -> float:
-        """The larger of both."""
+        """The larger of the two bandwidths."""
         return max(self.read, self.copy)
 
     def peak(self, scheme: str) -> float:
-        """Operations in 10¹² per second: the datasheet's, or what was measured."""
+        """Operations in 10¹² per second: the datasheet's, else the measured ones."""
         if scheme in _INT8_SCHEMES:
             return self.int8_datasheet or self.int8_product
         return self.float_datasheet or self.float_product
@@ -61,7 +61,7 @@ class Ceilings:
         """The ceilings in a results file.
 
         Raises:
-            ValueError: these are none.
+            ValueError: `fields` are no ceilings.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         optional = {name for name in names if name.endswith("datasheet")}
@@ -82,7 +82,7 @@ def _is_rate(value: Any) -> bool:
 
 @torch.no_grad()
 def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure them; datasheets are for 16-bit floats."""
+    """Measure the ceilings; datasheets apply only to 16-bit floats."""
     gpu = device.type == "cuda"
     count = (_GPU_BYTES if gpu else _CPU_BYTES) // 4
     reading, copying = _reading_and_copying(count, device)
@@ -105,7 +105,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _reading_and_copying(count: int, device: torch.device) -> tuple[float, float]:
-    """µs of a pass over `count` float32 values, alone and with another one written."""
+    """µs to read `count` float32 values, and to copy them."""
     source = torch.zeros(count, device=device)
     target = torch.empty_like(source)
     reading = microseconds([lambda: torch.sum(source)], device)

@@ -1,7 +1,7 @@
 """The command line of `python3 -m benchmarks.linear`.
 
-Exit codes: 0, all is right; 1, a result was wrong, one of ours failed, or the GPU was lost; 2, bad usage; 130,
-interrupted. What was measured before the end is in the JSON file in any case.
+Exit codes: 0, all results are correct; 1, a result was wrong, a scheme of tritonq failed, or the GPU was lost; 2, bad
+usage; 130, interrupted. In all cases the JSON file has the measurements up to the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WRONG, _INTERRUPTED = 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or read what was measured, and show it; see the module for what it returns."""
+    """Measure, or read a results file, and show it; returns the exit code."""
     parser = _parser()
     options = parsed(parser, arguments)
     try:
@@ -99,7 +99,7 @@ def _positive(text: str) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise a ValueError for what would fail only after the work is done."""
+    """Raise a ValueError now for options that would fail only after the work."""
     measuring = {
         f"--{name}": getattr(options, name)
         for name in ("models", "shapes", "m", "schemes", "peers", "dtype", "quick", "json")
@@ -138,7 +138,7 @@ def _measured(options: argparse.Namespace) -> Results:
     _say(tables.machine_lines(results))
     taking_part, absent = _contenders(options, device, dtype)
     results.absent = {peer.by: why for peer, why in absent}
-    _save(results, options.json)  # an earlier run's file must not pass for this one's
+    _save(results, options.json)  # now, so that an earlier run's file cannot be taken for this run's
     try:
         for number, shape in enumerate(shapes, start=1):
             peers = [peer for peer, _ in absent]
@@ -161,7 +161,7 @@ def _measured(options: argparse.Namespace) -> Results:
 
 
 def _work(options: argparse.Namespace, gpu: bool) -> tuple[tuple[Shape, ...], tuple[int, ...]]:
-    """The shapes and the M."""
+    """The shapes and the values of M."""
     batch_sizes: tuple[int, ...]
     if gpu:
         batch_sizes = _QUICK_BATCH_SIZES if options.quick else _BATCH_SIZES
@@ -177,7 +177,7 @@ def _work(options: argparse.Namespace, gpu: bool) -> tuple[tuple[Shape, ...], tu
 def _contenders(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Contender], list[tuple[Contender, str]]]:
-    """Who takes part, and who does not and why."""
+    """The contenders that take part, and those that do not, with the reasons."""
     wanted = options.schemes or list(schemes.TOLERANCES)
     peers = [
         peer
@@ -186,7 +186,7 @@ def _contenders(
     ]
     absent = [(peer, why) for peer in peers if (why := peer.missing(device, dtype)) is not None]
     out = [peer for peer, _ in absent]
-    # The layer in float is the first: what all are compared with, before anything can go wrong.
+    # The float layer comes first: all are compared with it, so it must run before anything can fail.
     theirs = [peer for peer in peers if peer not in out]
     return [*theirs[:1], *schemes.contenders(wanted), *theirs[1:]], absent
 

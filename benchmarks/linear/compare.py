@@ -1,4 +1,4 @@
-"""Ours against theirs: the best peer of each cell, and the geometric mean over all cells."""
+"""Compares tritonq with its peers: the best peer of each cell, and the geometric mean over all cells."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from benchmarks.linear.rows import RECORDED, Row
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One cell of one scheme: our row, and the fastest peer's."""
+    """One cell of one scheme: tritonq's row, and the fastest peer's."""
 
     ours: Row
     peer: Row
 
     @property
     def ratio(self) -> float:
-        """The peer's time ÷ ours: above 1 we are faster."""
+        """The peer's time ÷ tritonq's: above 1 tritonq is faster."""
         return _microseconds(self.peer) / _microseconds(self.ours)
 
     @property
@@ -30,7 +30,7 @@ class Pair:
 
 
 def pairs(results: Results, schemes: Iterable[str]) -> list[Pair]:
-    """Every cell of these schemes that we and at least one peer have a time for, whole layers only."""
+    """Every cell of these schemes with a time of tritonq and of at least one peer, whole layers only."""
     schemes = tuple(schemes)
     rows = [row for row in results.timed() if row.measures == LINEAR and row.scheme in schemes]
     best: dict[tuple[str, tuple[int, int, int]], Row] = {}
@@ -43,7 +43,7 @@ def pairs(results: Results, schemes: Iterable[str]) -> list[Pair]:
 
 
 def geometric_mean(ratios: Sequence[float]) -> float | None:
-    """exp of the mean logarithm; None of nothing."""
+    """exp of the mean logarithm; None if there are no ratios."""
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
 
 

@@ -1,4 +1,4 @@
-"""What takes part: a way to compute a Linear, built from a float one."""
+"""A contender: a way to compute a Linear, built from a float one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What is timed: the layer, from a float input to a float output, quantizing the input included; the product of
-#: inputs that are int8 already, with its scales; a layer that takes int8 and hands over int8.
+#: What is timed: the whole layer from float to float, including the quantization of the input; the product alone, of
+#: int8 inputs, with its scales; a layer that takes int8 and returns int8.
 LINEAR, MATMUL, INT8_TO_INT8 = "linear", "matmul", "int8 to int8"
 OURS = "tritonq"
-#: The layer in the dtype of the run, as torch computes it, which speed-ups are relative to.
+#: torch's layer in the run's dtype. Speed-ups are relative to it.
 FLOAT = "float"
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -32,10 +32,10 @@ class Built:
     """A layer that is ready to be timed.
 
     Attributes:
-        call: what is timed, on what `prepare` returned.
-        prepare: from x [M, K], before the clock runs.
-        finish: from the output and what was prepared to float [M, N], after it.
-        weight: the weight [N, K] in float32 that is computed with; None compares with the float layer's.
+        call: the timed call; its argument is the result of `prepare`.
+        prepare: x [M, K] → the argument of `call`; not timed.
+        finish: (output, the argument of `call`) → float [M, N]; not timed.
+        weight: the float32 weight [N, K] to compare with; None takes the float layer's.
     """
 
     call: Callable[[Any], Any]
@@ -51,12 +51,12 @@ class Contender:
     Attributes:
         by: tritonq, or the peer's name.
         scheme: one of tritonq's presets, or FLOAT.
-        build: from a Linear without bias, on the device it is measured on.
-        tolerance: largest relative error; see `Built.weight` for what it is relative to.
+        build: makes it from a Linear without bias, on the device of the measurement.
+        tolerance: the largest relative error; `Built.weight` is the reference.
         measures: LINEAR, MATMUL or INT8_TO_INT8.
-        package: what has to be installed.
-        dtypes: of the input, as far as they are limited.
-        needs_gpu: it runs nowhere else.
+        package: the package that must be installed.
+        dtypes: the input dtypes that it takes, if they are limited.
+        needs_gpu: it runs only on a GPU.
     """
 
     by: str
@@ -69,7 +69,7 @@ class Contender:
     needs_gpu: bool = False
 
     def missing(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why it cannot take part here, or None."""
+        """The reason why it cannot take part here, or None."""
         if importlib.util.find_spec(self.package) is None:
             return f"{self.package} is not installed"
         if self.needs_gpu and device.type != "cuda":

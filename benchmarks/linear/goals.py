@@ -1,7 +1,7 @@
-"""What the kernels are to reach on an H100, as data, and whether a run shows it.
+"""The goals for the kernels on an H100, as data, and whether a run meets them.
 
-A goal is about our rows of one scheme, and compares each with a number or with another row of the same cell. What a
-whole model reaches (tokens per second, memory) is another benchmark's.
+A goal compares tritonq's rows of one scheme with a number, or with another row of the same cell. Goals for whole models
+(tokens per second, memory) are in benchmarks/llm.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from benchmarks.linear.contender import FLOAT, INT8_TO_INT8, LINEAR, MATMUL, OUR
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import RECORDED, Row
 
-#: The GPU that the goals are stated for; no other one is judged by them.
+#: The goals apply only to this GPU.
 GPU = "NVIDIA H100 80GB HBM3"
 MET, SHORT, NOT_MEASURED = "met", "short", "not measured"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One cell of a goal: what was found there and what was wanted, and whether more is better."""
+    """One cell of a goal: the measured and the wanted value, and whether more is better."""
 
     where: str
     found: float
@@ -37,7 +37,7 @@ class Finding:
 
     @property
     def short_percent(self) -> float:
-        """How much is missing, in percent of what is wanted; negative where it is surpassed."""
+        """The shortfall in percent of the wanted value; negative if it is surpassed."""
         difference = self.found / self.wanted - 1
         return -100 * difference if self.more_is_better else 100 * difference
 
@@ -47,18 +47,18 @@ Judge = Callable[[Results], Iterator[Finding]]
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A sentence, and what looks for it in a run."""
+    """A goal as a sentence, and the function that checks it in a run."""
 
     text: str
     judge: Judge
 
     def findings(self, results: Results) -> list[Finding]:
-        """One for each cell that the run has, the one that is furthest from its goal first."""
+        """One for each cell of the run, the one furthest from its goal first."""
         return sorted(self.judge(results), key=lambda finding: -finding.short_percent)
 
 
 def status(findings: list[Finding]) -> str:
-    """MET where all are, SHORT where one is not."""
+    """MET if all are met, SHORT if one is not."""
     if not findings:
         return NOT_MEASURED
     return MET if all(finding.is_met for finding in findings) else SHORT
@@ -66,7 +66,7 @@ def status(findings: list[Finding]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Ours:
-    """Which of our cells a goal is about: scheme, what is timed, shapes (none: KERNEL_SHAPES), a range of M."""
+    """tritonq's cells for a goal: scheme, what is timed, shapes (none: KERNEL_SHAPES), a range of M."""
 
     scheme: str
     measures: str = LINEAR
@@ -75,7 +75,7 @@ class Ours:
     most: int = 1 << 30
 
     def rows(self, results: Results) -> list[Row]:
-        """Those that have a time."""
+        """The rows that have a time."""
         sizes = [KERNEL_SHAPES[name] for name in self.shapes or KERNEL_SHAPES]
         return [
             row
@@ -86,7 +86,7 @@ class Ours:
         ]
 
 
-#: What the goals call all cells: the layers that peers were first measured on.
+#: "All cells" in the goals means these layers, on which peers were first measured.
 KERNEL_SHAPES = {"8b.o": (4096, 4096), "8b.down": (4096, 14336), "8b.gate_up": (28672, 4096)}
 
 
@@ -95,7 +95,7 @@ def _where(row: Row) -> str:
 
 
 def at_most(ours: Ours, microseconds: float) -> Judge:
-    """The time of a call."""
+    """A goal for the time of a call."""
 
     def judge(results: Results) -> Iterator[Finding]:
         for row in ours.rows(results):
@@ -106,7 +106,7 @@ def at_most(ours: Ours, microseconds: float) -> Judge:
 
 
 def eager_at_most(ours: Ours, microseconds: float) -> Judge:
-    """What a call costs the host."""
+    """A goal for the host's time of a call."""
 
     def judge(results: Results) -> Iterator[Finding]:
         for row in ours.rows(results):
@@ -117,7 +117,7 @@ def eager_at_most(ours: Ours, microseconds: float) -> Judge:
 
 
 def operations_at_least(ours: Ours, teraoperations: float) -> Judge:
-    """Operations achieved."""
+    """A goal for the achieved operations per second."""
 
     def judge(results: Results) -> Iterator[Finding]:
         for row in ours.rows(results):
@@ -128,7 +128,7 @@ def operations_at_least(ours: Ours, teraoperations: float) -> Judge:
 
 
 def times_as_fast(ours: Ours, by: str, scheme: str, measures: str, ratio: float) -> Judge:
-    """Another row's time ÷ ours."""
+    """A goal for another row's time ÷ tritonq's."""
 
     def judge(results: Results) -> Iterator[Finding]:
         others = {
@@ -148,7 +148,7 @@ def times_as_fast(ours: Ours, by: str, scheme: str, measures: str, ratio: float)
 
 
 def best_peer(ours: Ours) -> Judge:
-    """No slower than the fastest peer of the same scheme."""
+    """The goal to be no slower than the fastest peer of the same scheme."""
 
     def judge(results: Results) -> Iterator[Finding]:
         rows = set(ours.rows(results))
@@ -161,7 +161,7 @@ def best_peer(ours: Ours) -> Judge:
 
 
 def mean_at_least(schemes: tuple[str, ...], ratio: float) -> Judge:
-    """The geometric mean of best peer ÷ ours over all cells of the run."""
+    """A goal for the geometric mean of best peer ÷ tritonq over all cells of the run."""
 
     def judge(results: Results) -> Iterator[Finding]:
         found = pairs(results, schemes)

@@ -78,7 +78,7 @@ def _paragraphs(lines: Sequence[str]) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> list[str]:
-    """The last `numbers` columns are flush right."""
+    """A Markdown table whose last `numbers` columns are flush right."""
     rule = ["---"] * (len(header) - numbers) + ["---:"] * numbers
     lines = [header, rule, *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

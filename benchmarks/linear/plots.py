@@ -1,8 +1,8 @@
-"""A run as pictures: speed-up over float by M, achieved shares of bandwidth and peak by M, and a roofline.
+"""Draws a run: speed-up over float by M, achieved shares of bandwidth and peak by M, and a roofline.
 
-speedup_SHAPE.svg     float's time ÷ each one's; recorded ones dashed
-achieved_SHAPE.svg    ours: share of the bandwidth measured in the run, and of the peak
-roofline.svg          ours: operations per second over operations per byte, under the machine's ceilings
+speedup_SHAPE.svg     float's time ÷ each contender's; recorded ones dashed
+achieved_SHAPE.svg    tritonq's share of the bandwidth measured in the run, and of the peak
+roofline.svg          tritonq's operations per second over operations per byte, below the machine's ceilings
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tritonq.util.json_file import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, told apart by colour-blind eyes too.
+#: Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = {
     "w8a8": "#0072B2",
     "w8a8_static": "#56B4E9",
@@ -34,7 +34,7 @@ _MARKERS = "osD^vP*X"
 
 
 def write_plots(results: Results, folder: Path) -> list[Path]:
-    """Draw all of them into `folder`; returns the files."""
+    """Draw all figures into `folder`; returns the files."""
     figures = {"roofline": draw_roofline(results)}
     for name, _, _ in results.shapes():
         rows = [row for row in results.timed() if row.shape == name]
@@ -52,7 +52,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
 
 
 def draw_speedup(results: Results, name: str, rows: Sequence[Row]) -> Figure:
-    """Whole layers only; 1 is the layer in float."""
+    """Speed-ups of whole layers; 1 is the float layer."""
     figure, (axes,) = _figure(1)
     floats = results.float_rows()
     layers = [row for row in rows if row.measures == LINEAR and row.by != FLOAT and row.cell in floats]
@@ -82,7 +82,7 @@ def draw_speedup(results: Results, name: str, rows: Sequence[Row]) -> Figure:
 
 
 def draw_achieved(results: Results, name: str, rows: Sequence[Row]) -> Figure:
-    """Our rows, and float for comparison."""
+    """Achieved shares of tritonq's rows, and of float for comparison."""
     figure, (bandwidth, peak) = _figure(2)
     shares: tuple[tuple[Any, Callable[[Row], float | None], str], ...] = (
         (bandwidth, lambda row: row.of_bandwidth, "share of the bandwidth measured here"),
@@ -106,7 +106,7 @@ def draw_achieved(results: Results, name: str, rows: Sequence[Row]) -> Figure:
 
 
 def draw_roofline(results: Results) -> Figure:
-    """Both axes logarithmic; the sloping line is the bandwidth, the level ones are peaks."""
+    """The roofline, with logarithmic axes: the sloping line is the bandwidth, the horizontal ones are peaks."""
     figure, (axes,) = _figure(1)
     ceilings = results.ceilings
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}

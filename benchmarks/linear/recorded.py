@@ -1,6 +1,6 @@
-"""Peers' times that were measured earlier: for those not installed, on the same GPU model, marked in every output.
+"""Earlier times of peers that are not installed, for the same GPU model only, and marked in every output.
 
-benchmarks/baselines/h100_peers.json holds them and says where they come from.
+benchmarks/baselines/h100_peers.json has the times and their origin.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def recorded_rows(
 
     Args:
         shape: of the weight.
-        batch_sizes: the M that are measured in this run.
-        absent: the peers.
-        device_name: of the GPU in this run.
-        dtype: of this run; what is recorded was measured in bfloat16.
-        file: see the module.
+        batch_sizes: the values of M in this run.
+        absent: the peers that are not installed.
+        device_name: of this run's GPU.
+        dtype: of this run; recorded times are for bfloat16.
+        file: the recorded times.
     """
     document = json.loads(file.read_text())
     if device_name != document["gpu"] or dtype != torch.bfloat16:

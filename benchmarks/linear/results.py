@@ -1,4 +1,4 @@
-"""A run as a file: the machine, its ceilings, all cells. What `--json` writes and `--from` reads."""
+"""A run as a file, which `--json` writes and `--from` reads: the machine, its ceilings, all cells."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Results:
         machine: see benchmarks/machine.py.
         dtype: of inputs and outputs.
         ceilings: of the machine.
-        absent: peer → why it did not take part.
+        absent: peer → the reason why it did not take part.
         rows: the cells so far.
-        complete: False while the run goes on, and in the file that an interrupted run leaves.
+        complete: False during the run, and so in the file of an interrupted run.
     """
 
     machine: dict[str, Any]
@@ -37,12 +37,12 @@ class Results:
 
     @property
     def on_gpu(self) -> bool:
-        """False where tritonq's CPU reference was measured, no kernel."""
+        """False if the run was on a CPU, where it measures no GPU kernel."""
         return self.machine.get("multiprocessors") is not None
 
     @property
     def float_name(self) -> str:
-        """How tables call the layer in float."""
+        """The name of the float layer in tables."""
         return f"cuBLAS {self.dtype}" if self.on_gpu else f"torch {self.dtype}"
 
     def shapes(self) -> list[tuple[str, int, int]]:
@@ -54,20 +54,20 @@ class Results:
         return [row for row in self.rows if row.status in (MEASURED, RECORDED)]
 
     def float_rows(self) -> dict[tuple[int, int, int], Row]:
-        """cell → the layer in float."""
+        """cell → the row of the float layer."""
         return {row.cell: row for row in self.timed() if row.by == FLOAT}
 
     def write(self, file: Path) -> None:
-        """As JSON, as a whole or not at all."""
+        """Write JSON, completely or not at all."""
         write_json(file, {"format": _FORMAT, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, file: Path) -> Results:
-        """What `write` wrote.
+        """Read a file of `write`.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: it is not one of these.
+            OSError: the file does not exist.
+            ValueError: it is no results file.
         """
         try:
             document = json.loads(file.read_text(encoding="utf-8"))

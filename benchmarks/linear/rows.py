@@ -1,7 +1,7 @@
-"""One cell: who computed which shape at which M, how fast and how exactly; and what that is of what is possible.
+"""One cell: a contender, a shape and an M, with time, error, and the share of the machine's limits.
 
-Bytes are those that any implementation of a scheme has to move: codes and scales once, x and y once. Operations are
-2 · M · N · K. So achieved rates compare across implementations.
+Bytes are those that any implementation of a scheme must move: codes and scales once, x and y once. Operations are
+2 · M · N · K. So achieved rates can be compared between implementations.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Row:
         by, scheme, measures: see Contender.
         status: measured, recorded (earlier, on the same GPU model), wrong (no time) or failed (no time).
         microseconds, low, high: the median and the quartiles of a call; a recorded one has no quartiles.
-        eager_microseconds: what a call costs the host; None off a GPU and where it was recorded.
-        error: relative, ‖y - expected‖ / ‖expected‖; None where it is not finite, or nothing came out.
-        terabytes_per_second, teraoperations_per_second: achieved.
+        eager_microseconds: the host's time of a call; None on a CPU and for recorded rows.
+        error: relative, ‖y - expected‖ / ‖expected‖; None if it is not finite, or if there is no result.
+        terabytes_per_second, teraoperations_per_second: achieved rates.
         of_bandwidth, of_peak: the share of the bandwidth measured in this run, and of the chip's peak.
         message: why it failed.
     """
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def cell(self) -> tuple[int, int, int]:
-        """What rows are compared by."""
+        """The key by which rows are compared."""
         return self.N, self.K, self.M
 
     @classmethod
@@ -66,7 +66,7 @@ class Row:
         """A row of a results file.
 
         Raises:
-            ValueError: it is none.
+            ValueError: `fields` are no row.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not set(fields) <= names:
@@ -90,7 +90,7 @@ class Row:
 
 
 _REQUIRED = {field.name for field in dataclasses.fields(Row) if field.default is dataclasses.MISSING}
-#: Shapes name figures' files.
+#: The names of shapes become file names of figures.
 _NAME = re.compile(r"\w[\w.\-]*")
 
 
@@ -99,12 +99,12 @@ def _is_number(value: Any) -> bool:
 
 
 def timed(row: Row, timing: Timing, eager: float | None, itemsize: int, ceilings: Ceilings) -> Row:
-    """A row with its time, and what follows from it.
+    """The row with its time and the rates that follow from it.
 
     Args:
-        row: with everything else.
+        row: everything but the time.
         timing: of one call.
-        eager: of one call.
+        eager: the host's time of one call.
         itemsize: bytes of a value of the input's dtype.
         ceilings: of the machine.
     """

@@ -1,4 +1,4 @@
-"""Measuring: contender by contender, M by M. A wrong result gets no time, a failure ends its cell alone."""
+"""Measures contender by contender, M by M. A wrong result gets no time; a failure ends only its cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SEED = 0
 
 
 class DeviceLostError(RuntimeError):
-    """After an illegal access in a kernel all calls fail, and say nothing of those who make them."""
+    """A kernel made an illegal access. All later calls fail too, whoever makes them."""
 
 
 @torch.no_grad()
@@ -32,17 +32,17 @@ def measure_shape(
     dtype: torch.dtype,
     ceilings: Ceilings,
 ) -> Iterator[list[Row]]:
-    """The rows of one contender after the other, one for each M.
+    """Yield the rows of each contender, one for each M.
 
     Args:
         shape: of the weight.
-        batch_sizes: the M.
-        contenders: who takes part.
+        batch_sizes: the values of M.
+        contenders: those that take part.
         device, dtype: of weight and inputs.
         ceilings: of the machine.
 
     Raises:
-        DeviceLostError: a contender has left the GPU in a state that only a new process gets out of.
+        DeviceLostError: a contender left the GPU in a state that only a new process can leave.
     """
     linear = random_linear(shape, device, dtype)
     for contender in contenders:
@@ -57,7 +57,7 @@ def measure_shape(
 
 
 def random_linear(shape: Shape, device: torch.device, dtype: torch.dtype) -> nn.Linear:
-    """A layer without bias whose weight is normally distributed with variance 1 / K, the same one every time."""
+    """A layer without bias whose weight is normally distributed with variance 1 / K; the same in every call."""
     torch.manual_seed(_SEED)
     linear = nn.Linear(shape.K, shape.N, bias=False, device=device, dtype=dtype)
     nn.init.normal_(linear.weight, std=shape.K**-0.5)
@@ -86,9 +86,9 @@ def empty_row(contender: Contender, shape: Shape, m: int) -> Row:
 
 
 def build_copies(contender: Contender, linear: nn.Linear) -> list[Built]:
-    """As many as have to be taken in turn for no weight to be found in the cache."""
+    """Enough copies to rotate through that no weight stays in the cache."""
     weight = linear.weight
-    # What is moved at M = 0 is the weight.
+    # At M = 0 only the weight is moved.
     row = empty_row(contender, Shape("", *weight.shape), 0)
     copies = timing.copies_to_rotate(moved_bytes(row, weight.itemsize), weight.device)
     return [contender.build(linear) for _ in range(copies)]
@@ -110,7 +110,7 @@ def _cell(row: Row, built: Sequence[Built], linear: nn.Linear, tolerance: float,
 def checked(
     row: Row, built: Sequence[Built], linear: nn.Linear, tolerance: float
 ) -> tuple[Row, list[timing.Call]]:
-    """The row with its error, and WRONG where that is too large; and the calls to time, a random input in each."""
+    """(the row with its error, or WRONG if that is too large; the calls to time, each with a random input)."""
     weight, first = linear.weight, built[0]
     x = torch.randn(row.M, row.K, device=weight.device, dtype=weight.dtype)
     prepared = first.prepare(x)
@@ -125,7 +125,7 @@ def checked(
 
 
 def relative_error(y: Tensor, x: Tensor, weight: Tensor) -> float:
-    """‖y - x · wᵀ‖ / ‖x · wᵀ‖, the product in float32; NaN where y holds one."""
+    """‖y - x · wᵀ‖ / ‖x · wᵀ‖, with the product in float32; NaN if y holds a NaN."""
     torch.set_float32_matmul_precision("highest")  # a peer may have lowered it
     expected = x.float() @ weight.float().t()
     if y.shape != expected.shape:
@@ -134,7 +134,7 @@ def relative_error(y: Tensor, x: Tensor, weight: Tensor) -> float:
 
 
 def _settle(device: torch.device) -> None:
-    """Wait for what is under way, and give its memory to the next contender."""
+    """Wait for running work, and free its memory for the next contender."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Ours: every scheme as a whole layer; for int8 activations also the product alone, and int8 in and out."""
+"""tritonq's contenders: every scheme as a whole layer; w8a8 also as a product alone, w8a8_static also int8 to int8."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tritonq import ops
 from tritonq.nn.int8_product import quantized_input
 from tritonq.observers import MinMaxObserver
 
-#: Largest error against float32 on the layer's own dequantized weight. int8 activations lose precision by design:
-#: about 1 % for normally distributed inputs, and as much again where the output is rounded to int8.
+#: Largest error compared with float32 on the layer's dequantized weight. int8 activations lose precision by design:
+#: about 1 % for normally distributed inputs, and as much again if the output is rounded to int8.
 TOLERANCES = {"w8a8": 2e-2, "w8a8_static": 2e-2, "w4a16": 3e-3, "w8a16": 3e-3, "w4a8": 2e-2}
 _REQUANTIZED_TOLERANCE = 3e-2
 #: Rows of normally distributed input that static grids are calibrated on.
@@ -29,7 +29,7 @@ def _whole(linear: nn.Linear, scheme: str) -> Built:
 
 
 def _product(linear: nn.Linear) -> Built:
-    """The int8 product and its scales; the input is quantized before the clock runs."""
+    """The int8 product and its scales; the quantization of the input is not timed."""
     layer = tritonq.QuantizedLinear.from_float(linear, "w8a8")
 
     def prepare(x: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
@@ -71,7 +71,7 @@ def _grid(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contenders(schemes: list[str]) -> list[Contender]:
-    """What is measured of these schemes."""
+    """The contenders of these schemes."""
     found = []
     for scheme in schemes:
         build = functools.partial(_whole, scheme=scheme)

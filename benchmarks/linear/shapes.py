@@ -1,4 +1,4 @@
-"""Shapes by name: the Linear layers of current models as inference code runs them, (N, K) each.
+"""Shapes (N, K) by name: the Linear layers of current models as inference code runs them.
 
     qkv      q, k and v in one    N = (heads + 2 · key heads) · head size    K = hidden
     o                             N = hidden                                 K = heads · head size
@@ -26,7 +26,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a config.json says: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim."""
+    """Sizes in a config.json: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim."""
 
     hidden: int
     intermediate: int
@@ -84,7 +84,7 @@ def of_models(names: Iterable[str]) -> tuple[Shape, ...]:
 
 
 def distinct(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
-    """Without those that another one of the same N and K precedes."""
+    """The shapes without later ones of the same N and K."""
     first: dict[tuple[int, int], Shape] = {}
     for shape in shapes:
         first.setdefault((shape.N, shape.K), shape)

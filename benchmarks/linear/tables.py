@@ -1,4 +1,4 @@
-"""A run as text: a table a shape, a line for each way to compute it, a column for each M."""
+"""A run as text: one table per shape, one line per contender, one column per M."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from benchmarks.linear.results import Results
 from benchmarks.linear.rows import FAILED, RECORDED, WRONG, Row
 from tritonq.util.table import aligned
 
-#: Behind every number that this run did not measure.
+#: Marks every number that this run did not measure.
 RECORDED_MARK = "ʳ"
 RECORDED_LEGEND = f"{RECORDED_MARK} recorded earlier on the same GPU model, not measured in this run"
 _SCHEMES = ("w8a8", "w8a8_static", "w4a16", "w8a16", "w4a8")
-#: Quartiles that lie further apart than this share of the median: clocks that change, or another program on the GPU.
+#: A time is unsteady if its quartiles are further apart than this share of the median: clocks changed, or another
+#: program ran on the GPU.
 _UNSTEADY = 0.1
 _WORDS = {WRONG: "WRONG", FAILED: "failed"}
 
@@ -23,7 +24,7 @@ Value = Callable[[Row], float | None]
 
 
 def shape_table(results: Results, rows: Sequence[Row]) -> list[str]:
-    """µs by M of the rows of one shape, the host's cost and the largest error."""
+    """The table of one shape: µs by M, the host's cost and the largest error."""
     batch_sizes = sorted({row.M for row in rows})
     header = ["scheme", "timed", "by", *map(str, batch_sizes), "host µs", "error"]
     lines = []
@@ -44,7 +45,7 @@ def shape_table(results: Results, rows: Sequence[Row]) -> list[str]:
 
 
 def by_contender(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """(by, scheme, measures) → its rows; schemes in a fixed order, ours first in each."""
+    """(by, scheme, measures) → its rows; schemes in a fixed order, tritonq first in each."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.by, row.scheme, row.measures), []).append(row)
@@ -57,14 +58,14 @@ def by_contender(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def names(results: Results, by: str, scheme: str, measures: str) -> list[str]:
-    """Scheme, what is timed, by whom."""
+    """The names in a line: scheme, what is timed, contender."""
     if by == FLOAT:
         return ["", "", results.float_name]
     return [scheme, "" if measures == LINEAR else measures, by]
 
 
 def cell(rows: Sequence[Row], m: int, value: Value, form: str) -> str:
-    """What stands at M = m: a number with its mark, WRONG, failed, or nothing."""
+    """The cell at M = m: a number with its mark, WRONG, failed, or empty."""
     for row in rows:
         if row.M == m:
             number = value(row)
@@ -77,7 +78,7 @@ def cell(rows: Sequence[Row], m: int, value: Value, form: str) -> str:
 
 
 def problems(results: Results) -> list[str]:
-    """What was wrong or failed, who was absent, which times are unsteady: a line each."""
+    """One line for each wrong or failed result, each absent peer, each unsteady time."""
     lines = [
         f"{_WORDS[row.status]}: {row.by} {row.scheme} {row.shape} M = {row.M}: {row.message}"
         for row in results.rows
@@ -102,7 +103,7 @@ def _is_unsteady(row: Row) -> bool:
 
 
 def mean_table(results: Results) -> list[list[str]]:
-    """[scheme, cells, of these recorded, geometric mean of best peer ÷ ours], and a last line for all."""
+    """[scheme, cells, recorded cells, geometric mean of best peer ÷ tritonq], and a last line for all."""
     lines = []
     for label, schemes in (*((scheme, (scheme,)) for scheme in _SCHEMES), ("all", _SCHEMES)):
         found = pairs(results, schemes)
@@ -119,7 +120,7 @@ GOAL_HEADER = ["goal", "", "cells met", "furthest from it", "found", "short by"]
 
 
 def goal_table(results: Results) -> list[list[str]]:
-    """A line for each goal: whether it is met, in how many cells, and the cell that is furthest from it."""
+    """One line per goal: whether it is met, in how many cells, and the cell furthest from it."""
     lines = []
     for goal in GOALS:
         findings = goal.findings(results)
@@ -139,7 +140,7 @@ def _worst(findings: list[Finding]) -> list[str]:
 
 
 def summary(results: Results, with_goals: bool) -> list[str]:
-    """What follows the tables of the shapes: problems, means, goals and the mark, each after an empty line."""
+    """The text after the tables: problems, means, goals and the mark, each after an empty line."""
     means = mean_table(results)
     parts = [
         problems(results),
@@ -151,7 +152,7 @@ def summary(results: Results, with_goals: bool) -> list[str]:
 
 
 def machine_lines(results: Results) -> list[str]:
-    """What the run was measured on."""
+    """The machine of the run."""
     words = [
         f"{key.replace('_', ' ')} {value}" for key, value in results.machine.items() if value is not None
     ]

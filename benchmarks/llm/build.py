@@ -1,4 +1,4 @@
-"""Models with random weights, made block by block: one float block is held at a time, but where calibration runs all.
+"""Builds models with random weights block by block. Memory holds one float block, or all if calibration runs.
 
 Every contender gets the same float weights: normally distributed with variance 1 / K, seed 0.
 """
@@ -29,7 +29,7 @@ def build(
 
     Args:
         decoder: "lean" or "transformers".
-        contender: what computes its blocks' Linears.
+        contender: computes the Linears of its blocks.
         dtype: of parameters and activations.
     """
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def _fill(modules: Iterator[nn.Module], device: torch.device) -> None:
 
 
 def _batch(model: nn.Module, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Any:
-    """What calibration runs, as quantize_ takes it."""
+    """A calibration batch for `quantize_`."""
     ids = torch.randint(shape.vocabulary, (1, _CALIBRATION_TOKENS), device=device)
     if isinstance(model, LeanDecoder):
         return (ids, Cache(shape, 1, _CALIBRATION_TOKENS, device, dtype))

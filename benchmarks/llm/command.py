@@ -1,7 +1,7 @@
 """The command line of `python3 -m benchmarks.llm`.
 
-Exit codes: 0, all is right; 1, a result was wrong, or one of ours failed; 2, bad usage; 130, interrupted. What was
-measured by then is in the JSON file, which is written anew behind each model.
+Exit codes: 0, all results are correct; 1, a result was wrong, or a scheme of tritonq failed; 2, bad usage; 130,
+interrupted. The JSON file is rewritten after each model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CPU_BATCHES, _CPU_CONTEXT, _CPU_PROMPT, _CPU_STEPS = (1,), 8, 32, 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; see the module for what it returns."""
+    """Measure and print; returns the exit code."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     parser = _parser(gpu, ways_on(device))
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(options)
     except ValueError as error:
         parser.error(str(error))
-    # On a CPU int8 codes of 16-bit activations change with the order of sums; float32 shows what is wrong.
+    # On a CPU, int8 codes of 16-bit activations change with the order of sums. float32 reveals real errors.
     dtype = torch.bfloat16 if gpu else torch.float32
     ways = [way for way in ways_on(device) if way == EAGER or way in options.ways]
     batches, context, steps = tuple(sorted(set(options.batches))), options.context, options.steps
@@ -115,7 +115,7 @@ def _positive(text: str) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise a ValueError for what would fail only after the work is done."""
+    """Raise a ValueError now for options that would fail only after the work."""
     if TRANSFORMERS in options.decoders and TRANSFORMERS not in _installed_decoders():
         raise ValueError("--decoders transformers needs the package transformers, which is not installed")
     if options.plot is not None:
@@ -134,7 +134,7 @@ def _check(options: argparse.Namespace) -> None:
 def _contenders(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Contender], dict[str, str]]:
-    """Who takes part; who does not, and why."""
+    """The contenders that take part, and those that do not, with the reasons."""
     taking_part = [found for found in OURS_AND_FLOAT if found.by == FLOAT or found.scheme in options.schemes]
     absent = {}
     if options.peers is not None:

@@ -1,4 +1,4 @@
-"""What takes part: the model in float, every scheme of ours, and Linears of other libraries in its blocks."""
+"""Contenders: the float model, every scheme of tritonq, and Linears of other libraries in the model's blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Contender:
     Attributes:
         by: tritonq, float, or the name of a peer of benchmarks.linear.
         scheme: one of tritonq's presets, or float.
-        peer: how that peer makes a Linear.
+        peer: builds the peer's Linear.
     """
 
     by: str
@@ -37,12 +37,12 @@ class Contender:
 
     @property
     def calibrates(self) -> bool:
-        """Whether it has to see the whole model run in float."""
+        """True if it needs a run of the whole float model."""
         return self.by == OURS and PRESETS[self.scheme]().static
 
     @property
     def quantizes_rows(self) -> bool:
-        """Whether activations get a scale per token on the fly."""
+        """True if activations get a scale per token on the fly."""
         return self.by == OURS and PRESETS[self.scheme]().dynamic
 
     def apply(self, block: nn.Module) -> None:
@@ -65,7 +65,7 @@ PEERS = tuple(
 
 
 class PeerLinear(nn.Module):
-    """A Linear of another library, as benchmarks.linear builds it; its result is checked once, when it is built.
+    """A Linear of another library, built as in benchmarks.linear. Its result is checked once, when it is built.
 
     Raises:
         ArithmeticError: the result is wrong.

@@ -1,4 +1,4 @@
-"""What a model of Llama-3-8B's shape is to reach on an H100, as data, and whether a run shows it."""
+"""The goals for a model of Llama-3-8B's shape on an H100, as data, and whether a run meets them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Judge = Callable[[Sequence[Row]], Iterator[Finding]]
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A sentence, and what looks for it in a run's rows."""
+    """A goal as a sentence, and the function that checks it in a run's rows."""
 
     text: str
     judge: Judge
 
 
 def _decoding(rows: Sequence[Row], decoder: str, ways: tuple[str, ...]) -> list[Row]:
-    """w4a16, one sequence, as far as it was measured."""
+    """The measured rows of w4a16 with one sequence."""
     return [
         row
         for row in rows
@@ -44,7 +44,7 @@ def _best(rows: list[Row]) -> list[Row]:
 
 
 def speed(decoder: str, ways: tuple[str, ...], wanted: float) -> Judge:
-    """Tokens per second, of the best of some ways."""
+    """A goal for the tokens per second of the best of some ways."""
 
     def judge(rows: Sequence[Row]) -> Iterator[Finding]:
         for row in _best(_decoding(rows, decoder, ways)):
@@ -55,7 +55,7 @@ def speed(decoder: str, ways: tuple[str, ...], wanted: float) -> Judge:
 
 
 def times_float(decoder: str, ways: tuple[str, ...], wanted: float) -> Judge:
-    """Tokens per second over those of the float model that is run the same way, of the best of some ways."""
+    """A goal for tokens per second relative to the float model run in the same way, of the best of some ways."""
 
     def judge(rows: Sequence[Row]) -> Iterator[Finding]:
         speeds = {row.cell: row.tokens_per_second for row in rows if row.tokens_per_second is not None}
@@ -69,7 +69,7 @@ def times_float(decoder: str, ways: tuple[str, ...], wanted: float) -> Judge:
 
 
 def memory(decoder: str, ways: tuple[str, ...], wanted: float) -> Judge:
-    """Peak GPU memory."""
+    """A goal for the peak GPU memory."""
 
     def judge(rows: Sequence[Row]) -> Iterator[Finding]:
         for row in _decoding(rows, decoder, ways):
@@ -89,7 +89,7 @@ GOALS = (
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """A line for each goal: met, short and by how much, or not measured."""
+    """One line per goal: met, short by how much, or not measured."""
     lines = []
     for goal in GOALS:
         findings = sorted(goal.judge(rows), key=lambda finding: -finding.short_percent)

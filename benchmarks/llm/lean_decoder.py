@@ -1,13 +1,13 @@
-"""A Llama decoder in the shape that people write for speed: as few operators as plain PyTorch allows.
+"""A Llama decoder written for speed: as few operators as plain PyTorch allows.
 
     one Linear for q, k and v, one for gate and up      no siblings to fuse
-    the residual sum taken with the norm behind it      one kernel, where activations are int8: QuantizedNorm
+    the residual sum together with the next norm        one kernel if activations are int8: QuantizedNorm
     silu(gate) · up                                     one kernel, with the quantization for `down`
     a static cache, written in place                    [B, key heads, length, D]
     queries of one key head as rows of one attention    keys are read once, never repeated
 
-Each block returns what it adds to the residual stream, so that the next norm can add it. Nothing depends on values
-on the host, so a step can be captured or compiled as a whole.
+Each block returns the value to add to the residual stream, so that the next norm can add it. No step depends on values
+on the host, so it can be captured or compiled as a whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tritonq.nn.int8_product import activated
 
 
 class Cache:
-    """Keys, values and rotary angles in memory that stays where it is, and how many positions are filled."""
+    """Keys, values and rotary angles in memory that never moves, and the number of filled positions."""
 
     def __init__(
         self, shape: ModelShape, batch: int, length: int, device: torch.device, dtype: torch.dtype
@@ -42,7 +42,7 @@ class Cache:
 
 
 class Positions:
-    """Where the tokens of one call stand: their places [T], angles [T, D / 2], and the mask [1, length] of the last."""
+    """The positions of one call's tokens: places [T], angles [T, D / 2], and the mask [1, length] of the last one."""
 
     def __init__(self, cache: Cache, count: int) -> None:
         self.places = cache.places[:count] + cache.filled
@@ -50,14 +50,14 @@ class Positions:
         self.mask = (cache.places <= self.places[-1])[None]
 
     def rotate(self, heads: Tensor) -> Tensor:
-        """Turn the pairs (i, i + D / 2) of [B, H, T, D]."""
+        """Rotate the pairs (i, i + D / 2) of [B, H, T, D]."""
         first, second = heads.float().chunk(2, dim=-1)
         turned = (first * self.cosine - second * self.sine, second * self.cosine + first * self.sine)
         return torch.cat(turned, dim=-1).to(heads.dtype)
 
 
 class LeanBlock(nn.Module):
-    """(what was added last, the residual stream) [B, T, hidden] → the same, one block later."""
+    """(value to add, residual stream) [B, T, hidden] → the same pair one block later."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class LeanBlock(nn.Module):
             grouped = query.reshape(len(qkv), shape.key_heads, -1, shape.head_size)
             mixed = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=positions.mask)
             return mixed.reshape(len(qkv), 1, -1)
-        # A prompt: the cache was empty, so what it attends to is itself.
+        # A prompt: the cache was empty, so it attends only to itself.
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return mixed.transpose(1, 2).flatten(-2)
 
@@ -102,7 +102,7 @@ class LeanBlock(nn.Module):
 
 
 class LeanDecoder(nn.Module):
-    """Token ids [B, T], behind what the cache holds → logits [B, vocabulary] of the last one."""
+    """Token ids [B, T] that follow the cached ones → logits [B, vocabulary] of the last one."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class LeanDecoder(nn.Module):
 
 
 def use_fused_norms_(block: LeanBlock) -> None:
-    """Let norms quantize for the dynamic layers that read them, in place."""
+    """Make norms quantize for the dynamic layers that read them, in place."""
     for name, reader in (("attention_norm", block.qkv), ("mlp_norm", block.gate_up)):
         if _quantizes_rows(reader):
             norm = QuantizedNorm.from_float(getattr(block, name), symmetric=reader.activation_symmetric)

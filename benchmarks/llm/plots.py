@@ -1,4 +1,4 @@
-"""Tokens per second as bars: one figure for each decoder and phase."""
+"""Draws tokens per second as bars: one figure per decoder and phase."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.llm.rows import DECODE, Row
 from benchmarks.llm.ways import COMPILE, EAGER, GRAPH
 from tritonq.util.json_file import write_whole
 
-#: Okabe and Ito's colours, told apart by colour-blind eyes too.
+#: Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = {EAGER: "#999999", GRAPH: "#0072B2", COMPILE: "#D55E00"}
 
 

@@ -1,4 +1,4 @@
-"""What a quantized model should compute: its own codes, dequantized, in products that torch computes in float32."""
+"""The expected results of a quantized model: torch's float32 products of its dequantized codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tritonq.nn.quantized_tensor import QuantizedTensor
 
 @contextlib.contextmanager
 def reference_path() -> Iterator[None]:
-    """Inside, every QuantizedLinear dequantizes what it holds and what it reads, and hands over float."""
+    """Inside the block, every QuantizedLinear dequantizes its weight and its input, and returns float."""
     original = QuantizedLinear.forward
     QuantizedLinear.forward = _forward  # type: ignore[method-assign, assignment]
     try:

@@ -10,16 +10,16 @@ MEASURED, WRONG, FAILED = "measured", "WRONG", "failed"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What was run.
+    """The key of a measurement.
 
     Attributes:
         model: "8b" …
         decoder: "lean" or "transformers".
         by, scheme: see `Contender`.
         way: "eager", "graph" or "compile".
-        phase: "decode", one token a sequence; or "prefill", a whole prompt, to the first token.
-        batch: sequences.
-        tokens: positions that were filled before a decoding run began, or the prompt's length.
+        phase: "decode", one token per sequence; or "prefill", a whole prompt up to the first token.
+        batch: the number of sequences.
+        tokens: positions filled before decoding began, or the prompt's length.
     """
 
     model: str
@@ -34,19 +34,19 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What came out.
+    """The result of a measurement.
 
     Attributes:
-        cell: what was run.
-        status: MEASURED; WRONG, and no time; FAILED, and why.
-        milliseconds: of a decoding step, or to the first token; the median.
-        linear_milliseconds: of a decoding step, what all Linears take alone, in a CUDA graph where there are any.
-        tokens_per_second: of all sequences together; prompt tokens for a prefill.
-        peak_gib: of GPU memory while the row was measured, weights, cache and prompt included, building not.
+        cell: the key.
+        status: MEASURED, WRONG (no time) or FAILED (no time).
+        milliseconds: the median time of a decoding step, or to the first token.
+        linear_milliseconds: the time of a decoding step's Linears alone, on a GPU in a CUDA graph.
+        tokens_per_second: of all sequences together; for a prefill, prompt tokens.
+        peak_gib: peak GPU memory of the measurement: weights, cache and prompt, without building the model.
         weight_gib: parameters and buffers.
-        error: relative, of the logits. Of an eager row: against the float32 reference on the model's own codes. Of
-            others: against the eager row's.
-        reason: why it failed, or in what way it is wrong.
+        error: relative error of the logits: of an eager row compared with the float32 reference on the model's codes,
+            of other rows compared with the eager row.
+        reason: why it failed or is wrong.
     """
 
     cell: Cell
@@ -67,7 +67,7 @@ HEADINGS = (
 
 
 def line(row: Row) -> str:
-    """As the table prints it."""
+    """The row as a line of the table."""
     cell = row.cell
     name = cell.scheme if cell.by in ("tritonq", "float") else cell.by
     place = f"{cell.decoder:<13}{name:<13}{cell.way:<9}{cell.phase:<9}{cell.batch:>5} {cell.tokens:>6} "

@@ -1,9 +1,9 @@
-"""Measuring: one model after the other, each decoding and prefilling in all ways.
+"""Measures one model after the other, decoding and prefill, in all ways.
 
-Before anything is timed, results are compared. An eager model with a float32 computation on its own codes; the other
-ways with eager's logits, token by token over the same tokens: a CUDA graph's must be equal, bit for bit; a compiled
-model rounds less often between operators, so its logits may differ by that, and its choice of token may be another
-only where eager's logits are as close together.
+Results are compared before anything is timed. An eager model is compared with a float32 computation on its codes. The
+other ways are compared with eager's logits, token by token over the same tokens. A CUDA graph's logits must be equal
+bit for bit. A compiled model rounds less often between operators, so its logits may differ by that; it may choose
+another token only if eager's logits of both are as close.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from benchmarks.llm.shapes import MODELS
 from benchmarks.llm.split import linear_milliseconds
 from benchmarks.llm.ways import EAGER, GRAPH, Call
 
-#: Largest relative error of logits: against the float32 reference, and of one way against another. In 16 bits every
-#: operator rounds, and codes of int8 activations fall to the other side of a tie.
+#: Largest relative error of logits, compared with the float32 reference or with another way. In 16 bits every operator
+#: rounds, and int8 codes change at ties.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 _CHECKED_TOKENS = 16
 _ROUNDS = 3
@@ -37,15 +37,15 @@ _ROUNDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is measured of each model.
+    """What to measure for each model.
 
     Attributes:
         model: a name in MODELS.
         batches: sequences decoded together.
         context: positions filled before decoding begins.
         prompt: tokens of a prefill.
-        steps: decoding steps that are timed, at least; the first of them are compared.
-        ways: "eager", which the others are compared with, and some of "graph", "compile".
+        steps: the least number of decoding steps to time; the first ones are compared.
+        ways: "eager", with which the others are compared, and some of "graph", "compile".
     """
 
     model: str
@@ -67,7 +67,7 @@ def measure(
     try:
         model = build(decoder, contender, shape, device, dtype)
         error = error_of(SESSIONS[decoder](model, 1, _CHECKED_TOKENS + 1), shape.vocabulary, device)
-    except Exception as raised:  # a library that is not ours may raise anything
+    except Exception as raised:  # another library may raise anything
         yield Row(first, FAILED, reason=_said(raised))
         return
     if contender.by == OURS and not error <= TOLERANCE[dtype]:
@@ -82,7 +82,7 @@ def measure(
 
 
 def error_of(session: Session, vocabulary: int, device: torch.device) -> float:
-    """Relative error of a model's logits, behind a prompt and behind one more token, against `reference_path`."""
+    """Relative error of a model's logits, after a prompt and one token later, compared with `reference_path`."""
     ids = torch.randint(vocabulary, (1, _CHECKED_TOKENS + 1), device=device)
 
     def run() -> Tensor:
@@ -145,12 +145,12 @@ def _rows(model: nn.Module, first: Cell, error: float, plan: Plan, batch: int, p
 def _trajectory(
     call: Call, session: Session, filled: int, forced: list[tuple[Tensor, Tensor]], steps: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """(logits, tokens chosen) of the first steps; the tokens read are those of `forced`, where there are any."""
+    """(logits, chosen tokens) of the first steps; the steps read the tokens of `forced`, if there are any."""
     session.rewind(filled)
     start, found = call.ids.clone(), []
     for step in range(min(steps, _CHECKED_TOKENS)):
         call()
-        # In host memory: the GPU's is being measured.
+        # Kept in host memory, because GPU memory is being measured.
         found.append((call.logits.float().to("cpu", copy=True), call.chosen.to("cpu", copy=True)))
         if step + 1 < steps:
             call.ids.copy_(forced[step][1] if forced else call.chosen)
@@ -161,7 +161,7 @@ def _trajectory(
 def _disagreement(
     found: list[tuple[Tensor, Tensor]], eager: list[tuple[Tensor, Tensor]], way: str, tolerance: float
 ) -> str:
-    """In what way results differ from eager's by more than they may; "" if they do not."""
+    """How results differ from eager's by more than allowed; "" if they do not."""
     for step, ((logits, chosen), (expected, token)) in enumerate(zip(found, eager, strict=False)):
         if way == GRAPH and not torch.equal(logits, expected):
             return f"step {step}: the graph's logits are not those of the eager call"
@@ -190,7 +190,7 @@ def _seconds(call: Call, session: Session, filled: int, steps: int, device: torc
 
 @contextlib.contextmanager
 def _memory(device: torch.device) -> Iterator[dict[str, float]]:
-    """{"peak": GiB} afterwards, on a GPU."""
+    """Fills {"peak": GiB} at the end of the block, on a GPU."""
     found: dict[str, float] = {}
     _release(device)
     if device.type == "cuda":
@@ -201,7 +201,7 @@ def _memory(device: torch.device) -> Iterator[dict[str, float]]:
 
 
 def _release(device: torch.device) -> None:
-    """What earlier calls have left: compiled code holds the model that it was made for."""
+    """Free what earlier calls left: compiled code holds the model it was made for."""
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":

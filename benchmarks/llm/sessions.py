@@ -20,14 +20,14 @@ class Session(abc.ABC):
     Args:
         model: on its device.
         batch: sequences.
-        length: positions that the cache has.
+        length: positions of the cache.
     """
 
     model: nn.Module
 
     @abc.abstractmethod
     def logits(self, ids: Tensor) -> Tensor:
-        """Append tokens [B, T]; returns the logits [B, vocabulary] behind the last. May be captured and compiled."""
+        """Append tokens [B, T]; returns the logits [B, vocabulary] after the last. Can be captured and compiled."""
 
     @abc.abstractmethod
     def rewind(self, filled: int) -> None:
@@ -35,7 +35,7 @@ class Session(abc.ABC):
 
 
 class LeanSession(Session):
-    """`LeanDecoder`'s."""
+    """The session of a `LeanDecoder`."""
 
     def __init__(self, model: LeanDecoder, batch: int, length: int) -> None:
         weight = model.embedding.weight
@@ -50,7 +50,7 @@ class LeanSession(Session):
 
 
 class TransformersSession(Session):
-    """LlamaForCausalLM's, with a StaticCache."""
+    """The session of a LlamaForCausalLM with a StaticCache."""
 
     def __init__(self, model: Any, batch: int, length: int) -> None:
         from transformers import StaticCache

@@ -1,4 +1,4 @@
-"""How much of a decoding step the Linears take: all of them, one after the other, and nothing else."""
+"""Measures the Linears' part of a decoding step: all of them, one after the other, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tritonq.util.timing import microseconds
 
 @torch.no_grad()
 def linear_milliseconds(model: nn.Module, batch: int) -> float:
-    """Time of every Linear of a model once, the head too, on [batch, K]: in a CUDA graph on a GPU.
+    """Time to run every Linear of a model once on [batch, K], the head too; on a GPU in a CUDA graph.
 
-    Quantizing what they read is included, also where the model does that elsewhere, and once for siblings.
+    It includes the quantization of their inputs, even if the model does that elsewhere; siblings share one.
     """
     parameter = next(model.parameters())
     calls = _calls(model, batch, parameter.device, parameter.dtype)
@@ -51,7 +51,7 @@ def _calls(
         if columns not in inputs:
             inputs[columns] = torch.randn(batch, columns, device=device, dtype=dtype)
         if isinstance(layer, QuantizedLinear) and layer.config.static:
-            # Some wait for an activation behind them, and compute nothing before it comes.
+            # A fused layer waits for the activation that follows it, so call its product directly.
             calls.append(functools.partial(int8_product, layer, inputs[columns], in_float=True))
         else:
             calls.append(functools.partial(layer, inputs[columns]))

@@ -1,9 +1,8 @@
 """Three ways to run the same call: eager, as a CUDA graph, compiled as a whole.
 
-The call reads and writes tensors that stay where they are, so that a graph of it can be replayed. "compile" is
-torch.compile(fullgraph=True): a graph break anywhere in the model, at an operator of ours for one, is an error. On a
-GPU what Inductor compiled is then captured like the eager call; on a CPU AOTAutograd's graph runs, which Inductor
-would have got.
+The call reads and writes tensors that never move, so a graph of it can be replayed. "compile" is
+torch.compile(fullgraph=True), so any graph break in the model, such as at an operator of tritonq, is an error. On a GPU
+Inductor's code is then captured like the eager call. On a CPU AOTAutograd's graph, Inductor's input, runs.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ _WARM_UP_CALLS = 3
 
 
 def ways_on(device: torch.device) -> tuple[str, ...]:
-    """Those that a device has."""
+    """The ways that a device supports."""
     return (EAGER, GRAPH, COMPILE) if device.type == "cuda" else (EAGER, COMPILE)
 
 
 class Call:
-    """One call of a model: `ids` [B, T] stand in a buffer; `logits` [B, vocabulary] and `chosen` [B, 1] come out.
+    """One call of a model: reads the buffer `ids` [B, T], writes `logits` [B, vocabulary] and `chosen` [B, 1].
 
-    Where T is 1 the call leaves what it chose in `ids`, for the next one to read.
+    If T is 1, the call writes its choice to `ids`, where the next call reads it.
 
     Args:
         session: the model and its cache.
-        ids: what is read first.
-        way: how it runs. Warming up runs it a few times, so the session is to be rewound before the first call.
-        filled: positions that warming up rewinds to.
+        ids: the first input.
+        way: how to run it. A warm-up runs it a few times, so rewind the session before the first call.
+        filled: the warm-up rewinds to this position.
     """
 
     def __init__(self, session: Session, ids: Tensor, way: str, filled: int) -> None:
@@ -69,7 +68,7 @@ class Call:
             self.ids.copy_(self.chosen)
 
     def _on_a_side_stream(self, run: Callable[[], None]) -> None:
-        """As a capture wants it: kernels compile and buffers are allocated before, on another stream."""
+        """Warm up on another stream before a capture: kernels are compiled and buffers allocated."""
         if not self.ids.is_cuda:
             run()
             return

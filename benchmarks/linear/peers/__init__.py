@@ -1,8 +1,7 @@
-"""Theirs: what other libraries make of the same Linear. A file a library, imported when its layer is built.
+"""Peers: the same Linear in other libraries. One file per library, imported when its layer is built.
 
-Each builds a layer from the float weight in the library's own way, so their weights differ in detail from ours (NF4,
-affine int4), and errors are relative to the float layer. A peer that raises is reported for that cell, and the run
-goes on.
+Each library quantizes the float weight in its way (NF4, affine int4), so its errors are relative to the float layer. If
+a peer raises an error, the cell reports it and the run continues.
 """
 
 from benchmarks.linear.contender import Contender

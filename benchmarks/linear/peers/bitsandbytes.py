@@ -1,6 +1,6 @@
 """bitsandbytes: LLM.int8() without outlier columns (int8 per channel by int8 per token), and NF4 in blocks of 64.
 
-Its layers quantize on the way from one device to another: int8 from a weight on the CPU, NF4 from anywhere.
+Its layers quantize when they move to the GPU: int8 from a weight on the CPU, NF4 from any device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from benchmarks.linear.contender import HALVES, Built, Contender
 
 
 def build_int8(linear: nn.Linear) -> Built:
-    """Linear8bitLt; it computes in float16 and casts what is not."""
+    """Linear8bitLt; it casts its input to float16 and computes in that."""
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
     weight = linear.weight.detach()
@@ -23,7 +23,7 @@ def build_int8(linear: nn.Linear) -> Built:
 
 
 def build_nf4(linear: nn.Linear) -> Built:
-    """Linear4bit, its block scales in float32 ("no double quantization")."""
+    """Linear4bit with block scales in float32 ("no double quantization")."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     weight = linear.weight.detach()

@@ -1,4 +1,4 @@
-"""torch's own F.linear, cuBLAS on an NVIDIA GPU: what speed-ups are relative to."""
+"""torch's F.linear, which is cuBLAS on an NVIDIA GPU. Speed-ups are relative to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.linear.contender import FLOAT, Built, Contender
 
 
 def build(linear: nn.Linear) -> Built:
-    """Its own copy of the weight, since copies are taken in turn."""
+    """A layer with a separate copy of the weight, because calls rotate through copies."""
     return Built(functools.partial(functional.linear, weight=linear.weight.detach().clone()))
 
 

@@ -1,4 +1,4 @@
-"""gemlite: Triton kernels, autotuned as they are first called, or configured by the file that it ships for the GPU."""
+"""gemlite: Triton kernels, autotuned at their first call or configured by the file that it ships for the GPU."""
 
 from __future__ import annotations
 

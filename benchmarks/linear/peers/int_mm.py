@@ -1,6 +1,6 @@
-"""torch._int_mm, cuBLASLt's int8 product, alone: inputs are int8 before the clock runs, and outputs int32 after it.
+"""torch._int_mm alone, cuBLASLt's int8 product: int8 inputs and int32 outputs; conversions are not timed.
 
-cuBLAS wants more than 16 rows: fewer are padded to 32, which costs it nothing, as the weight has to be read anyway.
+cuBLAS needs more than 16 rows. Fewer are padded to 32, which costs nothing, because the weight must be read anyway.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""tinygemm, the int4 product in PyTorch itself: aten::_weight_int4pack_mm, groups of 128.
+"""tinygemm, PyTorch's int4 product: aten::_weight_int4pack_mm, groups of 128.
 
 A weight is (code - 8) · scale + zero, with codes 0 … 15 and bfloat16 pairs (scale, zero) [K / 128, N, 2]. On a GPU two
 codes share a byte, the even column in its upper half, and the operator packs those into its tiles.
@@ -14,7 +14,7 @@ from tritonq import W4A16
 from tritonq.numerics import qparams
 
 GROUP_SIZE = 128
-#: 16-wide tiles of K that one thread reads at once, what torchao packs with.
+#: 16-wide tiles of K that one thread reads at once; torchao packs with the same number.
 _INNER_K_TILES = 8
 
 

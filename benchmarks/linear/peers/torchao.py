@@ -1,7 +1,7 @@
 """torchao: weight-only and dynamic int8, weight-only int4 in tinygemm's layout.
 
-int8 goes through torch.compile, for which torchao's documentation says it is meant. Shapes are static, and each M
-compiles anew; more of them than torch's limit would silently run uncompiled, so the limit is an error.
+int8 runs under torch.compile, as torchao's documentation recommends. Shapes are static, so each M compiles again. More
+of them than torch's limit would silently run uncompiled, so reaching the limit is an error.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _compiled(layer: nn.Linear) -> Built:
 
 @functools.cache
 def _compiled_linear() -> Callable[[Tensor, Tensor], Tensor]:
-    """One for all layers, so that copies of a weight share what is compiled."""
+    """One function for all layers, so that copies of a weight share the compiled code."""
 
     def linear(x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight)
