@@ -218,4 +218,4 @@ def test_floats_take_the_dtype_they_were_saved_in(tmp_path: Path) -> None:
     q = quantized(Block().to(torch.bfloat16), "w4a16")
     checkpoint.save(q, tmp_path)
     loaded = load(tmp_path, Block())
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.parameters() if p.is_floating_point()} == {torch.bfloat16}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import pytest
@@ -152,15 +153,59 @@ def test_codes_and_dequantized_weight(scheme: str, device: str) -> None:
     assert_same(layer.weight, expected.half())
 
 
-def test_the_weight_is_read_only(device: str) -> None:
-    layer = quantized("w8a16", device)
+WRITES = {
+    "in place": lambda layer: layer.weight.zero_(),
+    "data": lambda layer: layer.weight.data.add_(1),
+    "operator": lambda layer: operator.iadd(layer.weight.data, 1),
+    "a part": lambda layer: operator.setitem(layer.weight, 0, 1.0),
+    "a view": lambda layer: layer.weight.detach()[0].t().mul_(2),
+    "new data": lambda layer: setattr(layer.weight, "data", torch.zeros(N, K)),
+    "copy": lambda layer: layer.weight.view(-1).copy_(torch.zeros(N * K)),
+    "initialized": lambda layer: nn.init.normal_(layer.weight),
+    "an output": lambda layer: torch.add(torch.zeros(N, K), 1, out=layer.weight),
+    "a tensor": lambda layer: setattr(layer, "weight", torch.zeros(N, K)),
+    "a parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.zeros(N, K))),
+}
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w8a8"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_to_the_weight_raises(write: str, scheme: str) -> None:
+    """As adapters are merged (`layer.weight.data += delta`): it would vanish."""
+    layer = quantized(scheme)
     before = snapshot(layer)
-    layer.weight.zero_()
+    with torch.no_grad(), pytest.raises((ValueError, AttributeError), match="weight of a .*would vanish|read-only"):
+        WRITES[write](layer)
     assert_unchanged(layer, before)
-    for value in (torch.zeros(N, K, device=device), nn.Parameter(torch.zeros(N, K, device=device))):
-        with pytest.raises((AttributeError, KeyError)):
-            layer.weight = value  # type: ignore[misc]
-    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+def test_the_weight_can_be_read() -> None:
+    layer = quantized("w8a8")
+    weight = layer.weight
+    assert (weight.dtype, weight.shape, weight.requires_grad) == (torch.float32, (N, K), False)
+    assert type(weight + 1) is Tensor
+    assert_same(weight.to(torch.float16), layer.dequantize().half())
+    x = torch.randn(2, K, requires_grad=True)
+    nn.functional.linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dequantize().sum(0).expand(2, K))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parameters_have_the_names_of_files(scheme: str) -> None:
+    """Frozen, a floating-point one first, no dtype that collective operations do not know, and nothing else."""
+    layer = quantized(scheme, dtype=torch.bfloat16)
+    layer(torch.randn(3, K))
+    parameters = dict(layer.named_parameters())
+    stored = {name: t for name, t in layer.state_dict().items() if not name.startswith("input_")}
+    assert parameters.keys() == stored.keys()
+    assert [name for name, parameter in parameters.items() if parameter.requires_grad] == ["bias"]
+    assert next(layer.parameters()).dtype == torch.bfloat16
+    for name, parameter in parameters.items():
+        if name != "weight_zero_point":
+            assert parameter.dtype == stored[name].dtype
+        assert parameter.dtype != torch.int16
+    assert {b.dtype for b in layer.buffers()} <= {torch.float32, torch.int32, torch.int8}
+    assert sum(b.nbytes for b in layer.buffers()) <= 4 * N + 10  # of the weight only the sums of codes
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -356,7 +356,7 @@ def test_a_copy_of_one_layer_is_alone():
 def test_replaced_tensors_are_used():
     model, x = attention(), inputs()
     tritonq.fuse_siblings_(model)
-    zeros = {"k_proj.scales": torch.zeros_like(model.k_proj.scales)}
+    zeros = {"k_proj.weight_scale": torch.zeros_like(model.k_proj._parameters["weight_scale"])}
     found = torch.func.functional_call(model, zeros, (x,))
     assert_same(found[..., 64:96], model.k_proj.bias.expand(2, 3, 32))
     model(x)
@@ -401,15 +401,20 @@ def test_kernels_are_given_dense_scales_of_a_layer_alone(scheme, device, monkeyp
 # --- which -----------------------------------------------------------------------------------------------------------
 
 
+def reverse_order(layer: QuantizedLinear) -> None:
+    """Take the input's features from the last to the first."""
+    order = torch.arange(layer.in_features, dtype=torch.int32).flip(0)
+    layer.hold_weight(layer.kernel_weight()._replace(input_order=order))
+
+
 def test_only_layers_that_are_alike():
     configs = {"k_proj": "w8a16", "gate": tritonq.W4A16(group_size=32), "_default": "w4a16"}
     model = tritonq.quantize_(Block(), configs)
     tritonq.fuse_siblings_(model)
     assert fused_names(model) == (("attention.q_proj", "attention.v_proj"),)
-    for change in ({"input_order": torch.arange(K, dtype=torch.int32).flip(0)}, {"dtype": torch.float16}):
+    for change in (reverse_order, lambda layer: setattr(layer, "dtype", torch.float16)):
         model = block()
-        for name, value in change.items():
-            setattr(model.attention.q_proj, name, value)
+        change(model.attention.q_proj)
         tritonq.fuse_siblings_(model)
         assert fused_names(model)[0] == ("attention.k_proj", "attention.v_proj")
 
@@ -418,7 +423,7 @@ def test_only_layers_that_are_alike():
 def test_a_common_order_of_columns():
     model, x = attention(), inputs()
     for layer in (model.q_proj, model.k_proj, model.v_proj):
-        layer.input_order = torch.arange(K, dtype=torch.int32).flip(0)
+        reverse_order(layer)
     expected = model(x)
     tritonq.fuse_siblings_(model)
     assert products(lambda: model(x)) == 1

@@ -12,10 +12,9 @@ from tritonq.checkpoint import forms
 from tritonq.checkpoint.extras import Extras
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import LayerPlan, StubPlan
-from tritonq.nn.check import largest_in_features
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.stubs import Quantize
-from tritonq.numerics import checkpoint_layout, qparams
+from tritonq.numerics import checkpoint_layout
 from tritonq.numerics.config import QuantConfig
 
 
@@ -29,43 +28,25 @@ def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> Quanti
     assert isinstance(old, (nn.Linear, QuantizedLinear))
     where = f"{tensors.file_of[plan.tensors['weight_scale']]}: {plan.place.name}"
     config = _with_observers(plan, extras)
-    limit = largest_in_features(config)
-    if old.in_features > limit:
-        raise ValueError(
-            f"{where}: in_features must be at most {limit:,} for {config.scheme}, found {old.in_features:,}"
-        )
     _check_sizes(plan, old.in_features * old.out_features, tensors)
-    held = old.packed_weight if isinstance(old, QuantizedLinear) else old.weight
-    device = torch.device("cpu") if held.is_meta else held.device
+    held = old.parameters() if isinstance(old, QuantizedLinear) else iter([old.weight])
+    device = next(held).device
+    device = torch.device("cpu") if device.type == "meta" else device
     state = {local: _read(local, tensors.get(stored), device) for local, stored in plan.tensors.items()}
     try:
-        bias = None
-        if "bias" in state:
-            bias = checkpoint_layout.expect(state, "bias", (old.out_features,), qparams.FLOAT_DTYPES)
-            if not torch.isfinite(bias).all():
-                raise ValueError("bias must be finite, found NaN or Inf")
-        if old.bias is None and bias is not None:
-            if bias.any():
-                raise ValueError("bias must be zero, since the model's layer has none, found other values")
-            bias = None
-        state = forms.to_canonical(config, plan.group.packed, old.in_features, old.out_features, state)
-        dtype = (state["weight_scale"] if bias is None else bias).dtype
-        layer = QuantizedLinear(
+        layer = QuantizedLinear.from_state(
             old.in_features,
             old.out_features,
             config,
-            bias=False,
-            dtype=next((extras.dtypes[name] for name in plan.place.names if name in extras.dtypes), dtype),
-            device="meta",
-            has_input_qparams="input_scale" in state,
-            has_output_qparams="output_scale" in state,
+            forms.to_canonical(config, plan.group.packed, old.in_features, old.out_features, state),
+            bias=old.bias is not None,
+            dtype=next((extras.dtypes[name] for name in plan.place.names if name in extras.dtypes), None),
             name=plan.place.name,
         )
-        layer.load_canonical_state(state)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None
-    if bias is not None and old.bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=old.bias.requires_grad)
+    if layer.bias is not None and old.bias is not None:
+        layer.bias.requires_grad_(old.bias.requires_grad)
     return layer
 
 

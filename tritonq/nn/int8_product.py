@@ -44,8 +44,8 @@ def int8_product(
     """
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     codes, scale, zero_point = _codes(layer, x)
-    code_sums, *grid = layer.held("code_sums", "output_scale", "output_zero_point")
-    if code_sums is None:
+    grid = layer.grid("output")
+    if layer.layout.form != "int8":
         return shaped_like(x, ops.int4_int8_linear(codes, scale, *_int4_weight(layer), dtype))
     epilogue: tuple[Any, ...] = (activation, None, None, None)
     if residual is not None:
@@ -85,8 +85,7 @@ def gated_product(
 
 def dynamic_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """x · Wᵀ + b of a dynamic layer: float [M, K], columns in the order of its weight, → [M, N] of x's dtype."""
-    (code_sums,) = layer.held("code_sums")
-    if code_sums is None:
+    if layer.layout.form != "int8":
         return ops.int4_int8_linear_dynamic(x, *_int4_weight(layer))
     return ops.int8_linear_dynamic(x, layer.activation_symmetric, *_weight(layer))
 
@@ -118,7 +117,9 @@ def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Quan
     if layer.config.dynamic:
         rows = as_rows(x, layer.in_features)
         return per_token(ops.quantize_per_token(rows, symmetric), x.shape, symmetric, x.dtype)
-    input_scale, input_zero_point = layer.held("input_scale", "input_zero_point")
+    input_scale, input_zero_point = layer.grid("input")
+    assert input_scale is not None
+    assert input_zero_point is not None
     codes = ops.quantize_per_tensor(x, input_scale, input_zero_point, symmetric)
     scale = ops.scale_with_history(input_scale, x)
     return QuantizedTensor(codes, scale, input_zero_point, x.dtype)
@@ -128,14 +129,14 @@ def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor,
     """(codes [M, K], scale float32 [M, 1] or [1], zero point int8 alike or None) of an input."""
     quantized = quantized_input(layer, x)
     codes = as_rows(quantized.data, layer.in_features)
-    (order,) = layer.held("input_order")
+    order = layer.kernel_weight().input_order
     if order is not None:
         codes = codes.index_select(1, order)
     scale, zero = quantized.scale, quantized.zero_point
     if quantized.per_token:
         scale = scale.reshape(-1, 1).contiguous()
         zero = None if zero is None else zero.reshape(-1, 1).contiguous()
-    elif layer.code_sums is None:
+    elif layer.layout.form != "int8":
         scale = scale.expand(len(codes), 1).contiguous()  # the operator wants one for every row
     return codes, scale, zero
 
@@ -151,11 +152,14 @@ def shaped_like(x: Tensor | QuantizedTensor, rows: Tensor) -> Tensor:
 
 
 def _weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    return (*layer.held("packed_weight", "scales", "zero_points", "code_sums"), layer.held_bias())
+    codes, scales, zero_points, code_sums, _ = layer.kernel_weight()
+    assert code_sums is not None
+    return codes, scales, zero_points, code_sums, layer.held_bias()
 
 
 def _int4_weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, int]:
-    return (*layer.held("packed_weight", "scales"), layer.held_bias(), layer.group_size)
+    codes, scales, *_ = layer.kernel_weight()
+    return codes, scales, layer.held_bias(), layer.group_size
 
 
 def _handed_over(

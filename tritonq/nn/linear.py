@@ -5,13 +5,14 @@ The weight, its scales and their two layouts are in packed_weight.py; here is wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tritonq import ops
-from tritonq.nn.check import check_linear
+from tritonq.nn.check import check_linear, largest_in_features
 from tritonq.nn.deferred import Deferred
 from tritonq.nn.deferred_activation import DeferredActivation
 from tritonq.nn.deferred_linear import DeferredLinear
@@ -19,8 +20,8 @@ from tritonq.nn.handover import Edge
 from tritonq.nn.int8_product import as_rows, dynamic_product, int8_product, shaped_like
 from tritonq.nn.packed_weight import PackedWeight
 from tritonq.nn.quantized_tensor import QuantizedTensor
-from tritonq.nn.siblings import Siblings, own_buffers
-from tritonq.numerics import qparams
+from tritonq.nn.siblings import Siblings, own_buffers, own_parameters
+from tritonq.numerics import checkpoint_layout, qparams
 from tritonq.numerics.config import QuantConfig, as_config
 
 _SQNR_ROWS = 256
@@ -128,7 +129,7 @@ class QuantizedLinear(PackedWeight):
         layer.bias = linear.bias
         layer.train(linear.training)
         codes, scale, zero_point = qparams.quantize_weight(weight, config.weight, weight_qparams)
-        layer._set_codes(codes.__getitem__, scale, zero_point)
+        layer.hold_weight(layer._packed(codes.__getitem__, scale, zero_point))
         for side, pair in (("input", input_qparams), ("output", output_qparams)):
             if pair is not None:
                 layer._buffers[f"{side}_scale"] = (
@@ -138,6 +139,53 @@ class QuantizedLinear(PackedWeight):
                     pair[1].to(torch.int8).reshape(1).to(weight.device, copy=True)
                 )
         layer.weight_sqnr = _sqnr(weight, layer.dequantize(torch.float32))
+        return layer
+
+    @classmethod
+    def from_state(
+        cls,
+        in_features: int,
+        out_features: int,
+        config: QuantConfig,
+        state: Mapping[str, Tensor],
+        *,
+        bias: bool,
+        dtype: torch.dtype | None = None,
+        name: str = "",
+    ) -> QuantizedLinear:
+        """A layer from its tensors in the layout of files, on the device that they are on.
+
+        Args:
+            in_features, out_features: K and N.
+            state: local name ("weight_packed") → tensor; see packed_weight.py. Codes may be a file's map, they are
+                packed anew; the layer keeps the other tensors.
+            bias: whether the layer has one; `state` may then hold one of zeros where it has none.
+            dtype: what the layer stands for; None takes that of the bias, or of the scales.
+            name: the layer's, for messages.
+
+        Raises:
+            ValueError: beginning with the tensor's name: one is missing or has a wrong dtype, shape or value.
+        """
+        limit = largest_in_features(config)
+        if in_features > limit:
+            raise ValueError(
+                f"in_features must be at most {limit:,} for {config.scheme}, found {in_features:,}"
+            )
+        stored_bias = _checked_bias(state, out_features, bias)
+        layer = cls(
+            in_features,
+            out_features,
+            config,
+            bias=False,
+            dtype=dtype or (state["weight_scale"] if stored_bias is None else stored_bias).dtype,
+            device="meta",
+            has_input_qparams="input_scale" in state,
+            has_output_qparams="output_scale" in state,
+            name=name,
+        )
+        layer.load_canonical_state(state)
+        if stored_bias is not None and bias:
+            layer.bias = nn.Parameter(stored_bias)
         return layer
 
     def extra_repr(self) -> str:
@@ -183,11 +231,13 @@ class QuantizedLinear(PackedWeight):
         if isinstance(x, QuantizedTensor):
             return int8_product(self, x)
         rows = as_rows(x, self.in_features)
-        order, *weight = self.held("input_order", "packed_weight", "scales", "zero_points")
+        codes, scales, zero_points, _, order = self.kernel_weight()
         if order is not None:
             rows = rows.index_select(1, order)
         if self._activation is None:
-            out = ops.weight_only_linear(rows, *weight, self.held_bias(), self.group_size)
+            out = ops.weight_only_linear(
+                rows, codes, scales, zero_points, self.held_bias(), self.group_size
+            )
         else:
             out = dynamic_product(self, rows)
         return shaped_like(x, out)
@@ -205,7 +255,7 @@ class QuantizedLinear(PackedWeight):
             and x.dtype in qparams.FLOAT_DTYPES
             and x.dim() > 0
             and x.shape[-1] == self.in_features
-            and x.device == self._buffers["packed_weight"].device  # type: ignore[union-attr]
+            and x.device == self._parameters["weight_scale"].device  # type: ignore[union-attr]
         ):
             return
         if isinstance(x, QuantizedTensor):
@@ -214,7 +264,7 @@ class QuantizedLinear(PackedWeight):
                     f"{self._where} ({self.config.scheme}) takes float inputs, found a QuantizedTensor: put a "
                     "DeQuantStub before it, or give it the scheme w8a8_static"
                 )
-            if self.code_sums is None and x.zero_point is not None:
+            if self.layout.form != "int8" and x.zero_point is not None:
                 raise TypeError(
                     f"{self._where} ({self.config.scheme}) takes symmetric int8 activations, found a QuantizedTensor "
                     "with a zero point: put a DeQuantStub before it"
@@ -231,8 +281,9 @@ class QuantizedLinear(PackedWeight):
             raise ValueError(
                 f"{self._where}: input must have {self.in_features} features last, found shape {list(x.shape)}"
             )
-        if x.device != self.packed_weight.device:
-            raise ValueError(f"{self._where} is on {self.packed_weight.device}, found an input on {x.device}")
+        device = self._weight_parameter("weight_scale").device
+        if x.device != device:
+            raise ValueError(f"{self._where} is on {device}, found an input on {x.device}")
 
     # --- siblings --------------------------------------------------------------------------------------------------
 
@@ -247,7 +298,11 @@ class QuantizedLinear(PackedWeight):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's tensors are its own, until copies of all its siblings are there."""
-        return vars(self) if self.siblings is None else {**vars(self), "_buffers": own_buffers(self)}
+        state = super().__getstate__()
+        if self.siblings is not None:
+            state["_parameters"] = {**self._parameters, **own_parameters(self)}
+            state["_buffers"] = own_buffers(self)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -282,6 +337,20 @@ class QuantizedLinear(PackedWeight):
         self.output_zero_point = None if zero_point is None else zero_point.clone()
         if self.siblings is not None:
             self.siblings.enter(self.sibling_index, self)
+
+
+def _checked_bias(state: Mapping[str, Tensor], out_features: int, wanted: bool) -> Tensor | None:
+    """The bias of a stored layer, None where there is none to be found."""
+    if "bias" not in state:
+        if wanted:
+            raise ValueError("bias is missing")
+        return None
+    bias = checkpoint_layout.expect(state, "bias", (out_features,), qparams.FLOAT_DTYPES).detach()
+    if not torch.isfinite(bias).all():
+        raise ValueError("bias must be finite, found NaN or Inf")
+    if not wanted and bias.any():
+        raise ValueError("bias must be zero, since the model's layer has none, found other values")
+    return bias
 
 
 def _sqnr(weight: Tensor, dequantized: Tensor) -> float:

@@ -1,27 +1,38 @@
-"""What a QuantizedLinear holds: slabs while it runs, the layout of files wherever somebody looks.
+"""What a QuantizedLinear holds: frozen Parameters under the names of files, in one of two layouts.
 
-The weight is packed in slabs (numerics/slabs.py). What `state_dict` returns and takes is the canonical layout of files
-(compressed-tensors), converted on the way out and in:
+A host sees the tensors that it expects of a layer: `next(parameters())` is a floating-point scale, DDP broadcasts once,
+FSDP2 shards rows, accelerate moves the packed bytes by name. Kernels read another layout than files have. A Parameter in
+the layout of kernels has one dimension more, so that its shape says which of the two it is, wherever a host copies it:
 
-    weight-only, int4   weight_packed int32 [N, ceil(K·bits/32)]    weight_scale [N, G]    weight_shape int64 [2]
-                        weight_zero_point int32 [ceil(N·bits/32), G] if affine
-                        weight_g_idx int32 [K], the group of each column, if columns are not grouped in order
-    int8 × int8         weight int8 [N, K]                          weight_scale [N, 1]
-                        weight_zero_point int8 [N, 1] if affine
-    static              input_scale float32 [1]    input_zero_point int8 [1] if affine
-    hands over int8     output_scale float32 [1]   output_zero_point int8 [1]
-    bias                [N]
+    name                files (compressed-tensors)                       kernels
+    weight_scale        [N, G], per tensor [1]                           [G, N, 1]
+    weight_packed       int32 [N, ceil(K·bits/32)]                       int32 [N, 1, ·], the bytes of a row's slabs
+    or weight           int8 [N, K], for int8 × int8                     int8 [N, 1, ·]
+    weight_zero_point   int32 [ceil(N·bits/32), G] or int8 [N, 1]        int8 [G, N, 1], if affine
+    weight_g_idx        int32 [K], the group of each column              int32 [K, 1], the columns sorted by group
+    weight_shape        int64 [2], beside weight_packed                  the same
+    bias                [N]                                              the same
+
+What is quantized or loaded is in the layout of kernels. Empty layers are in that of files, and so is what a host puts in
+by name; the first call repacks it. `state_dict` returns and takes the layout of files. Slabs: numerics/slabs.py.
+
+The grids of a static layer's activations are buffers, under their names in files too:
+
+    input_scale float32 [1]     input_zero_point int8 [1] (not in files if symmetric)
+    output_scale float32 [1]    output_zero_point int8 [1], where it hands over int8
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tritonq.nn.host_tensors import gathered, is_offloaded, is_sharded
+from tritonq.nn.read_only_weight import read_only
 from tritonq.numerics import checkpoint_layout, qparams
 from tritonq.numerics import slabs as layouts
 from tritonq.numerics.checkpoint_layout import CodeReader
@@ -30,6 +41,35 @@ from tritonq.util.fixed_dtype import FixedDtypeModule
 
 #: Values of a weight that are repacked at once.
 _BLOCK_VALUES = 1 << 20
+#: What accelerate sets on a module before it moves the module's tensors by their names in `state_dict`.
+_HOOKED = "_old_forward"
+
+
+class KernelWeight(NamedTuple):
+    """A weight as kernels read it.
+
+    Attributes:
+        packed_weight: the slabs, [N, ·].
+        scales: [G, N] in the dtype that stores them; zero_points: int8 [G, N] or None.
+        code_sums: int32 [N], Σ_k of the codes (int8 × int8 only, else None).
+        input_order: int32 [K] or None: where groups are not runs of columns (GPTQ's activation order), slabs hold the
+            columns sorted by group, and this is the order in which the input's features are taken.
+    """
+
+    packed_weight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    code_sums: Tensor | None
+    input_order: Tensor | None
+
+
+class _Found(NamedTuple):
+    """What kernels read of the Parameters, these, and the count of changes in place that the sums of codes are of."""
+
+    codes: Tensor
+    scale: Tensor
+    version: int | None
+    weight: KernelWeight
 
 
 class PackedWeight(FixedDtypeModule):
@@ -42,21 +82,12 @@ class PackedWeight(FixedDtypeModule):
         layout: of the slabs.
         dtype: the float dtype that the layer stands for; follows `.to(dtype)`, unlike codes, scales and zero points.
         bias: Parameter [N] or None.
-        packed_weight: the slabs, [N, ·].
-        scales: [G, N] in the dtype that stores them; zero_points: int8 [G, N] or None.
-        code_sums: int32 [N], Σ_k of the codes (int8 × int8 only, else None).
-        input_order: int32 [K] or None: where groups are not runs of columns (GPTQ's activation order), slabs hold the
-            columns sorted by group, and this is the order in which the input's features are taken.
+        packed_weight, scales, zero_points, code_sums, input_order: those of `kernel_weight()`.
         input_scale, input_zero_point, output_scale, output_zero_point: float32 [1] and int8 [1], or None.
         activation_symmetric: whether activations are quantized symmetrically, here and where they are handed over.
         weight_sqnr: signal to quantization noise of the weight in dB, None where it is not known.
     """
 
-    packed_weight: Tensor
-    scales: Tensor
-    zero_points: Tensor | None
-    code_sums: Tensor | None
-    input_order: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     output_scale: Tensor | None
@@ -81,88 +112,271 @@ class PackedWeight(FixedDtypeModule):
         self.layout = layouts.slab_layout(layouts.weight_form(config), in_features, self.group_size)
         self.weight_sqnr: float | None = None
         self.activation_symmetric = config.activation is not None and config.activation.symmetric
+        self._codes_name = "weight_packed" if checkpoint_layout.is_packed(config) else "weight"
+        self._has_sums = not config.weight_only and self.layout.form == "int8"
+        self._found: _Found | None = None
 
-        def empty(*shape: int, dtype: torch.dtype, present: bool = True) -> Tensor | None:
-            return torch.zeros(*shape, dtype=dtype, device=device) if present else None
-
-        groups = self.layout.groups
-        affine = not config.weight.symmetric
-        sums = not config.weight_only and self.layout.form == "int8"
+        for name, tensor in checkpoint_layout.empty_weight_state(
+            config, in_features, out_features, dtype, device
+        ).items():
+            self._hold(name, tensor)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
-        self.register_buffer("packed_weight", empty(out_features, self.layout.words, dtype=self.layout.dtype))
-        self.register_buffer("scales", empty(groups, out_features, dtype=dtype))
-        self.register_buffer("zero_points", empty(groups, out_features, dtype=torch.int8, present=affine))
-        self.register_buffer("code_sums", empty(out_features, dtype=torch.int32, present=sums))
-        self.register_buffer("input_order", None)
         for side, present in (("input", has_input_qparams), ("output", has_output_qparams)):
-            self.register_buffer(f"{side}_scale", empty(1, dtype=torch.float32, present=present))
-            self.register_buffer(f"{side}_zero_point", empty(1, dtype=torch.int8, present=present))
+            scale = torch.zeros(1, dtype=torch.float32, device=device) if present else None
+            zero = torch.zeros(1, dtype=torch.int8, device=device) if present else None
+            self.register_buffer(f"{side}_scale", scale)
+            self.register_buffer(f"{side}_zero_point", zero)
 
-    def held(self, *names: str) -> Any:
-        """Buffers by name. nn.Module's attributes find them too, at several times the cost, in each call of a layer."""
-        buffers = self._buffers
-        return tuple([buffers[name] for name in names])
+    def _hold(self, name: str, tensor: Tensor | None) -> None:
+        """Register a frozen Parameter; None takes it away. `weight` is a property too, which nn.Module would refuse."""
+        if tensor is None:
+            self._parameters.pop(name, None)
+        else:
+            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+
+    def _stores_zero_point(self, side: str) -> bool:
+        """Whether files have a zero point for the input or the output."""
+        return side == "output" or not self.activation_symmetric
+
+    # --- what kernels read ------------------------------------------------------------------------------------------
+
+    def kernel_weight(self) -> KernelWeight:
+        """The weight for kernels: views of the Parameters, found again only where these are others than before."""
+        parameters, found = self._parameters, self._found
+        if torch.compiler.is_compiling():
+            return self._traced()
+        if (
+            found is not None
+            and found.codes is parameters[self._codes_name]
+            and found.scale is parameters["weight_scale"]
+            and (found.version is None or found.version == found.codes._version)
+        ):
+            return found.weight
+        return self._find()
 
     def held_bias(self) -> Tensor | None:
-        """The bias, found as fast where it lies as usual."""
+        """The bias, found faster than nn.Module's attributes are where it lies as usual."""
         parameters = self._parameters
         if "bias" in parameters:
             return parameters["bias"]
         return self.bias
 
+    def grid(self, side: str) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and zero point of the "input" or the "output", found as fast."""
+        buffers = self._buffers
+        return buffers[f"{side}_scale"], buffers[f"{side}_zero_point"]
+
+    @property
+    def in_kernel_layout(self) -> bool:
+        """Whether the Parameters are as kernels read them, rather than as files have them."""
+        return self._weight_parameter("weight_scale").dim() == 3
+
+    def _find(self) -> KernelWeight:
+        with torch.inference_mode(False), torch.no_grad():
+            sharded = is_sharded(self._weight_parameter("weight_scale"))
+            if self.in_kernel_layout:
+                weight = self._view_of_parameters()
+                if not sharded:
+                    self._remember(weight)
+                return weight
+            weight = self._repacked()
+            if not sharded and not is_offloaded(self):
+                self.hold_weight(weight)
+            return weight  # else for this call: the host takes its tensors away again
+
+    def _remember(self, weight: KernelWeight) -> None:
+        codes = self._weight_parameter(self._codes_name)
+        version = codes._version if self._has_sums and not codes.is_inference() else None
+        self._found = _Found(codes, self._weight_parameter("weight_scale"), version, weight)
+
+    def _traced(self) -> KernelWeight:
+        """The same in a trace, whose inputs are the Parameters: torch.compile takes them to stay where they are."""
+        if not self.in_kernel_layout:
+            return self._repacked()
+        sums = None
+        if self._has_sums:
+            found, parameters = self._found, self._parameters
+            if found is not None and found.codes is parameters[self._codes_name]:
+                sums = found.weight.code_sums
+        return self._view_of_parameters(sums)
+
+    def _weight_parameter(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        assert parameter is not None
+        return parameter
+
+    def _view_of_parameters(self, sums: Tensor | None = None) -> KernelWeight:
+        held = {name: gathered(tensor.detach()) for name, tensor in self.weight_parameters().items()}
+        zero, order = held.get("weight_zero_point"), held.get("weight_g_idx")
+        packed = held[self._codes_name].view(self.layout.dtype).squeeze(1)
+        if sums is None and self._has_sums:
+            sums = packed.sum(dim=1, dtype=torch.int32)  # padding is 0
+        return KernelWeight(
+            packed,
+            held["weight_scale"].squeeze(2),
+            None if zero is None else zero.squeeze(2),
+            sums,
+            None if order is None else order.squeeze(1),
+        )
+
+    def _repacked(self) -> KernelWeight:
+        """Parameters in the layout of files → what kernels read."""
+        state = {name: gathered(tensor.detach()) for name, tensor in self.weight_parameters().items()}
+        return self._packed(*self._read(state))
+
+    def weight_parameters(self) -> dict[str, Tensor]:
+        """The Parameters of codes, scales and zero points, by name."""
+        return {
+            name: tensor
+            for name, tensor in self._parameters.items()
+            if tensor is not None and name.startswith("weight")
+        }
+
+    def _read(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[CodeReader, Tensor, Tensor | None, Tensor | None]:
+        weight = checkpoint_layout.read_weight_state(self.config, self.in_features, self.out_features, state)
+        return *weight, checkpoint_layout.read_input_order(self.in_features, self.group_size, state)
+
+    def _packed(
+        self, read_codes: CodeReader, scale: Tensor, zero_point: Tensor | None, order: Tensor | None = None
+    ) -> KernelWeight:
+        """Rows of codes int8 [·, K], scale [N or 1, G], zero point int8 [N or 1, G] or None → the same for kernels.
+
+        Packed in blocks of rows, so that a large weight is there once, packed, and never as a whole in int8.
+        """
+        shape, device = (self.out_features, self.layout.groups), scale.device
+        packed = torch.empty(self.out_features, self.layout.words, dtype=self.layout.dtype, device=device)
+        step = max(1, _BLOCK_VALUES // self.in_features)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, start + step)
+            codes = read_codes(rows) if order is None else read_codes(rows).index_select(1, order)
+            packed[rows] = layouts.pack(codes, self.layout)
+        sums = packed.sum(dim=1, dtype=torch.int32) if self._has_sums else None  # padding is 0
+        copy = functools.partial(torch.clone, memory_format=torch.contiguous_format)
+        zero_points = None if zero_point is None else copy(zero_point.expand(shape).t())
+        return KernelWeight(packed, copy(scale.expand(shape).t()), zero_points, sums, order)
+
+    def hold_weight(self, weight: KernelWeight) -> None:
+        """Hold a weight in the layout of kernels, in the memory that it has."""
+        codes = weight.packed_weight
+        if self._codes_name == "weight_packed":
+            codes = codes.view(torch.int32)  # as in files; not every collective operation knows int16
+            shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64)
+            self._hold("weight_shape", shape.to(codes.device))
+        self._hold("weight_scale", weight.scales.unsqueeze(2))
+        self._hold(self._codes_name, codes.unsqueeze(1))
+        self._hold("weight_zero_point", None if weight.zero_points is None else weight.zero_points.unsqueeze(2))
+        self._hold("weight_g_idx", None if weight.input_order is None else weight.input_order.unsqueeze(1))
+        self._remember(weight)
+
+    def show_file_layout(self) -> None:
+        """Hold the weight as files have it, for a host that moves tensors by their names in `state_dict`."""
+        if self.in_kernel_layout:
+            for name, tensor in self._weight_state().items():
+                self._hold(name, tensor)
+            self._found = None
+
+    packed_weight = property(lambda self: self.kernel_weight().packed_weight)
+    scales = property(lambda self: self.kernel_weight().scales)
+    zero_points = property(lambda self: self.kernel_weight().zero_points)
+    code_sums = property(lambda self: self.kernel_weight().code_sums)
+    input_order = property(lambda self: self.kernel_weight().input_order)
+
     # --- inspection ------------------------------------------------------------------------------------------------
 
     def int_weight(self) -> Tensor:
         """The weight's codes, int8 [N, K]."""
-        return self._in_columns_order(layouts.unpack(self.packed_weight, self.layout))
+        weight = self.kernel_weight()
+        return _in_columns_order(layouts.unpack(weight.packed_weight, self.layout), weight.input_order)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as float [N, K], in `dtype` (the layer's own if None)."""
-        zero = None
-        if self.zero_points is not None:
-            zero = qparams.expand_groups(self.zero_points.t(), self.in_features, self.group_size)
-        scale = qparams.expand_groups(self.scales.t(), self.in_features, self.group_size)
-        codes = layouts.unpack(self.packed_weight, self.layout)
-        return self._in_columns_order(qparams.dequantize(codes, scale, zero, dtype or self.dtype))
-
-    def _in_columns_order(self, by_group: Tensor) -> Tensor:
-        """[N, K] as the slabs hold it → with column k where the input has feature k."""
-        if self.input_order is None:
-            return by_group
-        return torch.empty_like(by_group).index_copy_(1, self.input_order.long(), by_group)
+        weight, zero = self.kernel_weight(), None
+        if weight.zero_points is not None:
+            zero = qparams.expand_groups(weight.zero_points.t(), self.in_features, self.group_size)
+        scale = qparams.expand_groups(weight.scales.t(), self.in_features, self.group_size)
+        codes = layouts.unpack(weight.packed_weight, self.layout)
+        values = qparams.dequantize(codes, scale, zero, dtype or self.dtype)
+        return _in_columns_order(values, weight.input_order)
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight [N, K], computed at each access; read-only."""
-        return self.dequantize()
+        """The dequantized weight [N, K], computed at each access; writing to it raises.
+
+        A host that fills the layer or moves its tensors by their names in files sees the stored codes of that name.
+        """
+        if "weight" in self._parameters and not self.in_kernel_layout:
+            held = self.weight_parameters()
+            if _HOOKED in vars(self) or any(tensor.is_meta for tensor in held.values()):
+                return held["weight"]
+        return read_only(self.dequantize())
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that codes, scales, zero points, sums and the order of columns take now."""
-        held = (self.packed_weight, self.scales, self.zero_points, self.code_sums, self.input_order)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        held = [tensor for name, tensor in self.weight_parameters().items() if name != "weight_shape"]
+        return sum(tensor.nbytes for tensor in held) + 4 * self.out_features * self._has_sums
 
     # --- moving, saving and loading -----------------------------------------------------------------------------------
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would vanish; and show a host that will move tensors by name what files have."""
+        if name == "weight" and not (isinstance(value, Tensor) and value.dtype == torch.int8):
+            raise AttributeError(
+                f"the weight of a {type(self).__name__} is read-only, found an assignment: put an nn.Linear in the "
+                "layer's place, or quantize again from a float weight"
+            )
+        if name == _HOOKED:
+            self.show_file_layout()
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Any, recurse: bool = True) -> PackedWeight:
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed_weight.device)).dtype
-        super()._apply(fn, recurse)
+        device = self._weight_parameter("weight_scale").device
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=device)).dtype
+        fixed = {id(tensor) for tensor in self.weight_parameters().values()}
+
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if id(tensor) not in fixed or moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)
+        self._find_again()
         return self
+
+    def _find_again(self) -> None:
+        """After the Parameters have become others: now rather than in the next call, which may be traced."""
+        self._found = None
+        if self.in_kernel_layout and not is_sharded(self._weight_parameter("weight_scale")):
+            self._find()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._find_again()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_found": None}
 
     def canonical_state(self) -> dict[str, Tensor]:
         """The layer's tensors in the layout of files, bias aside; see the module's docstring."""
-        zero = None if self.zero_points is None else self.zero_points.t()
-        state = checkpoint_layout.weight_state(
-            self.config, self.int_weight(), self.scales.t().contiguous(), zero
-        )
-        if self.input_order is not None:
-            state["weight_g_idx"] = checkpoint_layout.group_of_column(self.input_order, self.group_size)
+        state = self._weight_state()
         for side in ("input", "output"):
             scale, zero_point = self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"]
             if scale is not None and zero_point is not None:
                 state[f"{side}_scale"] = scale
-                if side == "output" or not self.activation_symmetric:
+                if self._stores_zero_point(side):
                     state[f"{side}_zero_point"] = zero_point
+        return state
+
+    def _weight_state(self) -> dict[str, Tensor]:
+        if not self.in_kernel_layout:
+            return {name: gathered(tensor.detach()) for name, tensor in self.weight_parameters().items()}
+        weight = self._view_of_parameters()
+        zero = None if weight.zero_points is None else weight.zero_points.t()
+        codes = _in_columns_order(layouts.unpack(weight.packed_weight, self.layout), weight.input_order)
+        state = checkpoint_layout.weight_state(self.config, codes, weight.scales.t().contiguous(), zero)
+        if weight.input_order is not None:
+            state["weight_g_idx"] = checkpoint_layout.group_of_column(weight.input_order, self.group_size)
         return state
 
     def load_canonical_state(self, state: Mapping[str, Tensor]) -> None:
@@ -171,45 +385,17 @@ class PackedWeight(FixedDtypeModule):
         Raises:
             ValueError: for a tensor that is missing or has a wrong dtype, shape or value; the layer is unchanged then.
         """
-        read_codes, scale, zero_point = checkpoint_layout.read_weight_state(
-            self.config, self.in_features, self.out_features, state
-        )
-        order = checkpoint_layout.read_input_order(self.in_features, self.group_size, state)
+        read = self._read(state)
         sides = {}
         for side in ("input", "output"):
             if self._buffers[f"{side}_scale"] is not None:
-                affine = side == "output" or not self.activation_symmetric
-                sides[side] = checkpoint_layout.read_activation_qparams(state, side, affine)
-        self._set_codes(read_codes, scale, zero_point, order)
+                sides[side] = checkpoint_layout.read_activation_qparams(
+                    state, side, self._stores_zero_point(side)
+                )
+        self.hold_weight(self._packed(*read))
         for side, pair in sides.items():
             self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"] = pair
         self.weight_sqnr = None
-
-    def _set_codes(
-        self, read_codes: CodeReader, scale: Tensor, zero_point: Tensor | None, order: Tensor | None = None
-    ) -> None:
-        """Rows of codes int8 [·, K], scale [N or 1, G], zero point int8 [N or 1, G] or None → the buffers, all copies.
-
-        Packed in blocks of rows, so that a large weight is there once, packed, and never as a whole in int8.
-        """
-        shape, device = (self.out_features, self.layout.groups), scale.device
-        packed = torch.empty(self.out_features, self.layout.words, dtype=self.layout.dtype, device=device)
-        sums = None
-        if self._buffers["code_sums"] is not None:
-            sums = torch.empty(self.out_features, dtype=torch.int32, device=device)
-        step = max(1, _BLOCK_VALUES // self.in_features)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, start + step)
-            codes = read_codes(rows) if order is None else read_codes(rows).index_select(1, order)
-            packed[rows] = layouts.pack(codes, self.layout)
-            if sums is not None:
-                sums[rows] = codes.sum(dim=1, dtype=torch.int32)
-        copy = functools.partial(torch.clone, memory_format=torch.contiguous_format)
-        self._buffers["packed_weight"] = packed
-        self._buffers["scales"] = copy(scale.expand(shape).t())
-        self._buffers["zero_points"] = None if zero_point is None else copy(zero_point.expand(shape).t())
-        self._buffers["code_sums"] = sums
-        self._buffers["input_order"] = order
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, tensor in self.canonical_state().items():
@@ -237,7 +423,7 @@ class PackedWeight(FixedDtypeModule):
         if missing:
             return
         assign = local_metadata.get("assign_to_params_buffers", False)
-        device = self.packed_weight.device
+        device = self._weight_parameter("weight_scale").device
         try:
             if self.bias is not None:
                 bias = checkpoint_layout.expect(own, "bias", (self.out_features,), qparams.FLOAT_DTYPES)
@@ -252,3 +438,10 @@ class PackedWeight(FixedDtypeModule):
         elif self.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(bias)
+
+
+def _in_columns_order(by_group: Tensor, order: Tensor | None) -> Tensor:
+    """[N, K] as the slabs hold it → with column k where the input has feature k."""
+    if order is None:
+        return by_group
+    return torch.empty_like(by_group).index_copy_(1, order.long(), by_group)

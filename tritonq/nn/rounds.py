@@ -30,7 +30,7 @@ from torch.utils.weak import TensorWeakRef
 
 from tritonq import ops
 from tritonq.nn.quantized_tensor import QuantizedTensor
-from tritonq.ops.bypass import dispatch_modes, functorch_level, is_exporting, tracing_state
+from tritonq.ops.bypass import dispatch_modes, functorch_level, tracing_state
 
 
 class Round:
@@ -76,8 +76,6 @@ def state_of(x: Tensor | QuantizedTensor, weights: Sequence[Tensor], proven: boo
     """
     tensors = _tensors_of(x)
     if torch.compiler.is_compiling():
-        if is_exporting():
-            return None
         return tuple(size for tensor in tensors for size in ops.traced_version(tensor).shape)
     if tracing_state() is not None or functorch_level() is not None:
         return None

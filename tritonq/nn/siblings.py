@@ -35,11 +35,12 @@ from torch import Tensor, nn
 
 from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.nn.rounds import Progress, ProgressInThread, Round, autograd_records, state_of
+from tritonq.ops.bypass import is_exporting
 
 if TYPE_CHECKING:
     from tritonq.nn.linear import QuantizedLinear
 
-#: What is joined, and along which dimension N lies.
+#: What of a KernelWeight is joined, and along which dimension N lies.
 _JOINED_ALONG = {"packed_weight": 0, "scales": 1, "zero_points": 1, "code_sums": 0}
 
 
@@ -47,7 +48,7 @@ class Siblings:
     """A group of layers; each has a place in it, and knows both (`layer.siblings`, `layer.sibling_index`).
 
     Args:
-        layers: alike, as `are_alike` says. From now on their buffers are views of the joined ones.
+        layers: alike, as `are_alike` says. From now on their tensors are views of the joined ones.
         proven: a run has shown that they read one value.
 
     Attributes:
@@ -68,7 +69,7 @@ class Siblings:
         return [None if member is None else member() for member in self._members]
 
     def enter(self, index: int, layer: QuantizedLinear) -> None:
-        """Take a place: at first, and again whenever the layer's buffers have become other tensors."""
+        """Take a place: at first, and again whenever the layer's tensors have become others."""
         layer.siblings, layer.sibling_index = self, index
         self._members[index] = weakref.ref(layer)
         self._join()
@@ -80,9 +81,13 @@ class Siblings:
         held = self._held[layer.sibling_index]
         if torch.compiler.is_compiling():
             # One tensor of each layer: a trace guards all that it looks at, in every call.
-            return layer.packed_weight is held.buffers["packed_weight"]
+            return layer._parameters["weight_scale"] is held.parameters["weight_scale"]
+        parameters, buffers = layer._parameters, layer._buffers
+        for name, tensor in held.parameters.items():
+            if parameters[name] is not tensor:
+                return False
         for name, tensor in held.buffers.items():
-            if layer._buffers[name] is not tensor:
+            if buffers[name] is not tensor:
                 return False
         bias = layer.bias
         if bias is None or bias is not held.bias:
@@ -105,7 +110,7 @@ class Siblings:
             for layer, end in zip(layers, itertools.accumulate(self._sizes), strict=True):
                 _make_view(layer, whole, slice(end - layer.out_features, end))
         self._held = [_Held(layer) for layer in layers]
-        weights = (*map(whole._buffers.get, _JOINED_ALONG), *(layer.bias for layer in layers))
+        weights = (*whole.kernel_weight(), *(layer.bias for layer in layers))
         self._weights = [tensor for tensor in weights if tensor is not None]
         self.whole = whole
 
@@ -114,6 +119,7 @@ class Siblings:
         for layer in self.members:
             if layer is not None:
                 with torch.inference_mode(False), torch.no_grad():
+                    layer._parameters.update(own_parameters(layer))
                     layer._buffers.update(own_buffers(layer))
                     if layer.bias is not None:
                         layer.bias.data = layer.bias.data.clone()
@@ -133,6 +139,8 @@ class Siblings:
     def output(self, layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Tensor | None:
         """The layer's output for an input that it accepts; None where it has to compute that alone."""
         whole, index = self.whole, layer.sibling_index
+        if torch.compiler.is_compiling() and is_exporting():
+            return None
         if whole is None or autograd_records(x, layer.bias) or not self.holds(layer):
             return None
         state = state_of(x, self._weights, self.proven)
@@ -163,6 +171,7 @@ class _Held:
     """A member's tensors as they were when they were joined."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
+        self.parameters = layer.weight_parameters()
         self.buffers = {name: tensor for name, tensor in layer._buffers.items() if tensor is not None}
         self.bias = layer.bias
         self.bias_storage = None if layer.bias is None else layer.bias.untyped_storage()._cdata
@@ -180,12 +189,23 @@ def are_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
     )
 
 
-def own_buffers(layer: QuantizedLinear) -> dict[str, Tensor | None]:
-    """A layer's buffers, as tensors that share no memory with another layer's."""
+def own_parameters(layer: QuantizedLinear) -> dict[str, nn.Parameter]:
+    """A layer's weight, as Parameters that share no memory with another layer's."""
     return {
-        name: None if tensor is None else tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in layer._buffers.items()
+        name: nn.Parameter(_dense_copy(tensor.detach()), requires_grad=False)
+        for name, tensor in layer.weight_parameters().items()
     }
+
+
+def own_buffers(layer: QuantizedLinear) -> dict[str, Tensor | None]:
+    """The same of its buffers."""
+    return {
+        name: None if tensor is None else _dense_copy(tensor) for name, tensor in layer._buffers.items()
+    }
+
+
+def _dense_copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _stays_alone(layer: QuantizedLinear) -> bool:
@@ -221,12 +241,15 @@ def _joined(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
     words: dict[str, Any] = {"bias": False, "dtype": first.dtype, "device": "meta", "name": name}
     whole = type(first)(first.in_features, features, first.config, **words)
     whole._buffers.update(first._buffers)
-    for name, dimension in _JOINED_ALONG.items():
-        tensors = [tensor for layer in layers if (tensor := layer._buffers[name]) is not None]
-        whole._buffers[name] = torch.cat(tensors, dimension) if tensors else None
+    weights = [layer.kernel_weight() for layer in layers]
+    joined = {}
+    for part, dimension in _JOINED_ALONG.items():
+        tensors = [tensor for weight in weights if (tensor := getattr(weight, part)) is not None]
+        joined[part] = torch.cat(tensors, dimension) if tensors else None
+    whole.hold_weight(weights[0]._replace(**joined))
     if any(layer.bias is not None for layer in layers):
         # What a layer without bias adds is -0.0: v + -0.0 is v for every v, while -0.0 + 0.0 would be 0.0.
-        zeros = first.scales.new_full((features,), -0.0, dtype=first.dtype)
+        zeros = weights[0].scales.new_full((features,), -0.0, dtype=first.dtype)
         biases = [zeros[: layer.out_features] if layer.bias is None else layer.bias.data for layer in layers]
         whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return whole
@@ -234,9 +257,12 @@ def _joined(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
 
 def _make_view(layer: QuantizedLinear, whole: QuantizedLinear, rows: slice) -> None:
     """Make a layer's tensors views of the joined ones."""
-    for name, dimension in _JOINED_ALONG.items():
-        tensor = whole._buffers[name]
-        layer._buffers[name] = None if tensor is None else tensor[(slice(None),) * dimension + (rows,)]
+    joined = whole.kernel_weight()
+    own = {}
+    for part, dimension in _JOINED_ALONG.items():
+        tensor = getattr(joined, part)
+        own[part] = None if tensor is None else tensor[(slice(None),) * dimension + (rows,)]
+    layer.hold_weight(layer.kernel_weight()._replace(**own))
     if layer.bias is not None:
         assert whole.bias is not None
         layer.bias.data = whole.bias.data[rows]

@@ -52,6 +52,39 @@ def weight_state(
     return state
 
 
+def empty_weight_state(
+    config: QuantConfig,
+    in_features: int,
+    out_features: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> dict[str, Tensor]:
+    """The tensors of a weight [N, K] with all codes, scales and zero points 0, the scale first.
+
+    Args:
+        dtype: the scale's.
+    """
+    spec = config.weight
+    groups = -(-in_features // spec.resolve_group_size(in_features))
+    per_tensor = spec.granularity == "tensor"
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    state = {"weight_scale": zeros(1, dtype=dtype) if per_tensor else zeros(out_features, groups, dtype=dtype)}
+    if is_packed(config):
+        state["weight_packed"] = zeros(out_features, int32_words.packed_width(in_features, spec.bits))
+        state["weight_shape"] = torch.tensor([out_features, in_features], dtype=torch.int64, device=device)
+    else:
+        state["weight"] = zeros(out_features, in_features, dtype=torch.int8)
+    if not spec.symmetric and zero_points_are_packed(config):
+        state["weight_zero_point"] = zeros(int32_words.packed_width(out_features, spec.bits), groups)
+    elif not spec.symmetric:
+        shape = (1,) if per_tensor else (out_features, groups)
+        state["weight_zero_point"] = zeros(*shape, dtype=torch.int8)
+    return state
+
+
 def read_weight_state(
     config: QuantConfig, in_features: int, out_features: int, state: Mapping[str, Tensor]
 ) -> tuple[CodeReader, Tensor, Tensor | None]:

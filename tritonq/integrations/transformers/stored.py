@@ -21,10 +21,8 @@ from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.stored_edges import apply_edges, check_edges, check_grids
 from tritonq.integrations.transformers.formats import LayerFormat, read_format
 from tritonq.integrations.transformers.survey import stacked_weights
-from tritonq.nn.check import largest_in_features
 from tritonq.nn.handover import Edge
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.numerics import checkpoint_layout, qparams
 from tritonq.select.patterns import Place, places
 from tritonq.select.select import is_plain_linear
 
@@ -66,37 +64,20 @@ class StoredLayer(nn.Module):
         stored = {local: self.get_parameter(local).data for local in self.layout.tensors}
         try:
             config, state = self.layout.to_canonical(name, linear, stored)
-            limit = largest_in_features(config)
-            if linear.in_features > limit:
-                raise ValueError(
-                    f"in_features must be at most {limit:,} for {config.scheme}, found {linear.in_features:,}"
-                )
-            layer = QuantizedLinear(
+            if self.bias is not None:
+                state["bias"] = self.bias
+            layer = QuantizedLinear.from_state(
                 linear.in_features,
                 linear.out_features,
                 config,
-                bias=False,
+                state,
+                bias=linear.bias is not None,
                 dtype=dtype,
-                device="meta",
-                has_input_qparams="input_scale" in state,
                 name=name,
             )
-            layer.load_canonical_state(state)
-            layer.bias = self._checked_bias(linear.out_features, linear.bias is not None)
         except ValueError as error:
             raise ValueError(f"{name}.{error}") from None
         return layer
-
-    def _checked_bias(self, out_features: int, wanted: bool) -> nn.Parameter | None:
-        bias = self._parameters["bias"]
-        if bias is None:
-            return None
-        checkpoint_layout.expect({"bias": bias}, "bias", (out_features,), qparams.FLOAT_DTYPES)
-        if not torch.isfinite(bias).all():
-            raise ValueError("bias must be finite, found NaN or Inf")
-        if not wanted and bias.any():
-            raise ValueError("bias must be zero, since the model's layer has none, found other values")
-        return bias if wanted else None
 
 
 def place_stored_layers(
