@@ -77,7 +77,8 @@ def test_disk_offload(scheme: str, tmp_path: Path) -> None:
     expected, model, x = build(scheme), build(scheme), torch.randn(6, 70)
     accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
     codes = next(name for name in ("weight_packed", "weight") if name in model.first._parameters)
-    assert (tmp_path / f"first.{codes}.dat").stat().st_size == model.first._parameters[codes].nbytes
+    bytes_of_codes = expected.first.state_dict()[codes].nbytes
+    assert (tmp_path / f"first.{codes}.dat").stat().st_size == bytes_of_codes
     assert torch.equal(model(x), expected(x))
 
 
@@ -100,7 +101,7 @@ def test_checkpoint_into_an_empty_model(scheme: str, offload: bool, tmp_path: Pa
     empty = build(scheme, seed=1)
     for name in ("first", "second"):
         layer = getattr(empty, name)
-        words = {"bias": layer.bias is not None, "device": "meta", "name": name}
+        words: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta", "name": name}
         setattr(empty, name, QuantizedLinear(layer.in_features, layer.out_features, layer.config, **words))
     empty.head.to("meta")
     place = {"first": "disk" if offload else "cpu", "second": "cpu", "head": "cpu"}

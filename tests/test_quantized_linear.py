@@ -174,7 +174,10 @@ def test_a_write_to_the_weight_raises(write: str, scheme: str) -> None:
     """As adapters are merged (`layer.weight.data += delta`): it would vanish."""
     layer = quantized(scheme)
     before = snapshot(layer)
-    with torch.no_grad(), pytest.raises((ValueError, AttributeError), match="weight of a .*would vanish|read-only"):
+    with (
+        torch.no_grad(),
+        pytest.raises((ValueError, AttributeError), match=r"weight of a .*would vanish|read-only"),
+    ):
         WRITES[write](layer)
     assert_unchanged(layer, before)
 

@@ -235,9 +235,7 @@ class QuantizedLinear(PackedWeight):
         if order is not None:
             rows = rows.index_select(1, order)
         if self._activation is None:
-            out = ops.weight_only_linear(
-                rows, codes, scales, zero_points, self.held_bias(), self.group_size
-            )
+            out = ops.weight_only_linear(rows, codes, scales, zero_points, self.held_bias(), self.group_size)
         else:
             out = dynamic_product(self, rows)
         return shaped_like(x, out)

@@ -1,8 +1,8 @@
 """What a QuantizedLinear holds: frozen Parameters under the names of files, in one of two layouts.
 
-A host sees the tensors that it expects of a layer: `next(parameters())` is a floating-point scale, DDP broadcasts once,
-FSDP2 shards rows, accelerate moves the packed bytes by name. Kernels read another layout than files have. A Parameter in
-the layout of kernels has one dimension more, so that its shape says which of the two it is, wherever a host copies it:
+A host sees the tensors that it expects of a layer: `next(parameters())` is a floating-point scale, DDP broadcasts
+once, FSDP2 shards rows, accelerate moves the packed bytes by name. Kernels read another layout than files have. A
+Parameter in the layout of kernels has one dimension more: its shape says which of the two it is, wherever it is put.
 
     name                files (compressed-tensors)                       kernels
     weight_scale        [N, G], per tensor [1]                           [G, N, 1]
@@ -13,8 +13,8 @@ the layout of kernels has one dimension more, so that its shape says which of th
     weight_shape        int64 [2], beside weight_packed                  the same
     bias                [N]                                              the same
 
-What is quantized or loaded is in the layout of kernels. Empty layers are in that of files, and so is what a host puts in
-by name; the first call repacks it. `state_dict` returns and takes the layout of files. Slabs: numerics/slabs.py.
+What is quantized or loaded is in the layout of kernels. Empty layers are in that of files, and so is what a host puts
+in by name; the first call repacks it. `state_dict` returns and takes the layout of files. Slabs: numerics/slabs.py.
 
 The grids of a static layer's activations are buffers, under their names in files too:
 
@@ -232,9 +232,7 @@ class PackedWeight(FixedDtypeModule):
             if tensor is not None and name.startswith("weight")
         }
 
-    def _read(
-        self, state: Mapping[str, Tensor]
-    ) -> tuple[CodeReader, Tensor, Tensor | None, Tensor | None]:
+    def _read(self, state: Mapping[str, Tensor]) -> tuple[CodeReader, Tensor, Tensor | None, Tensor | None]:
         weight = checkpoint_layout.read_weight_state(self.config, self.in_features, self.out_features, state)
         return *weight, checkpoint_layout.read_input_order(self.in_features, self.group_size, state)
 
@@ -266,7 +264,9 @@ class PackedWeight(FixedDtypeModule):
             self._hold("weight_shape", shape.to(codes.device))
         self._hold("weight_scale", weight.scales.unsqueeze(2))
         self._hold(self._codes_name, codes.unsqueeze(1))
-        self._hold("weight_zero_point", None if weight.zero_points is None else weight.zero_points.unsqueeze(2))
+        self._hold(
+            "weight_zero_point", None if weight.zero_points is None else weight.zero_points.unsqueeze(2)
+        )
         self._hold("weight_g_idx", None if weight.input_order is None else weight.input_order.unsqueeze(1))
         self._remember(weight)
 
@@ -338,7 +338,9 @@ class PackedWeight(FixedDtypeModule):
 
         def move(tensor: Tensor) -> Tensor:
             moved: Tensor = fn(tensor)
-            return moved if id(tensor) not in fixed or moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return (
+                moved if id(tensor) not in fixed or moved.dtype == tensor.dtype else tensor.to(moved.device)
+            )
 
         super()._apply(move, recurse)
         self._find_again()

@@ -199,9 +199,7 @@ def own_parameters(layer: QuantizedLinear) -> dict[str, nn.Parameter]:
 
 def own_buffers(layer: QuantizedLinear) -> dict[str, Tensor | None]:
     """The same of its buffers."""
-    return {
-        name: None if tensor is None else _dense_copy(tensor) for name, tensor in layer._buffers.items()
-    }
+    return {name: None if tensor is None else _dense_copy(tensor) for name, tensor in layer._buffers.items()}
 
 
 def _dense_copy(tensor: Tensor) -> Tensor:
@@ -242,7 +240,7 @@ def _joined(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
     whole = type(first)(first.in_features, features, first.config, **words)
     whole._buffers.update(first._buffers)
     weights = [layer.kernel_weight() for layer in layers]
-    joined = {}
+    joined: dict[str, Any] = {}
     for part, dimension in _JOINED_ALONG.items():
         tensors = [tensor for weight in weights if (tensor := getattr(weight, part)) is not None]
         joined[part] = torch.cat(tensors, dimension) if tensors else None
@@ -258,7 +256,7 @@ def _joined(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
 def _make_view(layer: QuantizedLinear, whole: QuantizedLinear, rows: slice) -> None:
     """Make a layer's tensors views of the joined ones."""
     joined = whole.kernel_weight()
-    own = {}
+    own: dict[str, Any] = {}
     for part, dimension in _JOINED_ALONG.items():
         tensor = getattr(joined, part)
         own[part] = None if tensor is None else tensor[(slice(None),) * dimension + (rows,)]

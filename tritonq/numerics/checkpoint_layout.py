@@ -71,7 +71,9 @@ def empty_weight_state(
     def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)
 
-    state = {"weight_scale": zeros(1, dtype=dtype) if per_tensor else zeros(out_features, groups, dtype=dtype)}
+    state = {
+        "weight_scale": zeros(1, dtype=dtype) if per_tensor else zeros(out_features, groups, dtype=dtype)
+    }
     if is_packed(config):
         state["weight_packed"] = zeros(out_features, int32_words.packed_width(in_features, spec.bits))
         state["weight_shape"] = torch.tensor([out_features, in_features], dtype=torch.int64, device=device)

@@ -64,8 +64,9 @@ class StoredLayer(nn.Module):
         stored = {local: self.get_parameter(local).data for local in self.layout.tensors}
         try:
             config, state = self.layout.to_canonical(name, linear, stored)
-            if self.bias is not None:
-                state["bias"] = self.bias
+            bias = self._parameters["bias"]
+            if bias is not None:
+                state["bias"] = bias
             layer = QuantizedLinear.from_state(
                 linear.in_features,
                 linear.out_features,
