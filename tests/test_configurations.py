@@ -124,7 +124,7 @@ class TestDamage:
         (warning,) = heard
         message = str(warning.message)
         assert message.startswith(f"{file} is ignored")
-        assert message.endswith("run `tritonq tune` again or delete it")
+        assert message.endswith("run `tritonq tune` again or delete the file")
         return message
 
     @pytest.mark.parametrize(
