@@ -12,12 +12,12 @@ from tests.emulated import emulated_gpu
 
 
 @contextlib.contextmanager
-def hopper_launches(seed: int = 0) -> Iterator[None]:
-    """Meanwhile Gluon's kernels run, emulated ones in an order of events drawn from the seed."""
+def hopper_launches(seed: int = 0, multiprocessors: int = 4) -> Iterator[None]:
+    """Meanwhile Gluon's kernels run; emulated ones on a small GPU, in an order of events drawn from the seed."""
     if torch.cuda.is_available():
         if torch.cuda.get_device_capability() != (9, 0):
             pytest.skip("Hopper's kernels run on compute capability 9.0, or emulated where there is no GPU")
         yield
         return
-    with emulated_gpu(90, seed):
+    with emulated_gpu(90, seed, multiprocessors):
         yield
