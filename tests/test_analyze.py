@@ -293,7 +293,7 @@ def test_the_first_layer_that_ran_is_blamed(data):
         ({"config": "w3"}, ValueError, "config must be .* found 'w3'"),
         ({"higher": "w9"}, ValueError, "higher: config must be .* found 'w9'"),
         ({"metric": 3}, TypeError, "metric must be a function of the model or None, found 3"),
-        ({"metric": max, "end_to_end": True}, ValueError, "end_to_end must be False where a metric is given"),
+        ({"metric": max, "end_to_end": True}, ValueError, "end_to_end must be False with a metric"),
         ({"end_to_end": 1}, TypeError, "end_to_end must be True or False, found 1"),
         ({"metric": lambda _: math.nan}, ValueError, "the float model: the metric must be finite, found nan"),
         ({"model": nn.Linear(3, 3)}, ValueError, "found a Linear, which cannot replace itself"),

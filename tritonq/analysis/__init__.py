@@ -1,4 +1,4 @@
-"""Which layers quantization hurts, why, and which to keep in higher precision: `tritonq.analyze`."""
+"""`tritonq.analyze`: finds the layers that quantization hurts, why, and which to keep in higher precision."""
 
 from tritonq.analysis.layer_effects import Effect, LayerAnalysis
 from tritonq.analysis.measure import analyze

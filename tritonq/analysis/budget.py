@@ -1,14 +1,14 @@
-"""Which layers to spare for a given budget: the 0/1 knapsack problem, solved exactly.
+"""Chooses the layers to spare for a budget: the 0/1 knapsack problem, solved exactly.
 
-Sparing layer i costs b_i bytes and takes g_i off the summed error. Two questions:
+Sparing layer i costs b_i bytes and lowers the summed error by g_i. There are two kinds of budgets:
 
-    size    Σ b_i ≤ what is left of it      maximize Σ g_i
-    error   Σ g_i ≥ what is too much        minimize Σ b_i
+    size    Σ b_i ≤ the bytes left          maximize Σ g_i
+    error   Σ g_i ≥ the error to remove     minimize Σ b_i
 
-Both are read off one table, best[i, c]: the largest gain with the first i layers for at most c units of cost
-(Bellman, 1957). A unit is the greatest common divisor of all b_i: layers of one model have few shapes, so the table is
-small and the answer the best one there is. Where it would have more than 65,536 columns, the unit is as large as that
-takes, costs are rounded up, and the answer keeps its budget but may be off the best by a unit a layer.
+One table answers both: best[i, c] is the largest gain with the first i layers for at most c units of cost (Bellman,
+1957). A unit is the greatest common divisor of all b_i. Layers of one model have few shapes, so the table is small and
+the answer optimal. If the table needed more than 65,536 columns, the unit is made larger and costs are rounded up. The
+answer then still keeps the budget, but may miss the optimum by a unit per layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tritonq.analysis.layer_effects import LayerAnalysis
 from tritonq.select.select import DEFAULT_KEY
 
 LARGEST_TABLE = 65_536
-#: Sums of floats that should be equal may differ by this share.
+#: Sums of floats that should be equal may differ by this fraction.
 _ROUNDING = 1e-9
 
 
@@ -35,7 +35,7 @@ class Knapsack:
         self.unit = max(math.gcd(*costs), -(-sum(costs) // LARGEST_TABLE), 1)
         self.costs = [-(-cost // self.unit) for cost in costs]  # in units, rounded up
         self.best = torch.zeros(sum(self.costs) + 1, dtype=torch.float64)
-        self.taken = []  # one mask an item: with so many units, the best choice among the items so far takes it
+        self.taken = []  # one mask per item: for each number of units, True if the best choice so far takes the item
         for gain, cost in zip(gains, self.costs, strict=True):
             taking = torch.full_like(self.best, -math.inf)
             taking[cost:] = self.best[: len(self.best) - cost] + gain
@@ -47,12 +47,12 @@ class Knapsack:
         return self._items(min(cost // self.unit, len(self.best) - 1))
 
     def reaching(self, gain: float) -> list[int]:
-        """The items with the smallest cost for at least this gain, all items where it is out of reach."""
+        """The items with the smallest cost for at least this gain; all items if it cannot be reached."""
         enough = self.best >= gain - _ROUNDING * abs(gain)
         return self._items(int(enough.int().argmax()) if enough.any() else len(self.best) - 1)
 
     def _items(self, units: int) -> list[int]:
-        """What `best` at so many units is made of."""
+        """The items that make up `best` at this number of units."""
         found = []
         for index in reversed(range(len(self.costs))):
             if self.taken[index][units]:
@@ -126,7 +126,7 @@ def _cheapest(
         raise ValueError(f"mixed_precision: error must be at least {least:.4g}, found {error:.4g}")
     too_much = math.inf if error is None else total - error
     chosen = set()
-    # What saves bytes is taken in any case; what costs none as long as there is too much error, the worst first.
+    # Always spare layers that save bytes. Then spare free ones, the worst first, while the error is too large.
     for name in sorted(gains, key=lambda name: (costs[name] >= 0, -gains[name])):
         if costs[name] < 0 or (costs[name] == 0 and too_much > 0):
             chosen.add(name)

@@ -1,4 +1,4 @@
-"""What quantization does to one layer: under the analysed config, and under the one for layers that are spared."""
+"""The effect of quantization on one layer, with the analysed config and with the config for spared layers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tritonq.numerics.config import QuantConfig
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What one config does to one layer.
+    """The effect of one config on one layer.
 
     Attributes:
         config: None for float.
-        weight_bytes: what the weight then takes, scales, zero points and sums included, bias not.
+        weight_bytes: of the weight with scales, zero points and sums, without the bias.
         weight_sqnr: signal to quantization noise of the weight, dB.
-        input_sqnr: of the input as the scheme quantizes it; None where activations stay float.
+        input_sqnr: of the input as the scheme quantizes it; None if activations stay float.
         output_sqnr: of the layer's output, with weight and input quantized.
-        model_sqnr: of the model's output, with this layer alone quantized; None unless `end_to_end`.
-        metric_change: the metric with this layer alone quantized, less that of the float model; None without one.
+        model_sqnr: of the model's output, with only this layer quantized; None unless `end_to_end`.
+        metric_change: the metric with only this layer quantized, minus that of the float model; None without a metric.
 
-    A layer that the data never reached has the weight's SQNR alone.
+    A layer that the data never reached has only `weight_sqnr`.
     """
 
     config: QuantConfig | None
@@ -38,9 +38,9 @@ class Effect:
 
     @property
     def error(self) -> float | None:
-        """What budgets count: the metric's change, else noise / signal of the model's output, else of the layer's.
+        """The error that budgets sum: the metric's change, else noise / signal of the model's or the layer's output.
 
-        0 for float, None for a layer that was not reached.
+        0 for float, None for a layer that the data did not reach.
         """
         if self.config is None:
             return 0.0
@@ -57,14 +57,14 @@ class LayerAnalysis:
     Attributes:
         name: in the model; a module with several names is listed once, under the first.
         in_features, out_features: K and N.
-        float_bytes: what the weight takes as it is.
-        input_amax: the largest |x| that came in; this and the ratios are None where nothing came in.
-        outlier_ratio: input_amax over the root mean square of the input. A grid of 255 steps over the whole range has
-            an SQNR of about 53 dB less 20 · log10 of it.
-        channel_ratio: the input column with the largest |x| over the median of the columns. Where it is large, a
-            few channels cost all others their precision, and scaling them down beforehand helps (SmoothQuant).
-        quantized: what the analysed config does.
-        higher: what the config for spared layers does.
+        float_bytes: bytes of the float weight.
+        input_amax: the largest |x| of the input; None, as are the ratios, if the data did not reach the layer.
+        outlier_ratio: input_amax / root mean square of the input. A grid of 255 steps over the whole range has an SQNR
+            of about 53 dB - 20 · log10(outlier_ratio).
+        channel_ratio: the largest |x| of any column / the median of the columns' largest. If it is large, a few
+            channels cost all others their precision, and scaling them down first helps (SmoothQuant).
+        quantized: the effect of the analysed config.
+        higher: the effect of the config for spared layers.
     """
 
     name: str
@@ -79,5 +79,5 @@ class LayerAnalysis:
 
     @property
     def reached(self) -> bool:
-        """Whether the data came through this layer."""
+        """True if the data reached this layer."""
         return self.input_amax is not None

@@ -1,10 +1,10 @@
-"""`analyze`: every layer quantized alone, next to its float self, on the user's data.
+"""`analyze`: compares every layer, quantized alone, with its float version on the user's data.
 
-    one pass over the data      a forward hook on each Linear gets x and y, computes what the quantized layer makes
-                                of the same x, and adds up squares
-    static schemes              one pass more before that, in which the config's observers calibrate
-    end_to_end                  one more forward a layer and batch, with that layer alone quantized
-    metric                      the user's own evaluation, once as it is and once a layer
+    one pass over the data      a forward hook on each Linear gets x and y, computes the quantized layer's output for
+                                the same x, and sums squares
+    static schemes              one more pass before that, to calibrate the config's observers
+    end_to_end                  one more forward per layer and batch, with only that layer quantized
+    metric                      the user's evaluation, once for the float model and once per layer
 
 The model is never changed: a layer is "quantized" by a hook that returns the quantized layer's output.
 """
@@ -46,27 +46,27 @@ def analyze(
     end_to_end: bool = False,
     metric: Metric | None = None,
 ) -> Analysis:
-    """Measure what quantizing each layer, and it alone, would do; the model stays as it is.
+    """Measure the effect of quantizing each layer alone. The model is not changed.
 
-    Between QuantStubs too, each static layer is measured with a grid of its own for its input, and float output.
+    Each static layer is measured with a separate grid for its input and with float output, even between QuantStubs.
 
     Args:
         model, config, ignore, filter_fn: as for `quantize_`.
-        data: batches: a tensor is run as m(x), a tuple or list as m(*x), a dictionary as m(**x). What can be gone
-            through only once is kept in a list where a second pass is needed (static schemes).
-        higher: the config of a layer that is spared, for `Analysis.mixed_precision`; None leaves it in float.
-            It is measured along with `config`.
-        end_to_end: also measure the model's output (its first floating-point tensor, a dictionary's "logits")
-            when that layer alone is quantized. Errors are then the model's. As many forwards a batch as layers.
-        metric: instead of that, a function of the model, called once as it is and once a layer with that layer
-            quantized; lower is better. Errors are then the metric's changes.
+        data: batches: a tensor is run as m(x), a tuple or list as m(*x), a dictionary as m(**x). An iterator is kept in
+            a list if a second pass is needed (static schemes).
+        higher: the config of spared layers, for `Analysis.mixed_precision`; None leaves them in float. It is measured
+            together with `config`.
+        end_to_end: also measure the model's output (its first floating-point tensor, or a dictionary's "logits") with
+            only that layer quantized. Errors are then the model's. It takes one forward per layer and batch.
+        metric: alternatively, a function of the model, called once for the float model and once per layer with that
+            layer quantized; lower is better. Errors are then the changes of the metric.
 
     Returns:
         An Analysis: its rows are layers, its `str()` a table.
 
     Raises:
-        TypeError, ValueError: as `quantize_`; data that is empty or not finite, naming the layer; a metric that is
-            not finite.
+        TypeError, ValueError: as `quantize_`; the data is empty or not finite (the message names the layer); the
+            metric is not finite.
 
     Example:
         >>> found = tritonq.analyze(model, "w4a16", batches, higher="w8a16")
@@ -79,7 +79,7 @@ def analyze(
     if metric is not None and not callable(metric):
         raise TypeError(f"metric must be a function of the model or None, found {metric!r}")
     if metric is not None and end_to_end:
-        raise ValueError("end_to_end must be False where a metric is given, found True")
+        raise ValueError("end_to_end must be False with a metric, found True")
     options = [_linears(select(model, config, ignore, filter_fn))]
     if higher is not None:
         spared = resolve_config(higher, "higher: ")
@@ -113,14 +113,14 @@ def analyze(
 
 
 def _linears(selected: list[Selected]) -> list[Selected]:
-    """Without the QuantStubs: then each Linear calibrates its own input."""
+    """`selected` without the QuantStubs, so that each Linear calibrates its own input."""
     return [layer for layer in selected if isinstance(layer.place.module, nn.Linear)]
 
 
 def _quantized_layers(
     model: nn.Module, selected: list[Selected], data: Iterable[Any]
 ) -> list[QuantizedLinear]:
-    """What `quantize_` would put in the place of each layer; a static one that the data never reached is dynamic."""
+    """The replacements that `quantize_` would make; a static layer that the data never reached is dynamic."""
     attach(selected)
     try:
         if any(layer.config.static for layer in selected):
@@ -159,14 +159,14 @@ def _run(model: nn.Module, data: Iterable[Any], probes: list[LayerProbe], end_to
 def _steps(
     data: Iterable[Any], replaced: list[tuple[LayerProbe, Candidate]]
 ) -> Iterator[tuple[Any, tuple[LayerProbe, Candidate] | None]]:
-    """Every batch, first for the model as it is (None), then for each replaced layer."""
+    """Every batch, first for the float model (None), then for each replaced layer."""
     for batch in data:
         for pair in (None, *replaced):
             yield batch, pair
 
 
 def _observe(model: nn.Module, batch: Any, index: int, probes: list[LayerProbe]) -> Any:
-    """Run a batch through the float model while all probes watch; returns what the model returns."""
+    """Run a batch through the float model while all probes observe; returns the model's output."""
     for probe in probes:
         probe.observes = True
     output = run_batch(model, batch, index, "data")
@@ -178,7 +178,7 @@ def _observe(model: nn.Module, batch: Any, index: int, probes: list[LayerProbe])
 
 
 def _run_metric(model: nn.Module, metric: Metric, probes: list[LayerProbe]) -> float:
-    """The metric's change by each candidate; returns the float model's."""
+    """Measure the metric's change by each candidate; returns the metric of the float model."""
 
     def value(where: str) -> float:
         found = float(metric(model))
@@ -196,7 +196,7 @@ def _run_metric(model: nn.Module, metric: Metric, probes: list[LayerProbe]) -> f
 
 
 def _first_floats(output: Any) -> Tensor:
-    """A model's output, or the first floating-point tensor in it; of a dictionary "logits", where there are some.
+    """The first floating-point tensor in a model's output; the "logits" of a dictionary, if it has them.
 
     Raises:
         TypeError: there is none.

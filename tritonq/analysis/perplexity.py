@@ -1,12 +1,12 @@
-"""Perplexity: how surprised a language model is by text, the usual price tag of a quantized one.
+"""Perplexity: the usual measure of what quantization costs a language model.
 
-The text is cut into windows of tokens that do not overlap. Each is run on its own; its first token is given, and every
-other is predicted from those before it:
+The text is cut into windows of tokens that do not overlap. Each window is run alone. Its first token is given, and
+every other token is predicted from those before it:
 
     loss = mean of -ln p(token t | tokens 0 … t-1 of the window)        perplexity = exp(loss)
 
-A sliding window would give most tokens more context and come out lower, for as many passes as it has steps; numbers
-compare only where text, tokenizer and window length are the same. Two tokenizers compare by bits per byte of the text.
+A sliding window would give most tokens more context and a lower perplexity, but needs many more passes. Compare numbers
+only for the same text, tokenizer and window length. For different tokenizers, compare bits per byte.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Perplexity:
 
     Attributes:
         loss: mean of -ln p(token), in nats.
-        tokens: how many were predicted.
-        seconds: of running and scoring, without what came before the first window.
+        tokens: the number of predicted tokens.
+        seconds: time to run and score, from the first window on.
     """
 
     loss: float
@@ -37,7 +37,7 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); inf where that is too large for a float."""
+        """exp(loss); inf if that is too large for a float."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -49,7 +49,7 @@ class Perplexity:
         return self.tokens / self.seconds
 
     def bits_per_byte(self, byte_count: float) -> float:
-        """The loss in bits, spread over the `byte_count` bytes of text that the predicted tokens stand for."""
+        """The loss in bits, divided by the `byte_count` bytes of the predicted text."""
         return self.loss / math.log(2) * self.tokens / byte_count
 
 
@@ -58,12 +58,11 @@ def perplexity(model: nn.Module, token_windows: Iterable[Tensor]) -> Perplexity:
     """Measure a causal language model, on the device of its parameters.
 
     Args:
-        model: token ids int64 [B, T] → logits [B, T, V], or something that has them as `.logits` (transformers).
-        token_windows: int64 [B, T] each, or [T] for a single window; T ≥ 2. `cut_windows(…).split(B)`, wrapped in
-            `progress.track` where somebody waits.
+        model: token ids int64 [B, T] → logits [B, T, V], or an object with `.logits` (transformers).
+        token_windows: int64 [B, T] each, or [T] for a single window; T ≥ 2. Usually `cut_windows(…).split(B)`.
 
     Raises:
-        ValueError: no window, or one that is too short.
+        ValueError: there is no window, or one is too short.
     """
     device = device_of(model)
     nats, tokens = 0.0, 0
@@ -77,7 +76,7 @@ def perplexity(model: nn.Module, token_windows: Iterable[Tensor]) -> Perplexity:
         output = model(ids[:, :-1])
         logits = output if isinstance(output, Tensor) else output.logits  # [B, T - 1, V]
         wanted = ids[:, 1:].flatten()
-        # Reading the sum back also waits for the device, so the clock sees all of its work.
+        # Reading the sum waits for the device, so the time includes all of its work.
         nats += F.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="sum").item()
         tokens += wanted.numel()
     if tokens == 0:
@@ -86,12 +85,12 @@ def perplexity(model: nn.Module, token_windows: Iterable[Tensor]) -> Perplexity:
 
 
 def cut_windows(tokens: Sequence[int] | Tensor, length: int, count: int | None = None) -> Tensor:
-    """The windows of a text, int64 [W, length], from its beginning; a last one that is not full is left out.
+    """The windows of a text, int64 [W, length], from its beginning; an incomplete last window is dropped.
 
     Args:
         tokens: the ids of the whole text.
-        length: tokens a window, at least 2.
-        count: how many windows at most; None takes all.
+        length: tokens per window, at least 2.
+        count: the largest number of windows; None takes all.
 
     Raises:
         ValueError: the text is shorter than one window.

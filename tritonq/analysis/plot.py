@@ -1,8 +1,8 @@
-"""An Analysis as a picture.
+"""Draws an Analysis.
 
-Up to 40 layers: a row a layer, a dot each for the SQNR of weight, input and output. More layers, in blocks as
-transformers have them: depth from left to right, a line a kind of layer ("self_attn.q_proj"), a panel each for
-weight, input and output. More layers without blocks: rows again, on a taller picture.
+Up to 40 layers get one row each, with a dot for the SQNR of weight, input and output. More layers in blocks, as in
+transformers, are drawn over depth: one line per kind of layer ("self_attn.q_proj"), one panel each for weight, input
+and output. More layers without blocks get rows on a taller picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 MOST_ROWS = 40
 MOST_LINES = 12
-#: Okabe and Ito's colours, told apart by colour-blind eyes too; the light ones left out.
+#: Okabe and Ito's colours without the light ones; colour-blind readers can tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 MARKERS = "os^Dv<>P*Xhp"
 SIDES: dict[str, Callable[[LayerAnalysis], float | None]] = {
@@ -45,7 +45,7 @@ def plot(rows: Sequence[LayerAnalysis], path: Path) -> None:
 
 
 def draw(rows: Sequence[LayerAnalysis]) -> Figure:
-    """The picture, for those who want to go on drawing."""
+    """The picture as a matplotlib figure."""
     sides = {
         side: [_finite(value(row)) for row in rows]
         for side, value in SIDES.items()
@@ -104,11 +104,11 @@ def _finish(axes: Any, label: Callable[[str], Any]) -> None:
 
 
 def _depth(name: str) -> tuple[str, int]:
-    """("self_attn.q_proj", 3) for "model.layers.3.self_attn.q_proj": what stands behind the first number, and it."""
+    """(the name after the first number, the number): "model.layers.3.self_attn.q_proj" → ("self_attn.q_proj", 3)."""
     found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
     return (found[2], int(found[1])) if found else (name, 0)
 
 
 def _finite(value: float | None) -> float:
-    """A gap in the drawing where nothing was measured or nothing lost."""
+    """The value, or NaN, which leaves a gap, if nothing was measured or nothing was lost."""
     return math.nan if value is None or math.isinf(value) else value

@@ -1,8 +1,8 @@
-"""A forward hook on one float Linear: what enters it, and what its quantized counterparts make of that.
+"""A forward hook on one float Linear, which measures its input and the errors of its quantized counterparts.
 
-Everything is a sum or a largest value over batches, on the layer's device; no activation is kept.
+All results are sums or maxima over batches, on the layer's device; no activation is kept.
 
-    Distortion      Σ exact², Σ (exact - rounded)²      the ratio of the two is the noise, in dB the SQNR
+    Distortion      Σ exact², Σ (exact - rounded)²      their ratio in dB is the SQNR
     LayerProbe      largest |x| per input column, Σ x², and one Distortion for input and output per candidate
 """
 
@@ -28,13 +28,13 @@ class Distortion:
         self.noise: Tensor | float = 0.0
 
     def add(self, exact: Tensor, rounded: Tensor) -> None:
-        """Take note of values, any shape and float dtype, and of what became of them."""
+        """Add exact and rounded values of any shape and float dtype."""
         exact = exact.float()
         self.signal = self.signal + exact.square().sum(dtype=torch.float64)
         self.noise = self.noise + (exact - rounded.float()).square().sum(dtype=torch.float64)
 
     def sqnr(self) -> float | None:
-        """10 · log10(Σ exact² / Σ (exact - rounded)²) in dB; inf where nothing was lost, None without data."""
+        """10 · log10(Σ exact² / Σ (exact - rounded)²) in dB; inf if nothing was lost, None without data."""
         if not isinstance(self.signal, Tensor) or not isinstance(self.noise, Tensor):
             return None
         if self.noise == 0:
@@ -43,7 +43,7 @@ class Distortion:
 
 
 class Candidate:
-    """A quantized counterpart of a layer, and what it does: to its input, to its output, to the model's output."""
+    """A quantized counterpart of a layer, and its errors: in its input, its output and the model's output."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
         self.layer = layer
@@ -51,7 +51,7 @@ class Candidate:
         self.metric_change: float | None = None
 
     def observe(self, x: Tensor, output: Tensor) -> None:
-        """Take note of one float input and output of the layer."""
+        """Add one float input and output of the layer."""
         rounded = quantized_input(self.layer, x)
         if rounded is not None:
             self.input.add(x, rounded)
@@ -59,15 +59,15 @@ class Candidate:
 
 
 class LayerProbe:
-    """Watches one Linear, or puts a quantized layer's output in the place of its own.
+    """Observes one Linear, or replaces its output by a quantized layer's output.
 
     Attributes:
         name, linear: the layer.
         candidates: its quantized counterparts.
-        reached: where the probe puts itself when it first takes note of something: probes in the order of execution.
-        observes: whether to take note of what the layer computes.
-        stand_in: whose output the layer shall return instead of its own, None for its own.
-        channel_amax: float32 [K], the largest |x| of each input column, None before the first row.
+        reached: a list shared by all probes; each appends itself at its first call, so it has the order of execution.
+        observes: True to observe the layer's calls.
+        stand_in: the layer whose output to return instead; None for the layer's own output.
+        channel_amax: float32 [K], the largest |x| of each input column; None before the first row.
         square_sum, count: Σ x² and the number of values.
         output_amax: the largest |output|, float32.
     """
@@ -86,7 +86,7 @@ class LayerProbe:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """The hook is there inside; before the user's own, as the quantized layer's result would be."""
+        """Attach the hook inside the block. It runs before the user's hooks, which must see the quantized output."""
         handle = self.linear.register_forward_hook(self._hook, prepend=True, with_kwargs=True)
         try:
             yield
@@ -94,7 +94,7 @@ class LayerProbe:
             handle.remove()
 
     def check_finite(self) -> None:
-        """Raise a ValueError, naming the layer, where NaN or Inf went in or came out (waits for the device)."""
+        """Raise a ValueError that names the layer if its input or output held NaN or Inf. Waits for the device."""
         for side, amax in (("input", self.channel_amax), ("output", self.output_amax)):
             if amax is not None and not torch.isfinite(amax.max()):
                 raise ValueError(
@@ -130,7 +130,7 @@ def _larger(largest: Tensor | None, newest: Tensor) -> Tensor:
 
 
 def quantized_input(layer: QuantizedLinear, x: Tensor) -> Tensor | None:
-    """A float input as the layer's integer product sees it: float32 of x's shape; None where it stays float."""
+    """The input quantized and dequantized as for the layer's integer product, float32; None if it stays float."""
     activation = layer.config.activation
     if activation is None:
         return None

@@ -1,4 +1,4 @@
-"""What `analyze` found: rows, a table, JSON, a picture, and the mixed-precision config that follows from them."""
+"""The result of `analyze`: rows, a table, JSON, a picture, and a mixed-precision config."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tritonq.util.table import aligned
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What `analyze` returns; `str()` draws a table, worst layer first.
+    """The result of `analyze`; `str()` prints a table, worst layer first.
 
     Attributes:
         rows: the layers in the model's order.
-        config, higher: as given to `analyze`.
-        batches: how many were run.
-        metric: of the float model, None where none was asked for.
+        config, higher: the arguments of `analyze`.
+        batches: the number of batches.
+        metric: of the float model; None without a metric.
     """
 
     rows: tuple[LayerAnalysis, ...]
@@ -34,16 +34,16 @@ class Analysis:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of these layers' weights as `config` has them."""
+        """Bytes of these layers' weights with `config`."""
         return sum(row.quantized.weight_bytes for row in self.rows)
 
     @property
     def higher_bytes(self) -> int:
-        """The same if all were spared."""
+        """Bytes of these layers' weights if all were spared."""
         return sum(row.higher.weight_bytes for row in self.rows)
 
     def worst_first(self) -> list[LayerAnalysis]:
-        """By falling error; layers that were not reached come last."""
+        """The rows by decreasing error; layers that the data did not reach come last."""
         return sorted(
             self.rows,
             key=lambda row: -math.inf if row.quantized.error is None else row.quantized.error,
@@ -57,27 +57,26 @@ class Analysis:
     def mixed_precision(
         self, *, sqnr: float | None = None, error: float | None = None, size: int | None = None
     ) -> dict[Any, Any]:
-        """A config for `quantize_` that spares the layers for which it pays most: exactly one of
+        """A config for `quantize_` that spares the most sensitive layers. Give exactly one of the arguments.
 
         Args:
-            sqnr: every layer whose output has a smaller SQNR than this (dB) is spared.
-            error: the fewest bytes with errors of at most this much, summed over all layers (`Effect.error`: errors
-                of layers add up as far as they are small and independent). Where sparing costs no bytes (static
-                layers made dynamic), the fewest layers.
-            size: the least summed error with at most so many bytes for the weights of these layers.
+            sqnr: spare every layer whose output has a smaller SQNR than this (dB).
+            error: the fewest bytes with at most this error, summed over all layers (`Effect.error`; small, independent
+                errors of layers add up). If sparing costs no bytes (static layers made dynamic), the fewest layers.
+            size: the least summed error with at most this many bytes for the weights of these layers.
 
         Returns:
-            {name of a spared layer: higher or None, …, "_default": config}; give `quantize_` the same `ignore` and
-            `filter_fn`. A layer that the data never reached stays as `config` has it, unless that is static: there
-            is nothing to calibrate it with.
+            {name of a spared layer: higher or None, …, "_default": config}. Pass the same `ignore` and `filter_fn` to
+            `quantize_`. A layer that the data never reached gets `config`, or is spared if `config` is static, because
+            it could not be calibrated.
 
         Raises:
-            TypeError, ValueError: not exactly one of them, or one that cannot be met, saying what can.
+            TypeError, ValueError: not exactly one argument, or a budget that cannot be met; the message says which can.
         """
         return budget.mixed_precision(self.rows, self.config, self.higher, sqnr=sqnr, error=error, size=size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; null where nothing was measured, and for the SQNR of what lost nothing (error 0)."""
+        """Plain JSON values; null if nothing was measured, and for an infinite SQNR (error 0)."""
         return {
             "layers": [_fields(row) for row in self.rows],
             "weight_bytes": self.weight_bytes,
@@ -88,7 +87,7 @@ class Analysis:
         }
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write `to_dict()`, as a whole or not at all.
+        """Write `to_dict()`, completely or not at all.
 
         Raises:
             ValueError: the folder does not exist.
@@ -97,10 +96,10 @@ class Analysis:
         write_json(Path(path), self.to_dict())
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Draw the SQNRs: a row of dots a layer, or, for many layers in blocks, a line a kind of layer over depth.
+        """Draw the SQNRs: a row of dots per layer, or, for many layers in blocks, a line per kind of layer over depth.
 
         Args:
-            path: its suffix picks the format: .png, .svg or .pdf.
+            path: its suffix sets the format: .png, .svg or .pdf.
 
         Raises:
             ValueError: another suffix, or a folder that does not exist.
@@ -129,7 +128,7 @@ class Analysis:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of the table: a heading, and where its number is, drawn with a format; left out where all are None."""
+    """One column of the table: its heading, its value and its format. A column without values is omitted."""
 
     heading: str
     path: str

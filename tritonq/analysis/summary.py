@@ -1,4 +1,4 @@
-"""A model's Linear layers as a table: scheme, size, and how much of each weight survived."""
+"""`summary`: a model's Linear layers as a table, with scheme, size and SQNR of each weight."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Row:
         kind: the class.
         scheme: a preset's name such as "w4a16", or "float".
         in_features, out_features: K and N.
-        group_size: columns of the weight that share a scale, None where that is not groups.
-        weight_bytes: what the weight takes now, scales and zero points included, bias not.
-        float_bytes: what it takes in float16.
-        weight_sqnr: signal to quantization noise of the weight in dB, None for float or where not known.
+        group_size: columns of the weight that share a scale; None without groups.
+        weight_bytes: current bytes of the weight, with scales and zero points, without the bias.
+        float_bytes: bytes of the weight in float16.
+        weight_sqnr: signal to quantization noise of the weight in dB; None for float, or if unknown.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `summary` returns; `str()` draws the table, `to_dict()` gives plain values.
+    """The result of `summary`; `str()` prints the table, `to_dict()` returns plain values.
 
     Attributes:
-        rows: a Linear each.
-        edges: hand-overs of int8 from layer to layer, of static models.
+        rows: one per Linear.
+        edges: the edges along which int8 goes from layer to layer.
         float_outputs: static layer → why its output stays float.
-        siblings: layers that `fuse_siblings_` made one launch of, group by group.
+        siblings: the groups of layers that `fuse_siblings_` runs in one launch.
     """
 
     rows: tuple[Row, ...]
@@ -62,7 +62,7 @@ class Summary:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all Linear weights as they are."""
+        """Current bytes of all Linear weights."""
         return sum(row.weight_bytes for row in self.rows)
 
     @property

@@ -1,9 +1,9 @@
-"""Whether what tritonq computes on this machine is right: what `tritonq doctor` does.
+"""`tritonq doctor`: checks that tritonq computes correctly on this machine.
 
-checks.py       what is checked, and what came of it
-products.py     every family of products, on every path, in small shapes and in production's
-chains.py       layers in a row, where kernels start early, replayed and in a CUDA graph
-operators.py    every operator, on a GPU against a CPU
-cpu.py          the reference itself, which a CPU computes with
-command.py      the report that is printed
+checks.py       a check and its outcome
+products.py     every family of products, on every path, in small shapes and in production shapes
+chains.py       layers in a row, where kernels start early; replayed and in a CUDA graph
+operators.py    every operator on a GPU, compared with a CPU
+cpu.py          the CPU's results, compared with int64 and float64
+command.py      the printed report
 """

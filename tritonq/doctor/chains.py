@@ -2,9 +2,9 @@
 
     x → layer 0 → layer 1 → … → layer 5 → y
 
-A kernel that starts early prefetches its weight beside the kernel that writes its input, and scratch is the same memory
-over and over. One that waits too little, or takes what another still needs, is right as long as it runs alone. So what
-a chain must give is what its layers give when each has ended before the next begins.
+A kernel that starts early prefetches its weight while the previous kernel still writes its input, and launches reuse
+scratch memory. A kernel that waits too little, or overwrites memory that another one still needs, is correct only if it
+runs alone. So a chain must give the same results as its layers run one by one, each after the previous one has ended.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tritonq.numerics.config import PRESETS
 
 LAYERS = 6
 SCHEMES = ("w4a16", "w8a16", "w8a8", "w8a8_static", "w4a8")
-#: Different ones in turn: what a layer reads too early is another input's.
+#: Different inputs in turn: a layer that reads too early gets values of another input.
 _INPUTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainCheck:
-    """Layers of one scheme, `width` wide, on inputs of some rows."""
+    """A chain of layers of one scheme, `width` wide, on inputs of `rows` rows."""
 
     scheme: str
     rows: int
@@ -36,12 +36,12 @@ class ChainCheck:
 
     @property
     def name(self) -> str:
-        """How many of which layers."""
+        """The number and the scheme of the layers."""
         return f"{LAYERS} × {self.scheme} {self.width}x{self.width} M={self.rows}"
 
     @torch.inference_mode()
     def run(self, device: str, repeats: int) -> Outcome:
-        """Against the same layers, one by one."""
+        """Compare with the same layers run one by one."""
         layers = chained_layers(self.scheme, self.width, device)
         generator = torch.Generator(device).manual_seed(1)
         shape = (self.rows, self.width)
@@ -50,7 +50,7 @@ class ChainCheck:
         ways: list[Callable[[Tensor], Tensor]] = [layers]
         if inputs[0].is_cuda:
             for x in inputs:
-                layers(x)  # from the third call on by their records, and with nothing left to compile
+                layers(x)  # from the third call on replayed, with everything compiled
             ways.append(_in_graph(layers, inputs[0]))
         return compared(
             lambda: tuple(way(x) for way in ways for x in inputs),
@@ -66,7 +66,7 @@ def chain_checks() -> list[ChainCheck]:
 
 
 def chained_layers(scheme: str, width: int, device: str) -> nn.Sequential:
-    """Layers of one kind; each returns values about as large as those it reads."""
+    """Layers of one scheme; each returns values about as large as its input."""
     generator = torch.Generator(device).manual_seed(0)
     grid = (torch.full((1,), 0.05, device=device), torch.zeros(1, dtype=torch.int8, device=device))
     layers = []
@@ -79,7 +79,7 @@ def chained_layers(scheme: str, width: int, device: str) -> nn.Sequential:
 
 
 def _one_by_one(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """Each layer called as it is written, when the one before has ended."""
+    """Call each layer, without replay, after the previous one has ended."""
     if not x.is_cuda:
         return layers(x)
     from tritonq.kernels.launch import replay
@@ -92,7 +92,7 @@ def _one_by_one(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def _in_graph(layers: nn.Sequential, example: Tensor) -> Callable[[Tensor], Tensor]:
-    """The layers as a replay of one CUDA graph, into memory that holds nothing yet."""
+    """The layers as a replay of one CUDA graph into poisoned memory."""
     static, graph = example.clone(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = layers(static)

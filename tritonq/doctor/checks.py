@@ -11,18 +11,18 @@ from torch import Tensor
 
 from tritonq.util.compare import disagreement, largest_difference
 
-#: The same launch again: a race would show.
+#: Repeats of the same launch, to reveal races.
 REPEATS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a check.
+    """The outcome of a check.
 
     Attributes:
-        difference: the largest from the reference.
-        wrong: what is wrong, None where nothing is.
-        ran: False where the run ended before.
+        difference: the largest difference from the reference.
+        wrong: what is wrong; None if nothing is.
+        ran: False if the run ended before this check.
     """
 
     difference: float | None
@@ -35,21 +35,21 @@ class Check(Protocol):
 
     @property
     def name(self) -> str:
-        """What is checked."""
+        """The name of what is checked."""
 
     @property
     def path(self) -> str:
-        """Which kernel of its family, or what else computes."""
+        """The kernel of its family, or whatever else computes."""
 
     def run(self, device: str, repeats: int) -> Outcome:
         """Compute `repeats` times on a device, and compare."""
 
 
 def run_check(check: Check, device: str, repeats: int = REPEATS) -> Outcome:
-    """The outcome of a check; what it raises is one, too."""
+    """The outcome of a check; an exception makes it wrong."""
     try:
         return check.run(device, repeats)
-    except Exception as error:  # whatever a kernel, the compiler or the driver says
+    except Exception as error:  # a kernel, the compiler or the driver may raise anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Outcome(None, f"{type(error).__name__}: {first_line[:200]}")
 
@@ -57,7 +57,7 @@ def run_check(check: Check, device: str, repeats: int = REPEATS) -> Outcome:
 def compared(
     compute: Callable[[], tuple[Tensor, ...]], expected: tuple[Tensor, ...], exact: bool, repeats: int
 ) -> Outcome:
-    """Results of a computation against what is right, and against themselves."""
+    """Compare results with the expected ones, and repeated results with the first."""
     found = compute()
     difference, wrong = 0.0, None
     for one, right in zip(found, expected, strict=True):
@@ -73,5 +73,5 @@ def compared(
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Every bit the same, NaNs alike."""
+    """True if every bit is the same; NaNs count as equal."""
     return torch.equal(a, b) or largest_difference(a, b) == 0

@@ -1,4 +1,4 @@
-"""What `tritonq doctor` does: say what is here and which kernels will run, check them, print a table."""
+"""The command `tritonq doctor`: prints the machine and the kernels that will run, checks them, prints a table."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NO_GPU = "no GPU that torch can use: everything is computed on the CPU, by the r
 
 
 def examine(seconds: float, json_file: Path | None) -> bool:
-    """Print and write the report; False where something is wrong.
+    """Print and write the report; False if anything is wrong.
 
     Args:
-        seconds: that a check on a GPU may take. One that takes longer ends the run: behind a kernel that hangs all
-            others wait.
+        seconds: the time limit of a check on a GPU. A longer check ends the run, because all others would wait behind
+            a kernel that hangs.
     """
     facts: dict[str, object] = {**machine.versions()}
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -58,7 +58,7 @@ def examine(seconds: float, json_file: Path | None) -> bool:
 
 
 def on_cpu() -> tuple[list[Check], list[Outcome]]:
-    """The reference's checks, in this process."""
+    """The CPU's checks, in this process."""
     from tritonq.doctor.cpu import cpu_checks
 
     checks: list[Check] = list(cpu_checks())
@@ -66,7 +66,7 @@ def on_cpu() -> tuple[list[Check], list[Outcome]]:
 
 
 def on_gpu(seconds: float) -> tuple[list[Check], list[Outcome]]:
-    """All checks: those of the current GPU in processes side by side, since most of the time is the compiler's."""
+    """All checks. Those of the GPU run in parallel processes, because most of the time is spent compiling."""
     from tritonq.doctor.chains import chain_checks
     from tritonq.doctor.operators import operator_checks
     from tritonq.doctor.products import product_checks
@@ -80,7 +80,7 @@ def on_gpu(seconds: float) -> tuple[list[Check], list[Outcome]]:
 
 
 def table(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> list[str]:
-    """A line per check; what is wrong is said in its line."""
+    """One line per check, which also says what is wrong."""
     rows = [
         (
             check.name,
@@ -94,7 +94,7 @@ def table(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def in_processes(checks: Sequence[Check], seconds: float) -> Iterator[Outcome]:
-    """Outcomes in order; a check that ends its process is wrong, and one that hangs the last to be begun."""
+    """Outcomes in order. A check that ends its process is wrong; after one that hangs, no other is begun."""
     from tritonq.tuning.worker import Workers
 
     count = min(_MOST_PROCESSES, os.cpu_count() or 1)
@@ -113,7 +113,7 @@ def _outcome(answer: Any) -> Outcome:
 
 
 def _kernel_lines(uses_kernels: bool) -> Iterator[str]:
-    """Which paths there are and why not, and what becomes of the tuned file."""
+    """Lines about the available paths, the reasons for missing ones, and the state of the tuned file."""
     if not torch.cuda.is_available():
         yield NO_GPU
         from tritonq.reference.integers import int_mm_is_exact_and_fast

@@ -1,4 +1,4 @@
-"""Checks of the reference, which computes on a CPU and is the measure of every kernel: against float64 and int64."""
+"""Checks of the CPU's results, with which every kernel is compared, against float64 and int64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = 2000
 
 @dataclasses.dataclass(frozen=True)
 class CpuCheck:
-    """A function that gives what was found and what is right."""
+    """A function that returns (the result, the expected result)."""
 
     name: str
     compute: Callable[[], tuple[Tensor, Tensor]]
@@ -44,7 +44,7 @@ def cpu_checks() -> Iterator[CpuCheck]:
 
 
 def _extreme_products() -> tuple[Tensor, Tensor]:
-    """Long sums of -128 · -128 and its like, which a processor that saturates to 16 bits gets wrong."""
+    """Long sums of extreme products such as -128 · -128, which a processor that saturates at 16 bits gets wrong."""
     extreme = torch.tensor([-128, 127], dtype=torch.int8)
     x = extreme.repeat(32, _COLUMNS // 2)
     w = torch.cat([x[:16], x[:16].flip(1)])
@@ -59,7 +59,7 @@ def _packing(form: str, low: int, high: int) -> tuple[Tensor, Tensor]:
 
 
 def _per_token() -> tuple[Tensor, Tensor]:
-    """No value is further from its code than half a step: how many are."""
+    """The number of values further than half a step from their code; expected 0."""
     x = torch.randn(50, _COLUMNS, generator=torch.Generator().manual_seed(0))
     codes, scale, zero = reference.quantize_per_token(x, False)
     error = ((codes.double() - zero.double()) * scale.double() - x.double()).abs()
@@ -67,7 +67,7 @@ def _per_token() -> tuple[Tensor, Tensor]:
 
 
 def _layer(name: str) -> tuple[Tensor, Tensor]:
-    """A quantized layer against the product, in float64, of what its codes stand for."""
+    """A quantized layer, and the float64 product of its dequantized codes."""
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(_COLUMNS, 130, bias=False)
     with torch.no_grad():

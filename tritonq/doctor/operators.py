@@ -1,7 +1,7 @@
-"""Checks of operators: on a GPU against a CPU, where the reference computes them.
+"""Checks of operators: compares a GPU with a CPU, where the reference computes them.
 
-Products are checked in more shapes and on every path by products.py; here they come with what else they take: zero
-points, biases, activations, residuals, int8 results.
+products.py checks products in more shapes and on every path. Here they are checked with zero points, biases,
+activations, residuals and int8 results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OperatorCheck:
     path: str = "operator"
 
     def run(self, device: str, repeats: int) -> Outcome:
-        """Against the CPU."""
+        """Compare with the CPU."""
         sample = samples()[self.name]
         moved = tuple(one.to(device) if isinstance(one, Tensor) else one for one in sample.arguments)
         expected = _tuple(sample.operator(*sample.arguments))
@@ -37,7 +37,7 @@ class OperatorCheck:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Arguments on the CPU; exact: every bit of the result is prescribed."""
+    """Arguments on the CPU; `exact`: every bit of the result must match."""
 
     operator: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -50,7 +50,7 @@ def operator_checks() -> list[OperatorCheck]:
 
 
 def samples() -> dict[str, Sample]:
-    """Name → sample, the same every time."""
+    """Name → sample; the same in every call."""
     generator = torch.Generator().manual_seed(0)
 
     def floats(*shape: int) -> Tensor:
@@ -140,7 +140,7 @@ def samples() -> dict[str, Sample]:
 
 
 def _gradients(x: Tensor, scale: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
-    """Of x and of a learned scale."""
+    """The gradients of x and of a learned scale."""
     x, scale = x.detach().requires_grad_(), scale.detach().requires_grad_()
     y = ops.fake_quantize(x, scale, None, _GROUP, -8, 7)
     return torch.autograd.grad(y, (x, scale), dy)

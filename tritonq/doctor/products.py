@@ -1,7 +1,7 @@
-"""Checks of products: each family, in small shapes on each path that this GPU has, and as production runs it.
+"""Checks of products: each family in small shapes, on each path of this GPU, and in production shapes.
 
-Small shapes end before a pipeline has gone round once: what a kernel does in its second round, with a slot that it has
-used before or another tile after the first, shows only in large ones.
+Small shapes end before a pipeline wraps around. Only large shapes show what a kernel does when it reuses a slot, or
+computes another tile after the first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tritonq.kernels.launch.target import Target
 from tritonq.tuning.schemes import SCHEMES
 from tritonq.tuning.workload import Workload, explained, product
 
-#: (N, K, M): rows that are not aligned; decoding, with K split; many rows.
+#: (N, K, M): unaligned rows; decoding, with K split; many rows.
 SHAPES = ((130, 314, 33), (384, 1024, 1), (384, 1024, 300))
-#: More steps of K than a ring has slots, then also more tiles than programs, of one row and of many.
+#: More steps of K than a ring has slots; then also more tiles than programs, with one row and with many.
 LARGE_SHAPES = ((512, 4096, 300), (40000, 2048, 1), (40000, 2048, 300))
-#: Paths whose programs stay for several tiles. Each shape of a tile is checked.
+#: Paths whose programs compute several tiles. Every tile shape is checked.
 _PERSISTENT = ("descriptors", "hopper")
 
 
@@ -38,7 +38,7 @@ class ProductCheck:
 
     @property
     def path(self) -> str:
-        """The configuration's: the shape of its tiles, where there is one, and whether K is split."""
+        """The path of the configuration, its tile shape if there is one, and whether K is split."""
         config = self.config
         if config == APART:
             return config.path
@@ -46,7 +46,7 @@ class ProductCheck:
         return f"{config.path} {config.block_n}x{config.block_m}{splits}"
 
     def run(self, device: str, repeats: int) -> Outcome:
-        """Against the reference, computed on the same device."""
+        """Compare with the reference, computed on the same device."""
         operands = product(self.workload, device)
         expected = operands.expected()
         return compared(lambda: (operands.run(config=self.config),), (expected,), operands.exact, repeats)
@@ -58,9 +58,9 @@ def product_checks(
     shapes: Sequence[tuple[int, int, int]] = SHAPES,
     large_shapes: Sequence[tuple[int, int, int]] = LARGE_SHAPES,
 ) -> Iterator[ProductCheck]:
-    """Each product as it would run, with K split otherwise, and on the other paths that can run it.
+    """Each product with its usual configuration, with other splits of K, and on the other paths that can run it.
 
-    In large shapes as it would run, and with every tile that keeps K whole on the paths that go from tile to tile.
+    In large shapes: with its usual configuration, and with every tile without splits on the persistent paths.
     """
     for scheme in SCHEMES:
         for shape in shapes:
