@@ -65,13 +65,18 @@ def execute(
     """
     values: list[Any] = []
     regions: list[Region] = []
-    maps = iter(made["tensor_maps"])
+    maps, flags = iter(made["tensor_maps"]), [0] if made["triton"].startswith("3.6") else [0, 0]
     for name, value in launch.arguments.items():
         if isinstance(value, torch.Tensor):
             values.append(value.data_ptr())
             regions += _region(name, value)
         elif hasattr(value, "block_shape"):
-            values += [_tensor_map(name, value, next(maps)), *value.shape, *value.strides]
+            # Without a copy engine Triton takes a descriptor apart, with flags that are off (3.6 has one, later two).
+            shape, tile = [*value.shape, *value.strides], next(maps, None)
+            values += (
+                [value.base.data_ptr(), *shape, *flags] if tile is None else [_tensor_map(name, value, tile)]
+            )
+            values += shape
             regions += _region(name, value.base)
         elif not _is_constant(launch, name, value):
             values.append(_bits(value))
