@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 
 import tritonq
+from tritonq.cpu.choose import engine
 
 
-def describe(device: torch.device) -> dict[str, str | int | None]:
+def describe(device: torch.device) -> dict[str, str | float | None]:
     """The device, the versions, the commit, and the running command."""
     try:
         import triton
@@ -24,7 +26,7 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU",
         "multiprocessors": torch.cuda.get_device_properties(device).multi_processor_count if gpu else None,
-        **(_driver(device) if gpu else {}),
+        **(_driver(device) if gpu else _processor()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -32,6 +34,20 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
         "tritonq": tritonq.__version__,
         "commit": _commit(),
         "command": " ".join(["python3", *sys.orig_argv[1:]]),
+    }
+
+
+def _processor() -> dict[str, str | float | None]:
+    """The processor's name, how many cores this process may use, and what computes on it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = engine()
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "backend": tritonq.backend("cpu") if found is None else f"cpu ({found.instructions.name})",
     }
 
 

@@ -94,6 +94,23 @@ def test_dynamic(name: str, dtype: torch.dtype, symmetric: bool, monkeypatch: py
         assert rows == 1 or found[-1].isnan().all()
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_quantization(
+    name: str, dtype: torch.dtype, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(name)
+    poison_memory(monkeypatch)
+    x = (torch.randn(5, 77) * 3).to(dtype)
+    x[1, 3], x[2, 76], x[3, :2] = torch.nan, -torch.inf, torch.inf
+    scale, zero = torch.tensor([0.05]), torch.tensor([-7], dtype=torch.int8)
+    found = engine.quantize.quantize_per_tensor(engine, x, scale, zero, symmetric)
+    assert torch.equal(found, reference.quantize_per_tensor(x, scale, zero, symmetric))
+    tokens = engine.quantize.quantize_per_token(engine, x[:, ::2], symmetric)
+    assert all(map(same_bits, tokens, reference.quantize_per_token(x[:, ::2], symmetric)))
+
+
 @pytest.mark.parametrize("config", ["w8a8", "w8a8_static"])
 def test_layers_with_and_without_the_engine(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if ops.backend("cpu") != "cpu":

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.linear import ceilings, goals, schemes, tables
 from benchmarks.linear.contender import FLOAT, OURS, Contender
+from benchmarks.linear.interleaved import measure_interleaved
 from benchmarks.linear.markdown import markdown
 from benchmarks.linear.peers import PEERS
 from benchmarks.linear.recorded import recorded_rows
@@ -81,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         help="(all that fit the schemes); none given: none",
     )
     what.add_argument("--dtype", choices=list(_DTYPES), help="(bfloat16, on a CPU float32)")
+    what.add_argument(
+        "--device", choices=["cuda", "cpu"], help="(a GPU, if there is one); cpu: contenders in turn"
+    )
     what.add_argument("--quick", action="store_true", help="fewer shapes and M, for CI")
     shown = parser.add_argument_group("what is shown")
     shown.add_argument(
@@ -102,7 +106,7 @@ def _check(options: argparse.Namespace) -> None:
     """Raise a ValueError now for options that would fail only after the work."""
     measuring = {
         f"--{name}": getattr(options, name)
-        for name in ("models", "shapes", "m", "schemes", "peers", "dtype", "quick", "json")
+        for name in ("models", "shapes", "m", "schemes", "peers", "dtype", "device", "quick", "json")
     }
     given = [name for name, value in measuring.items() if value not in (None, False)]
     if options.source is not None and given:
@@ -129,7 +133,7 @@ def _check_goals(options: argparse.Namespace, results: Results | None) -> None:
 
 
 def _measured(options: argparse.Namespace) -> Results:
-    gpu = torch.cuda.is_available()
+    gpu = options.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     dtype_name = options.dtype or ("bfloat16" if gpu else "float32")
     dtype = _DTYPES[dtype_name]
@@ -143,10 +147,13 @@ def _measured(options: argparse.Namespace) -> Results:
         for number, shape in enumerate(shapes, start=1):
             peers = [peer for peer, _ in absent]
             results.rows += recorded_rows(shape, batch_sizes, peers, results.machine["device"], dtype)
-            measured = measure_shape(shape, batch_sizes, taking_part, device, dtype, results.ceilings)
+            in_turn = options.device == "cpu"
+            measure = measure_interleaved if in_turn else measure_shape
+            total = len(batch_sizes if in_turn else taking_part)
+            measured = measure(shape, batch_sizes, taking_part, device, dtype, results.ceilings)
             title = f"{shape.name}, {number} of {len(shapes)}"
             try:
-                for rows in track(measured, title, total=len(taking_part)):
+                for rows in track(measured, title, total=total):
                     results.rows += rows
                     _save(results, options.json)
             finally:

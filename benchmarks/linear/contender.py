@@ -57,6 +57,7 @@ class Contender:
         package: the package that must be installed.
         dtypes: the input dtypes that it takes, if they are limited.
         needs_gpu: it runs only on a GPU.
+        runs_on_gpu: it runs on a GPU, too.
     """
 
     by: str
@@ -67,6 +68,7 @@ class Contender:
     package: str = "torch"
     dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALVES)
     needs_gpu: bool = False
+    runs_on_gpu: bool = True
 
     def missing(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """The reason why it cannot take part here, or None."""
@@ -74,6 +76,8 @@ class Contender:
             return f"{self.package} is not installed"
         if self.needs_gpu and device.type != "cuda":
             return "it needs a GPU"
+        if not self.runs_on_gpu and device.type == "cuda":
+            return "it runs on CPUs alone"
         if dtype not in self.dtypes:
             return f"it takes no {str(dtype).removeprefix('torch.')}"
         return None

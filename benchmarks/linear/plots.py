@@ -144,7 +144,7 @@ def _ours(rows: Sequence[Row]) -> list[Row]:
 
 
 def _where(results: Results) -> str:
-    return f", {results.machine.get('device')}" + ("" if results.on_gpu else ", CPU reference path")
+    return f", {results.machine.get('device')}" + ("" if results.on_gpu else ", on a CPU")
 
 
 def _figure(panels: int) -> tuple[Figure, list[Any]]:

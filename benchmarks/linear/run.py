@@ -75,7 +75,7 @@ def _measure(
     try:
         built = build_copies(contender, linear)
     except Exception as failure:  # a peer may raise anything; it must not end the run
-        return [_failed(row, failure) for row in rows]
+        return [failed(row, failure) for row in rows]
     return [_cell(row, built, linear, contender.tolerance, ceilings) for row in rows]
 
 
@@ -103,7 +103,7 @@ def _cell(row: Row, built: Sequence[Built], linear: nn.Linear, tolerance: float,
         time = timing.time_calls(calls, device)
         eager = timing.eager_microseconds(calls[0], device)
     except Exception as failure:
-        return _failed(row, failure)
+        return failed(row, failure)
     return timed(row, time, eager, linear.weight.itemsize, ceilings)
 
 
@@ -140,7 +140,8 @@ def _settle(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _failed(row: Row, failure: Exception) -> Row:
+def failed(row: Row, failure: Exception) -> Row:
+    """The row of a contender that raised."""
     message = f"{type(failure).__name__}: {_first_line(failure)}"
     return dataclasses.replace(row, status=FAILED, message=message)
 

@@ -45,15 +45,16 @@ class Engine:
 
     Attributes:
         instructions: the set.
-        int4, int8, weight_only: the modules with the operators, whose first argument this engine is. Importing them
-            imports llvmlite.
+        int4, int8, quantize, weight_only: the modules with the operators, whose first argument this engine is.
+            Importing them imports llvmlite.
     """
 
     def __init__(self, instructions: Instructions) -> None:
-        from tritonq.cpu import int4_linear, int8_linear, weight_only_linear
+        from tritonq.cpu import int4_linear, int8_linear, quantize_tensors, weight_only_linear
 
         self.instructions = instructions
-        self.int4, self.int8, self.weight_only = int4_linear, int8_linear, weight_only_linear
+        self.int4, self.int8 = int4_linear, int8_linear
+        self.quantize, self.weight_only = quantize_tensors, weight_only_linear
         self._kernels: dict[Any, Kernel] = {}
         self._lock = threading.Lock()
 

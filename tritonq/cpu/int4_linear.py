@@ -9,7 +9,7 @@ from tritonq.cpu.engine import Engine, scratch
 from tritonq.cpu.int4_int8 import FEW, FEW_SLAB, Int4Int8Product, int4_int8_product
 from tritonq.cpu.quantize import Quantization, quantize_rows
 from tritonq.cpu.spread import Spreading, spread_codes
-from tritonq.cpu.tensors import LINE, NAMES, address_of, apart, per_group, plain_rows, slices
+from tritonq.cpu.tensors import LINE, MOST_ROWS, NAMES, address_of, apart, per_group, plain_rows
 from tritonq.numerics.slabs import SlabLayout
 
 
@@ -17,27 +17,19 @@ def int4_int8_linear_dynamic(
     engine: Engine, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, layout: SlabLayout
 ) -> Tensor:
     """As the operator of this name (tritonq/ops/int4.py)."""
+    if x.shape[0] > MOST_ROWS:
+        operands = (weight, weight_scale, bias, layout)
+        return torch.cat([int4_int8_linear_dynamic(engine, part, *operands) for part in x.split(MOST_ROWS)])
     x = plain_rows(x)
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
-    kernel = engine.kernel(quantize_rows, Quantization(NAMES[x.dtype], True))
-    for part in slices(x.shape[0]):
-        values = x[part]
-        rows, columns = values.shape
-        pitch = apart(columns)
-        needed = rows * (pitch + 9) + LINE
-        codes = scratch.take(needed + _spread_bytes(rows, layout))
-        scale, sums, zero = (codes + rows * (pitch + offset) for offset in (0, 4, 8))
-        places = (
-            values.data_ptr(),
-            values.stride(0) * values.element_size(),
-            codes,
-            pitch,
-            scale,
-            zero,
-            sums,
-        )
-        kernel(rows * columns, rows, columns, *places)
-        _multiply(engine, codes, pitch, scale, codes + needed, weight, weight_scale, bias, layout, out[part])
+    rows, columns = x.shape
+    pitch = apart(columns)
+    needed = rows * (pitch + 9) + LINE
+    codes = scratch.take(needed + _spread_bytes(rows, layout))
+    scale, sums, zero = (codes + rows * (pitch + offset) for offset in (0, 4, 8))
+    places = (x.data_ptr(), x.stride(0) * x.element_size(), codes, pitch, scale, zero, sums)
+    engine.kernel(quantize_rows, Quantization(NAMES[x.dtype], True))(rows * columns, rows, columns, *places)
+    out = torch.empty(rows, weight.shape[0], dtype=x.dtype)
+    _multiply(engine, codes, pitch, scale, codes + needed, weight, weight_scale, bias, layout, out)
     return out
 
 
@@ -52,15 +44,15 @@ def int4_int8_linear(
     dtype: torch.dtype,
 ) -> Tensor:
     """As the operator of this name (tritonq/ops/int4.py)."""
+    if x.shape[0] > MOST_ROWS:
+        parts = zip(x.split(MOST_ROWS), x_scale.split(MOST_ROWS), strict=True)
+        operands = (weight, weight_scale, bias, layout, dtype)
+        return torch.cat([int4_int8_linear(engine, codes, scale, *operands) for codes, scale in parts])
     x = plain_rows(x)
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
-    scales = address_of(x_scale, x.shape[0])
-    for part in slices(x.shape[0]):
-        codes = x[part]
-        free = scratch.take(_spread_bytes(len(codes), layout))
-        scale = scales + 4 * (part.start or 0)
-        place = (codes.data_ptr(), codes.stride(0), scale, free)
-        _multiply(engine, *place, weight, weight_scale, bias, layout, out[part])
+    rows = x.shape[0]
+    out = torch.empty(rows, weight.shape[0], dtype=dtype)
+    place = (x.data_ptr(), x.stride(0), address_of(x_scale, rows), scratch.take(_spread_bytes(rows, layout)))
+    _multiply(engine, *place, weight, weight_scale, bias, layout, out)
     return out
 
 

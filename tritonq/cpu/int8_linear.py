@@ -7,6 +7,7 @@ kernel that quantizes it or one that copies codes.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,16 @@ from tritonq.cpu.engine import Engine, scratch
 from tritonq.cpu.int8 import MOST_BLOCK, Int8Product, int8_product
 from tritonq.cpu.processor import Instructions
 from tritonq.cpu.quantize import Quantization, Rewriting, quantize_rows, rewrite_codes
-from tritonq.cpu.tensors import FIRST_LEVEL, LINE, NAMES, SECOND_LEVEL, address_of, apart, plain_rows, slices
+from tritonq.cpu.tensors import (
+    FIRST_LEVEL,
+    LINE,
+    MOST_ROWS,
+    NAMES,
+    SECOND_LEVEL,
+    address_of,
+    apart,
+    plain_rows,
+)
 
 
 def int8_linear_dynamic(
@@ -30,13 +40,15 @@ def int8_linear_dynamic(
     bias: Tensor | None,
 ) -> Tensor:
     """As the operator of this name (tritonq/ops/int8.py)."""
-    x = plain_rows(x)
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
-    for rows in slices(x.shape[0]):
-        codes = _Codes(engine, x[rows], weight)
-        codes.quantize(symmetric)
-        grid = (codes.scale, 4, 0 if symmetric else codes.zero, 1)
-        _multiply(codes, grid, weight, weight_scale, weight_zero, weight_sum, bias, out[rows])
+    rows = x.shape[0]
+    if rows > MOST_ROWS:
+        operands = (symmetric, weight, weight_scale, weight_zero, weight_sum, bias)
+        return torch.cat([int8_linear_dynamic(engine, part, *operands) for part in x.split(MOST_ROWS)])
+    codes = _Codes(engine, plain_rows(x), weight)
+    codes.quantize(symmetric)
+    out = torch.empty(rows, weight.shape[0], dtype=x.dtype)
+    grid = (codes.scale, 4, 0 if symmetric else codes.zero, 1)
+    _multiply(codes, grid, weight, weight_scale, weight_zero, weight_sum, bias, out)
     return out
 
 
@@ -106,12 +118,19 @@ def _from_codes(
     out_grid: _OutGrid | None = None,
 ) -> Tensor:
     """Fill `out` and return it."""
-    x = plain_rows(x)
-    for rows in slices(x.shape[0]):
-        codes = _Codes(engine, x[rows], weight[0])
-        codes.rewrite()
-        scale, zero = ((t[rows] if t is not None and t.numel() == len(x) else t) for t in (x_scale, x_zero))
-        _multiply(codes, _grid(codes.x, scale, zero), *weight, out[rows], out_grid)
+    rows = x.shape[0]
+    if rows > MOST_ROWS:
+
+        def part_of(tensor: Tensor | None, start: int) -> Any:
+            return tensor[start : start + MOST_ROWS] if tensor is not None and tensor.numel() != 1 else tensor
+
+        for start in range(0, rows, MOST_ROWS):
+            rows_of_x = (x[start : start + MOST_ROWS], part_of(x_scale, start), part_of(x_zero, start))
+            _from_codes(engine, *rows_of_x, weight, out[start : start + MOST_ROWS], out_grid)
+        return out
+    codes = _Codes(engine, plain_rows(x), weight[0])
+    codes.rewrite()
+    _multiply(codes, _grid(codes.x, x_scale, x_zero), *weight, out, out_grid)
     return out
 
 
@@ -165,16 +184,10 @@ def _multiply(
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     out_scale, out_zero, low, relu = out_grid or (None, None, -128, False)
-    what = Int8Product(
-        "" if weight_scale is None else NAMES[weight_scale.dtype],
-        None if bias is None else NAMES[bias.dtype],
-        grid[2] != 0,
-        weight_zero is not None,
-        NAMES[out.dtype],
-        low,
-        relu,
-    )
-    codes.engine.kernel(int8_product, what)(
+    scale_name = "" if weight_scale is None else NAMES[weight_scale.dtype]
+    bias_name = None if bias is None else NAMES[bias.dtype]
+    variant = (scale_name, bias_name, grid[2] != 0, weight_zero is not None, NAMES[out.dtype], low, relu)
+    codes.engine.kernel(int8_product, _variant(*variant))(
         rows * features * columns,
         rows,
         features,
@@ -196,6 +209,10 @@ def _multiply(
         address_of(out_scale, 1),
         address_of(out_zero, 1),
     )
+
+
+#: A named tuple takes longer to make than to look up.
+_variant = functools.cache(Int8Product)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tritonq.cpu.code import F32, I8, I16, I32, Code, Value, vector
-from tritonq.cpu.elements import SIZES, load_floats
+from tritonq.cpu.elements import SIZES, load_floats, store_values
 from tritonq.cpu.int8 import to_codes
 from tritonq.cpu.processor import Instructions
 
@@ -148,4 +148,34 @@ def rewrite_codes(what: Rewriting, instructions: Instructions) -> Code:
 
         _over_row(code, at["columns"], lanes, write)
         code.store(code.sum(sums.value), at["sum"] + row * 4)
+    return code
+
+
+GRID_FIELDS = ("count", "x", "codes", "scale", "zero")
+#: Numbers that a thread takes at a time.
+_PIECE = 1 << 14
+
+
+class OnGrid(NamedTuple):
+    """The dtype of x, and the least code."""
+
+    x: str
+    low: int
+
+
+def quantize_on_grid(what: OnGrid, instructions: Instructions) -> Code:
+    """The kernel: dense numbers → int8 codes on the grid of a float32 scale and an int8 zero point."""
+    code, lanes = Code(GRID_FIELDS), instructions.lanes
+    at, size = code.arguments, SIZES[what.x]
+    factor = code.spread(code.constant(F32, 1.0) / code.load(F32, at["scale"]), lanes)
+    zero = code.spread(code.load(I8, at["zero"]).cast(F32), lanes)
+    with code.pieces((at["count"] + (_PIECE - 1)) / _PIECE) as number:
+        first = number * _PIECE
+        x, codes = at["x"] + first * size, at["codes"] + first
+
+        def write(k: Value, count: Value | None) -> None:
+            values = load_floats(code, what.x, x + k * size, lanes, count)
+            store_values(code, "int8", to_codes(values * factor, zero, what.low), codes + k, count)
+
+        _over_row(code, (at["count"] - first).minimum(_PIECE), lanes, write)
     return code

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -16,9 +14,8 @@ NAMES = {
 }
 #: Bytes of a cache line, and of the caches that a part of x and of the weight are to fit.
 LINE, FIRST_LEVEL, SECOND_LEVEL = 64, 28 << 10, 512 << 10
-#: Rows of x that are copied to scratch at a time.
-_MOST_ROWS = 1024
-_ALL_ROWS = (slice(None),)
+#: Rows of x that are copied to scratch at a time; of more, the results are put together.
+MOST_ROWS = 1024
 #: Rows at multiples of this distance share their places in a first-level cache.
 _CONFLICT = 1024
 
@@ -27,13 +24,6 @@ def apart(row: int) -> int:
     """Bytes from row to row, for rows of so many bytes: whole lines, and no distance at which they share places."""
     pitch = -(-row // LINE) * LINE
     return pitch + LINE * (pitch % _CONFLICT == 0)
-
-
-def slices(rows: int) -> Iterable[slice]:
-    """All rows, in slices that bound the scratch memory which a copy of them takes."""
-    if rows <= _MOST_ROWS:
-        return _ALL_ROWS
-    return [slice(start, start + _MOST_ROWS) for start in range(0, rows, _MOST_ROWS)]
 
 
 def plain_rows(x: Tensor) -> Tensor:

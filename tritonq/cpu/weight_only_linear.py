@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tritonq.cpu.engine import Engine, scratch
 from tritonq.cpu.spread import Widening, widen_rows
-from tritonq.cpu.tensors import LINE, NAMES, SECOND_LEVEL, address_of, apart, per_group, plain_rows, slices
+from tritonq.cpu.tensors import LINE, MOST_ROWS, NAMES, SECOND_LEVEL, address_of, apart, per_group, plain_rows
 from tritonq.cpu.weight_only import FEW, MOST_BLOCK, WeightOnlyProduct, weight_only_product
 from tritonq.numerics.slabs import SlabLayout
 
@@ -23,12 +23,13 @@ def weight_only_linear(
     dtype: torch.dtype,
 ) -> Tensor:
     """As the operator of this name (tritonq/ops/weight_only.py), without an activation, in `dtype`."""
-    x = plain_rows(x)
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
+    if x.shape[0] > MOST_ROWS:
+        operands = (weight, weight_scale, weight_zero, bias, layout, dtype)
+        return torch.cat([weight_only_linear(engine, part, *operands) for part in x.split(MOST_ROWS)])
     if weight.stride(1) != 1:
         weight = weight.contiguous()
-    for rows in slices(x.shape[0]):
-        _multiply(engine, x[rows], weight, weight_scale, weight_zero, bias, layout, out[rows])
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
+    _multiply(engine, plain_rows(x), weight, weight_scale, weight_zero, bias, layout, out)
     return out
 
 

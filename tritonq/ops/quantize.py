@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
-from tritonq.ops.backends import uses_kernels
+from tritonq.ops.backends import cpu_engine, uses_kernels
 from tritonq.ops.declare import no_gradient, operator
 
 
@@ -32,6 +32,9 @@ def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tens
         from tritonq.kernels.rows import quantize as kernels
 
         return kernels.quantize_per_token(x, symmetric)
+    engine = cpu_engine(x)
+    if engine is not None:
+        return engine.quantize.quantize_per_token(engine, x, symmetric)
     codes, scale, zero_point = reference.quantize_per_token(x, symmetric)
     return codes.contiguous(), scale.contiguous(), zero_point.contiguous()
 
@@ -47,6 +50,9 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
         from tritonq.kernels.rows import quantize as kernels
 
         return kernels.quantize_per_tensor(x, scale, zero_point, symmetric)
+    engine = cpu_engine(x)
+    if engine is not None:
+        return engine.quantize.quantize_per_tensor(engine, x, scale, zero_point, symmetric)
     return reference.quantize_per_tensor(x, scale, zero_point, symmetric).contiguous()
 
 

@@ -5,7 +5,17 @@ a peer raises an error, the cell reports it and the run continues.
 """
 
 from benchmarks.linear.contender import Contender
-from benchmarks.linear.peers import bitsandbytes, cublas, gemlite, humming, int_mm, tinygemm, torchao
+from benchmarks.linear.peers import (
+    bitsandbytes,
+    cublas,
+    gemlite,
+    humming,
+    int_mm,
+    onnxruntime,
+    tinygemm,
+    torch_ao,
+    torchao,
+)
 
 PEERS: tuple[Contender, ...] = (
     *cublas.PEERS,
@@ -15,4 +25,6 @@ PEERS: tuple[Contender, ...] = (
     *gemlite.PEERS,
     *humming.PEERS,
     *bitsandbytes.PEERS,
+    *torch_ao.PEERS,
+    *onnxruntime.PEERS,
 )
