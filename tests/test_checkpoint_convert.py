@@ -173,7 +173,7 @@ def test_values_are_checked(tmp_path: Path) -> None:
         (
             "fc2.qzeros",
             lambda t: t + 1,
-            "fc2.qzeros must hold zero points of 8 alone in a symmetric checkpoint",
+            "fc2.qzeros must hold only zero points of 8 in a symmetric checkpoint",
         ),
     ):
         write(tmp_path / "gptq", config(desc_act=True), {**tensors, name: change(tensors[name])})
@@ -195,7 +195,7 @@ def test_what_is_refused(gptq: Path, tmp_path: Path) -> None:
         checkpoint.convert(tmp_path / "nowhere", tmp_path / "again")
     (gptq / "secret.txt").symlink_to("/etc/hostname")
     with pytest.raises(
-        ValueError, match=r"secret\.txt must lie in the directory, found a link to /etc/hostname"
+        ValueError, match=r"secret\.txt must be in the directory, found a link to /etc/hostname"
     ):
         checkpoint.convert(gptq, tmp_path / "again")
     (gptq / "secret.txt").unlink()

@@ -224,7 +224,7 @@ def sharded(directory: Path) -> dict[str, Any]:
         ("a\\b.safetensors", "files must be named without folders"),
         ("a\0.safetensors", "files must be named without folders"),
         ("pytorch_model.bin", "found 'pytorch_model.bin': pickles are never read"),
-        ("link.safetensors", "link.safetensors must lie in the directory, found a link to"),
+        ("link.safetensors", "link.safetensors must be in the directory, found a link to"),
         ("folder.safetensors", "folder.safetensors must be a file, found something else"),
         ("model-00001-of-00009.safetensors", "model-00001-of-00009.safetensors is missing"),
     ],

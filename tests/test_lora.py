@@ -151,7 +151,7 @@ def test_what_is_not_there():
         LoRALinear(cast(Any, nn.Linear(4, 4)))
     with pytest.raises(ValueError, match="merge_lora_ needs a model with adapters, found none"):
         merge_lora_(quantized())
-    with pytest.raises(ValueError, match="0 has an adapter already"):
+    with pytest.raises(ValueError, match="0 already has an adapter"):
         add_lora_(add_lora_(quantized()))
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, found int"):
         add_lora_(3)

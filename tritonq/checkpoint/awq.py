@@ -42,23 +42,23 @@ _HISTORY = {
 
 @dataclasses.dataclass(frozen=True)
 class AWQ:
-    """A quantization_config of method "awq": every layer is quantized alike."""
+    """A quantization_config of method "awq"; all layers have the same settings."""
 
     settings: Settings
 
     def layer(self, name: str, source: TensorFiles) -> AWQLayer:
-        """The layer of that name in the files."""
+        """The layer of this name in the files."""
         return AWQLayer(name, self.settings, source)
 
 
 def read_awq(fields: Mapping[str, Any]) -> AWQ:
-    """What a quantization_config says, for files of any writer.
+    """Read a quantization_config, of files from any writer.
 
     Warns:
-        UserWarning: keys that are not known, by name; what they mean is not looked at.
+        UserWarning: names unknown keys, which are ignored.
 
     Raises:
-        ValueError: for what is not there or not supported, naming the key, what was found and what is allowed.
+        ValueError: a key is missing or not supported; the message says what was found and what is allowed.
     """
     where = "quantization_config"
     warn_of_unknown(fields, _KEYS | _HISTORY)

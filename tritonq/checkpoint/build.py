@@ -1,4 +1,4 @@
-"""New modules from a checkpoint's tensors: every shape, dtype and value checked on the way."""
+"""Builds modules from a checkpoint's tensors, and checks every shape, dtype and value."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tritonq.numerics.config import QuantConfig
 
 
 def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> QuantizedLinear:
-    """The QuantizedLinear that takes a layer's place, on that layer's device.
+    """The QuantizedLinear that replaces a layer, on that layer's device.
 
     Raises:
-        ValueError: naming file, layer and tensor.
+        ValueError: a tensor does not fit; the message names file, layer and tensor.
     """
     old = plan.place.module
     assert isinstance(old, (nn.Linear, QuantizedLinear))
@@ -51,7 +51,7 @@ def build_layer(plan: LayerPlan, extras: Extras, tensors: TensorFiles) -> Quanti
 
 
 def build_stub(plan: StubPlan, tensors: TensorFiles, home: torch.device) -> Quantize:
-    """The Quantize that takes a stub's place: on the device of the one that is there, else on `home`."""
+    """The Quantize that replaces a stub: on the device of a Quantize that is replaced, else on `home`."""
     old = plan.place.module
     device = old.scale.device if isinstance(old, Quantize) and not old.scale.is_meta else home
     state = {f"input_{local}": owned(tensors.get(stored), device) for local, stored in plan.tensors.items()}
@@ -64,12 +64,12 @@ def build_stub(plan: StubPlan, tensors: TensorFiles, home: torch.device) -> Quan
 
 
 def owned(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that does not need the file it came from."""
+    """A copy on the device that does not depend on the file."""
     return tensor.to(device, copy=True)
 
 
 def _read(local: str, tensor: Tensor, device: torch.device) -> Tensor:
-    """A layer's tensor: a copy but for codes, which are packed anew block by block, straight from the file's map."""
+    """A copy of a layer's tensor. Codes are not copied: they are repacked block by block from the file's map."""
     return tensor.to(device) if local in ("weight", "weight_packed") else owned(tensor, device)
 
 
@@ -87,7 +87,7 @@ def _with_observers(plan: LayerPlan, extras: Extras) -> QuantConfig:
 
 
 def _check_sizes(plan: LayerPlan, limit: int, tensors: TensorFiles) -> None:
-    """Raise for a tensor that is too large to be this layer's, before it is copied."""
+    """Raise if a tensor is too large for this layer, before it is copied."""
     for stored in plan.tensors.values():
         if math.prod(tensors.shapes[stored]) > max(limit, 2):
             where = f"{tensors.file_of[stored]}: {stored}"

@@ -1,15 +1,15 @@
-"""QuantConfig to the dictionaries of compressed-tensors, and back.
+"""Converts a QuantConfig to the dictionaries of compressed-tensors, and back.
 
-A config.json says how layers are quantized in groups, and which layers are not:
+A config.json describes groups of quantized layers, and lists the layers that are not quantized:
 
     "quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized", …, "ignore": ["lm_head"],
       "config_groups": {"group_0": {"targets": ["Linear"],
         "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128, …},
         "input_activations": null, "output_activations": null}}}
 
-A QuantSpec is one such dictionary of arguments: granularity is called strategy, and only the words differ. The format
-says in which tensors a weight lies: `pack-quantized` in int32 words, `int-quantized` in one int8 a code. A group may
-name its own; the format of the whole is then "mixed-precision".
+A QuantSpec corresponds to one such dictionary; its granularity is called strategy there. The format says how a weight
+is stored: `pack-quantized` in int32 words, `int-quantized` in one int8 per code. A group may have a separate format;
+the format of the whole is then "mixed-precision".
 
 Source: compressed_tensors 0.20, quantization/quant_args.py, quant_scheme.py, quant_config.py, utils/match.py.
 """
@@ -28,7 +28,7 @@ from tritonq.numerics.config import QuantConfig, QuantSpec
 
 METHOD = "compressed-tensors"
 PATTERN = "re:"
-#: What targets may call a layer that is an nn.Linear in the float model.
+#: Class names by which targets may mean an nn.Linear of the float model.
 LINEAR_CLASSES = ("Linear", "Module")
 PACKED, UNPACKED, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 #: Formats that are read, and whether codes are packed into int32 words; "naive-quantized" is an older name.
@@ -43,11 +43,11 @@ _ARGUMENT_KEYS = {
     "num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder", "scale_dtype",
     "zp_dtype", "observer", "observer_kwargs",
 }  # fmt: skip
-#: In which order columns were rounded. "weight" ("static") leaves no trace in the file; "group" ("dynamic") comes with
-#: weight_g_idx beside the weight: compressed-tensors 0.20 no longer reads that; vLLM and older versions do.
+#: The order in which columns were rounded. "weight" ("static") leaves no trace in the file. "group" ("dynamic") adds a
+#: tensor weight_g_idx; compressed-tensors 0.20 no longer reads that, vLLM and older versions do.
 ORDERED = "group"
 _ORDERS = (None, False, "weight", "static", ORDERED, "dynamic")
-#: Parts of quantization_config that change what a layer computes in ways no layer here does.
+#: Parts of quantization_config that change a layer's results in ways that tritonq does not support.
 _UNSUPPORTED_PARTS = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
 
 
@@ -59,7 +59,7 @@ class Group:
         name: its key, "group_0".
         targets: module names, "re:…" patterns or class names.
         config: how its layers are quantized.
-        packed: True if codes lie in int32 words.
+        packed: True if codes are packed into int32 words.
     """
 
     name: str
@@ -70,17 +70,17 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """All groups, and the modules that belong to none although a target matches them."""
+    """All groups, and the modules to ignore although a target matches them."""
 
     groups: tuple[Group, ...]
     ignore: tuple[str, ...]
 
     def group_of(self, names: Collection[str], classes: Collection[str]) -> Group | None:
-        """The group of a module, or None: names come before patterns, and patterns before classes.
+        """The group of a module, or None. Names go before patterns, and patterns before classes.
 
         Args:
-            names: all names that the module has in its model.
-            classes: the names of its class and of those it derives from.
+            names: all names of the module in its model.
+            classes: the names of its class and its base classes.
         """
         if any(word in self._ignored for word in (*names, *classes)) or _fitting(
             self._ignored_patterns, names
@@ -115,7 +115,7 @@ class Scheme:
 
 
 def plain_config(config: QuantConfig, in_features: int) -> QuantConfig:
-    """What compressed-tensors can say of a config for a layer of K columns: a number as group size, no observer."""
+    """The config as compressed-tensors can express it for a layer of K columns: group size a number, no observer."""
     weight = dataclasses.replace(config.weight, observer=None)
     if weight.granularity == "group":
         weight = dataclasses.replace(weight, group_size=weight.resolve_group_size(in_features))
@@ -148,7 +148,7 @@ def scheme_to_dict(
             "input_activations": None if config.activation is None else _spec_to_dict(config.activation),
             "output_activations": None,
         }
-        # Readers that find no format here infer one: int-quantized for everything with quantized activations.
+        # Without a format here, readers infer int-quantized for every group with quantized activations.
         if len(formats) > 1 or (config.weight.bits == 4 and config.activation is not None):
             group["format"] = PACKED if checkpoint_layout.is_packed(config) else UNPACKED
         groups[f"group_{index}"] = group
@@ -181,10 +181,11 @@ def read_scheme(fields: Any) -> Scheme:
     """The inverse of `scheme_to_dict`, for files of any writer.
 
     Warns:
-        UserWarning: keys that are not known, by name; what they mean is not looked at.
+        UserWarning: names unknown keys, which are ignored.
 
     Raises:
-        ValueError: beginning with the path inside quantization_config, naming what was found and what is allowed.
+        ValueError: the message begins with the path inside quantization_config, and says what was found and what is
+            allowed.
     """
     where = "quantization_config"
     check_type(fields, Mapping, where, "a dictionary")

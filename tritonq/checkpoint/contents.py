@@ -1,7 +1,7 @@
-"""What a checkpoint of a model consists of: the words of its config.json, and its tensors by name, in order.
+"""The contents of a model's checkpoint: the fields of config.json, and the tensors by name, in order.
 
-Models on the meta device have contents too, with shapes instead of values: so the size of every file is known before
-the first weight is read (tritonq/streaming).
+This works on the meta device too, with shapes instead of values. So the size of every file is known before the first
+weight is read (tritonq/streaming).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tritonq.select.select import PLAN
 
 
 class Stored(NamedTuple):
-    """A tensor of a checkpoint: its name there, and the module and name in it that it comes from."""
+    """A tensor of a checkpoint: its name there, its module, and its name in the module."""
 
     name: str
     tensor: Tensor
@@ -36,15 +36,15 @@ class Stored(NamedTuple):
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Any], Extras]:
-    """What config.json says of a quantized model, and what stands there under the key `tritonq`.
+    """The fields of a quantized model's config.json, and the contents of its key `tritonq`.
 
     Ties are missing: `stored_tensors` finds them.
 
     Warns:
-        UserWarning: layers that `load` reads but other compressed-tensors readers refuse, by name.
+        UserWarning: names layers that `load` reads but other compressed-tensors readers refuse.
 
     Raises:
-        TypeError, ValueError: the model cannot be saved, naming the module.
+        TypeError, ValueError: the model cannot be saved; the message names the module.
     """
     everything = places(model)
     layers = {place.name: place.module for place in everything if isinstance(place.module, QuantizedLinear)}
@@ -63,7 +63,7 @@ def describe(model: nn.Module) -> tuple[dict[str, Any], Extras]:
 
 
 def memory_of(tensor: Tensor) -> Hashable:
-    """Equal for two tensors that are alive exactly if they are the same view of the same memory."""
+    """A key that is equal for two living tensors exactly if they are the same view of the same memory."""
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
@@ -73,9 +73,9 @@ def stored_tensors(
     """The tensors of `state_dict`, computed one module at a time, each once.
 
     Args:
-        model: quantized layers give their tensors in the canonical layout.
-        tied: the names of what came before are put in here: alias → the name that is stored.
-        identity: equal for two tensors that are one; memory tells it where there are values, `id` on the meta device.
+        model: quantized layers give their tensors in the checkpoint's layout.
+        tied: gets the names of tensors that were already stored: alias → stored name.
+        identity: a key that is equal for tied tensors; `memory_of` if there are values, `id` on the meta device.
     """
     sharable = {identity(tensor) for module in model.modules() for tensor in _sharable(module)}
     names_of: dict[Hashable, str] = {}
@@ -101,9 +101,10 @@ def stored_tensors(
 
 
 def _sharable(module: nn.Module) -> list[Tensor]:
-    """A module's tensors that are stored once if another module has them too.
+    """A module's tensors that are stored only once if another module shares them.
 
-    Not the quantized layers' own: readers expect scales at every layer, and codes are computed for the file anyway.
+    Scales and codes of quantized layers are not shared: readers expect scales at every layer, and codes are computed
+    for the file anyway.
     """
     if isinstance(module, QuantizedLinear):
         return [] if module.bias is None else [module.bias]
@@ -146,7 +147,7 @@ def _check_model(model: nn.Module, everything: list[Place], layers: dict[str, Qu
 def _describe(
     everything: list[Place], layers: dict[str, QuantizedLinear], plain: dict[str, QuantConfig]
 ) -> Extras:
-    """What compressed-tensors cannot say of the model; ties are filled in as tensors are written."""
+    """Everything that compressed-tensors cannot express. Ties are added when tensors are written."""
     extras = Extras(edges=edges_of(everything))
     check_ends(extras.edges, layers)
     extras.hands_over = [
@@ -172,7 +173,7 @@ def _host_config(model: nn.Module) -> dict[str, Any]:
     if not callable(to_dict):
         return {}
     fields = dict(to_dict())
-    fields.pop("_name_or_path", None)  # where the float model lay, on the machine of its owner
+    fields.pop("_name_or_path", None)  # a path on the owner's machine
     fields["architectures"] = fields.get("architectures") or [type(model).__name__]
     dtype = getattr(model, "dtype", None)
     if isinstance(dtype, torch.dtype):
@@ -187,7 +188,7 @@ def _host_config(model: nn.Module) -> dict[str, Any]:
 def warn_of_refused(
     layers: Mapping[str, QuantConfig], columns: Mapping[str, int], ordered: Collection[str], stacklevel: int
 ) -> None:
-    """Say which layers other readers of the format do not take.
+    """Warn about layers that other readers of the format refuse.
 
     Args:
         layers, ordered: as for `compressed_tensors.scheme_to_dict`.

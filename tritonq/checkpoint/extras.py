@@ -1,15 +1,15 @@
-"""What compressed-tensors has no words for: the top-level key `tritonq` of config.json.
+"""The top-level key `tritonq` of config.json, for everything that compressed-tensors cannot express.
 
     "tritonq": {"version": 1,
-      "tied": {"lm_head.weight": "embed.weight"},                    alias → the tensor that is stored
+      "tied": {"lm_head.weight": "embed.weight"},                    alias → stored tensor
       "dtypes": {"float16": ["fc1"]},                                layers whose dtype is not that of bias or scales
       "stubs": {"quant": {"symmetric": false}},                      modules that turn float into int8
       "hands_over": ["fc1", "fc2"],                                  layers whose output grid is in the file
-      "edges": [{"producer": "fc1", "steps": ["gelu"],               layers that hand int8 to others, on the grid of the
-                 "consumers": ["fc2"]}],                             input of those
+      "edges": [{"producer": "fc1", "steps": ["gelu"],               layers that hand over int8, on the input grid of
+                 "consumers": ["fc2"]}],                             their consumers
       "observers": [{"weight": "mse", "activation": null, "layers": ["fc1"]}]}
 
-All but the version may be missing; and a file without the key is read too, everything then following from its tensors.
+All but the version may be missing. A file without the key is read too; everything then follows from its tensors.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Extras:
     """The contents of the key.
 
     Attributes:
-        tied: tensor name → name of the stored tensor that it shares its memory with.
+        tied: tensor name → name of the stored tensor that shares its memory.
         dtypes: layer → its dtype.
-        stubs: name of a Quantize module → whether it is symmetric.
-        hands_over: layers with output qparams in the file; None where it does not say.
-        edges: hand-overs of int8 on their consumers' input qparams, tritonq/nn/handover.py.
+        stubs: name of a Quantize module → True if symmetric.
+        hands_over: layers with output qparams in the file; None if the file does not say.
+        edges: see tritonq/nn/handover.py; their grids are their consumers' input qparams.
         observers: layer → names of the observers of weight and activation.
     """
 
@@ -52,7 +52,7 @@ class Extras:
     observers: dict[str, Observers] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The key's value; parts that say nothing are left out."""
+        """The key's value, without empty parts."""
         fields: dict[str, Any] = {"version": VERSION}
         if self.tied:
             fields["tied"] = dict(self.tied)
@@ -82,10 +82,10 @@ class Extras:
 
 
 def read_extras(fields: Any) -> Extras:
-    """The inverse of `Extras.to_dict`; None, a missing key, gives what says nothing.
+    """The inverse of `Extras.to_dict`; None, a missing key, gives empty extras.
 
     Raises:
-        ValueError: naming the part, what was found and what is allowed.
+        ValueError: the message names the part, what was found and what is allowed.
     """
     if fields is None:
         return Extras()

@@ -1,4 +1,4 @@
-"""Looking at values from JSON files that may hold anything, and showing them in messages."""
+"""Checks values from JSON files, which may hold anything, and formats them for messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST = 200
 
 
 def check_type(value: Any, kind: type | tuple[type, ...], where: str, words: str) -> None:
-    """Raise a ValueError unless the value is a `kind`, which `words` name; True is not taken for an int."""
+    """Raise a ValueError unless the value is a `kind`, called `words` in the message. True is not an int."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise ValueError(f"{where} must be {words}, found {shown(value)}")
 
@@ -24,16 +24,15 @@ def check_keys(fields: Mapping[str, Any], known: Collection[str], where: str) ->
 
 
 def warn_of_unknown(fields: Mapping[str, Any], known: Collection[str]) -> None:
-    """Name a quantization_config's keys that are not `known`.
+    """Warn about keys of a quantization_config that are not `known`; they are ignored.
 
-    Writers add keys of their own, nearly all of which say how codes were found, so that refusing them would refuse most
-    files; what they mean, nobody here can say. For the functions that `source.open_checkpoint` calls: the warning is
-    given at the line that called what opened the checkpoint.
+    Writers add keys freely, nearly always to say how codes were found. Refusing unknown keys would refuse most files.
+    Call it from functions that `source.open_checkpoint` calls: `stacklevel` then points at the user's line.
     """
     unknown = sorted(key for key in fields if key not in known)
     if unknown:
         warnings.warn(
-            f"quantization_config: the keys {shown(unknown)} are not known and not looked at",
+            f"quantization_config: the keys {shown(unknown)} are unknown and ignored",
             UserWarning,
             stacklevel=7,
         )
@@ -45,7 +44,7 @@ def lowered(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value from a file as it stands in messages: JSON, cut where it is long."""
+    """A value from a file for messages: JSON, shortened."""
     return shortened(json.dumps(value, ensure_ascii=False, default=repr))
 
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint directory: found, opened and checked, without trusting what they say.
+"""Finds, opens and checks the files of a checkpoint directory, and trusts none of them.
 
     config.json                                    how layers are quantized
     model.safetensors                              all tensors, or
@@ -6,7 +6,7 @@
     model.safetensors.index.json                   tensor name → file, or
     any.safetensors                                all tensors, if it is the only one: older GPTQ files
 
-Tensors are read through a memory map, each when it is asked for. Nothing is ever unpickled, and no file outside the
+Tensors are read through a memory map, each when it is needed. Nothing is ever unpickled, and no file outside the
 directory is opened, whatever an index or a link says.
 """
 
@@ -49,8 +49,8 @@ class TensorFiles:
     """The tensors of a checkpoint by name.
 
     Attributes:
-        shapes, dtypes: tensor name → its shape and dtype (None where torch has no such dtype), from the headers.
-        file_of: tensor name → the name of the file that holds it.
+        shapes, dtypes: tensor name → its shape and dtype from the headers; None if torch has no such dtype.
+        file_of: tensor name → the name of its file.
     """
 
     def __init__(self, opened: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class TensorFiles:
         return iter(self.file_of)
 
     def get(self, name: str) -> Tensor:
-        """The tensor, on the CPU; its memory may be the file's map, so that only a copy outlives it."""
+        """The tensor, on the CPU. Its memory may be the file's map, so copy it to keep it."""
         try:
             tensor: Tensor = self._opened[self.file_of[name]].get_tensor(name)
         except SafetensorError as error:
@@ -90,7 +90,7 @@ class TensorFiles:
 
 
 def check_path(directory: object) -> None:
-    """Raise a TypeError unless `directory` is something that names one."""
+    """Raise a TypeError unless `directory` is a path."""
     if not isinstance(directory, (str, os.PathLike)):
         raise TypeError(f"directory must be a path (str or os.PathLike), found {directory!r}")
 
@@ -128,7 +128,7 @@ def open_tensors(directory: Path) -> Iterator[TensorFiles]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, is a pickle, or lies outside the directory, or the index contradicts the files.
+        ValueError: a file is damaged, is a pickle or is outside the directory, or the index contradicts the files.
     """
     weight_map = None
     if (directory / SINGLE).exists() or not (directory / INDEX).exists():
@@ -177,17 +177,16 @@ def _check_weight_map(index: Path, weight_map: dict[str, str], tensors: TensorFi
 
 
 def inside(directory: Path, file: str, suffixes: tuple[str, ...] = ()) -> Path:
-    """The path of an ordinary file that lies in the directory itself.
+    """The path of an ordinary file directly in the directory.
 
     Args:
-        directory: where it must lie.
-        file: its name, from an index that may say anything.
-        suffixes: those that it may have, if not any.
+        directory: the directory.
+        file: the file's name, from an index that may say anything.
+        suffixes: the allowed suffixes; none allows all.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the name has folders in it or another suffix, or is that of something else, or of a link to
-            elsewhere.
+        FileNotFoundError: the file does not exist.
+        ValueError: the name contains folders or has another suffix, or it is no file, or a link out of the directory.
     """
     path = directory / file
     if Path(file).name != file or "\\" in file or "\0" in file or file in ("", ".", ".."):
@@ -208,7 +207,7 @@ def inside(directory: Path, file: str, suffixes: tuple[str, ...] = ()) -> Path:
     ):  # the Hugging Face cache: snapshots/<revision>/<file> → ../../blobs/<hash>
         allowed.append(home.parent.parent / "blobs")
     if target.parent not in allowed:
-        raise ValueError(f"{path} must lie in the directory, found a link to {target}")
+        raise ValueError(f"{path} must be in the directory, found a link to {target}")
     return path
 
 

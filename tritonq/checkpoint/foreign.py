@@ -1,12 +1,13 @@
-"""Checkpoints of GPTQ and AWQ, seen as if compressed-tensors had written them.
+"""Presents checkpoints of GPTQ and AWQ as if compressed-tensors had written them.
 
-Both write the same tensors of a layer of N outputs, K inputs and G groups, with unsigned codes q and zero points z:
+Both methods write the same tensors for a layer of N outputs, K inputs and G groups, with unsigned codes q and zero
+points z:
 
-    scales [G, N]    qweight, qzeros: int32 words, packed in the method's own way    w = scales · (q - z)
+    scales [G, N]    qweight, qzeros: int32 words, packed in the method's way    w = scales · (q - z)
 
-compressed-tensors stores a signed code as code + 2^(bits - 1), so that its packed fields are q and z themselves: only
-the packing differs, never a value. `ForeignTensors` has the names, shapes and dtypes of the translation from the files'
-headers and the order of columns alone, and translates a tensor when it is asked for. No weight is ever there in float.
+compressed-tensors stores a signed code as code + 2^(bits - 1), so its packed fields equal q and z. Only the packing
+differs, never a value. `ForeignTensors` derives names, shapes and dtypes from the files' headers and the order of
+columns. It translates a tensor when it is read. No weight is ever converted to float.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ Reader = Callable[[], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a quantization_config says of a layer.
+    """The settings of a layer in a quantization_config.
 
     Attributes:
         bits: 4 or 8.
         group_size: columns that share a scale; -1 for all of them.
-        symmetric: every zero point is the middle of the codes, and need not be kept.
-        ordered: groups need not be runs of columns; g_idx says which column belongs to which.
+        symmetric: every zero point is the middle of the codes, so none is kept.
+        ordered: the columns of a group need not be adjacent; g_idx has the group of each column.
     """
 
     bits: int
@@ -49,22 +50,22 @@ class Settings:
 
     @property
     def config(self) -> QuantConfig:
-        """The same as a QuantConfig."""
+        """The settings as a QuantConfig."""
         granularity = "channel" if self.group_size == -1 else "group"
         group_size = None if self.group_size == -1 else self.group_size
         return QuantConfig(QuantSpec(self.bits, self.symmetric, granularity, group_size))
 
 
 class ForeignLayer(abc.ABC):
-    """One layer of the files, its headers checked; what is read is checked as it comes.
+    """One layer of the files. Its headers are checked now, its values when they are read.
 
     Attributes:
         settings: how it is quantized.
         in_features, out_features: K and N.
-        order: of columns sorted by group; None where they are in order, as they mostly are with desc_act too.
+        order: of columns sorted by group; None if they are in order, which is common even with desc_act.
 
     Raises:
-        ValueError: naming the tensor, what was found and what its neighbours and the settings allow.
+        ValueError: the message names the tensor, what was found, and what the other tensors and the settings allow.
     """
 
     def __init__(self, name: str, settings: Settings, source: TensorFiles) -> None:
@@ -99,19 +100,19 @@ class ForeignLayer(abc.ABC):
 
     @property
     def _zero_words(self) -> int:
-        """How many words of a row of qzeros hold N zero points."""
+        """The number of words in a row of qzeros."""
         return int32_words.packed_width(self.out_features, self.settings.bits)
 
     @abc.abstractmethod
     def read_packed(self) -> Tensor:
-        """The codes as compressed-tensors packs them, int32 [N, ceil(K · bits / 32)]."""
+        """The codes packed as in compressed-tensors, int32 [N, ceil(K · bits / 32)]."""
 
     @abc.abstractmethod
     def read_zeros(self) -> Tensor:
         """The unsigned zero points, uint8 [G, N]."""
 
     def translated(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, Reader]]:
-        """The layer's tensors in compressed-tensors' layout, bias aside: (local name, shape, dtype, how to read it)."""
+        """The layer's tensors in compressed-tensors' layout, without bias: (local name, shape, dtype, reader)."""
         rows, bits = self.out_features, self.settings.bits
         width = int32_words.packed_width(self.in_features, bits)
         dtype = self.source.dtypes[f"{self.name}.scales"]
@@ -137,12 +138,12 @@ class ForeignLayer(abc.ABC):
         return order
 
     def _read_scale(self) -> Tensor:
-        """[N, G], once it is sure that nothing is lost with the tensors that are left out."""
+        """[N, G], after a check that the dropped tensors carry no information."""
         middle = 1 << (self.settings.bits - 1)
         if self.settings.symmetric and bool(((zeros := self.read_zeros()) != middle).any()):
             raise ValueError(
-                f"{self.where('qzeros')} must hold zero points of {middle} alone in a symmetric checkpoint, found "
-                f"{int(zeros.amin())} … {int(zeros.amax())}: what quantization_config says of symmetry is not true"
+                f"{self.where('qzeros')} must hold only zero points of {middle} in a symmetric checkpoint, found "
+                f"{int(zeros.amin())} … {int(zeros.amax())}: quantization_config is wrong about symmetry"
             )
         scales = self.get("scales")
         checkpoint_layout.check_scale(scales, self.where("scales"))
@@ -152,11 +153,11 @@ class ForeignLayer(abc.ABC):
         return int32_words.pack_fields(self.read_zeros(), self.settings.bits).t().contiguous()
 
     def get(self, part: str) -> Tensor:
-        """One of the layer's tensors as the files hold it."""
+        """One of the layer's tensors as it is in the files."""
         return self.source.get(f"{self.name}.{part}")
 
     def where(self, part: str) -> str:
-        """File and tensor, for messages."""
+        """The names of file and tensor, for messages."""
         file = self.source.file_of.get(f"{self.name}.{part}", self.source.file_of[f"{self.name}.qweight"])
         return f"{file}: {self.name}.{part}"
 
@@ -172,19 +173,19 @@ class ForeignLayer(abc.ABC):
 
 
 class Method(Protocol):
-    """A quantization_config that has been read, of GPTQ or AWQ."""
+    """A parsed quantization_config of GPTQ or AWQ."""
 
     def layer(self, name: str, source: TensorFiles) -> ForeignLayer:
-        """The layer of that name in the files."""
+        """The layer of this name in the files."""
 
 
 class ForeignTensors(TensorFiles):
     """The tensors of a GPTQ or AWQ checkpoint under the names and in the layout of compressed-tensors.
 
     Attributes:
-        shapes, dtypes, file_of: as for TensorFiles, of what a tensor is translated to.
+        shapes, dtypes, file_of: as for TensorFiles, of the translated tensors.
         scheme: the layers' config groups.
-        ordered: the layers that have a weight_g_idx, because their groups are not runs of columns.
+        ordered: the layers with a weight_g_idx, because the columns of a group are not adjacent.
     """
 
     def __init__(self, method: Method, source: TensorFiles) -> None:
@@ -216,13 +217,15 @@ class ForeignTensors(TensorFiles):
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None, file: str, reader: Reader | None
     ) -> None:
         if name in self.file_of:
-            raise ValueError(f"{file}: {name} must be there once, found it beside what a qweight becomes")
+            raise ValueError(
+                f"{file}: {name} must be there once, found it beside a qweight that becomes it too"
+            )
         self.shapes[name], self.dtypes[name], self.file_of[name] = shape, dtype, file
         if reader is not None:
             self._readers[name] = reader
 
     def get(self, name: str) -> Tensor:
-        """The tensor, translated now; its memory may be the file's map, so that only a copy outlives it."""
+        """The tensor, translated now. Its memory may be the file's map, so copy it to keep it."""
         reader = self._readers.get(name)
         return self._source.get(name) if reader is None else reader()
 

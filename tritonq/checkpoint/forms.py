@@ -1,10 +1,10 @@
-"""A layer's tensors as other programs write them, turned into the canonical layout (numerics/checkpoint_layout.py).
+"""Converts a layer's tensors from other programs' layouts to tritonq's (numerics/checkpoint_layout.py).
 
-The same codes can lie in a file in other ways than the one chosen here for their scheme:
+Other programs may store the same codes in other ways than tritonq does:
 
     int8 × int8 packed into words               → weight int8 [N, K]
-    weight-only or int4, one int8 a code        → weight_packed, weight_shape
-    zero points beside them                     → packed or not, as their weight
+    weight-only or int4, one int8 per code      → weight_packed, weight_shape
+    their zero points                           → packed or not, like the weight
     a zero point of a symmetric tensor, all 0   → dropped
     a scalar scale or zero point                → [1]
 """
@@ -21,13 +21,13 @@ from tritonq.numerics.config import QuantConfig
 
 
 def weight_names(config: QuantConfig, packed: bool) -> list[str]:
-    """The names of a weight's tensors in a file, bias aside."""
+    """The names of a weight's tensors in a file, without bias."""
     names = ["weight_packed", "weight_shape"] if packed else ["weight"]
     return [*names, "weight_scale", *([] if config.weight.symmetric else ["weight_zero_point"])]
 
 
 def needless_names(config: QuantConfig) -> list[str]:
-    """Zero points that a symmetric scheme does not need and that some writers store all the same."""
+    """Zero points that a symmetric scheme does not need but that some writers store."""
     symmetric_input = config.static and config.activation is not None and config.activation.symmetric
     return [
         *(["weight_zero_point"] if config.weight.symmetric else []),
@@ -38,16 +38,17 @@ def needless_names(config: QuantConfig) -> list[str]:
 def to_canonical(
     config: QuantConfig, packed: bool, in_features: int, out_features: int, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A layer's tensors in the layout that `config` has here.
+    """A layer's tensors in tritonq's layout for `config`.
 
     Args:
-        config: the layer's.
-        packed: whether the file's codes lie in int32 words.
+        config: of the layer.
+        packed: True if the file's codes are packed into int32 words.
         in_features, out_features: K and N.
         state: tensors by name, as they are in the file.
 
     Raises:
-        ValueError: beginning with the tensor's name; what the two layouts share is left to `canonical`.
+        ValueError: a tensor does not fit; the message begins with its name. Properties common to both layouts are
+            checked later, by `read_weight_state`.
     """
     result = {name: tensor.reshape(1) if tensor.dim() == 0 else tensor for name, tensor in state.items()}
     _drop_zeros(config, result)

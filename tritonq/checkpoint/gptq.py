@@ -5,16 +5,16 @@
     scales   float [G, N]                  g_idx int32 [K], the group of each column
     bias     float [N]
 
-compressed-tensors packs the same fields in the same order, in transposed tensors. Zero points are another matter:
-`gptq_v2` stores z itself; `gptq`, the older and usual format, z - 1. Where z is 0, writers and readers disagree:
+compressed-tensors packs the same fields in the same order, in transposed tensors. Zero points differ: `gptq_v2` stores
+z, while `gptq`, the older and usual format, stores z - 1. If z is 0, writers and readers disagree:
 
-    written field by field    the largest field stands for z = 0: (field + 1) mod 2^bits. What writers rounded with, and
-                              what AutoGPTQ's qlinear_cuda_old reads; its other kernels, exllama's and vLLM's leave out
-                              the modulus and compute with z = 16 (256), which no writer ever means
-    written by GPTQModel      the whole word less 0x11111111 (0x01010101), borrowing from the next field; adding that
-                              again, as GPTQModel does when it reads, gives every zero point as it was
+    written field by field    the largest field means z = 0: z = (field + 1) mod 2^bits. Writers rounded with that, and
+                              AutoGPTQ's qlinear_cuda_old reads it. AutoGPTQ's other kernels, exllama's and vLLM's omit
+                              the modulus and compute with z = 16 (256), which no writer means
+    written by GPTQModel      the whole word minus 0x11111111 (0x01010101), borrowing from the next field. Adding that
+                              to the word, as GPTQModel's reader does, restores every zero point
 
-The files say who wrote them (meta.quantizer). In symmetric checkpoints no zero point is 0, and all agree.
+The files name their writer (meta.quantizer). In symmetric checkpoints no zero point is 0, so all agree.
 
 Sources: AutoGPTQ nn_modules/qlinear/qlinear_cuda_old.py, qlinear_cuda.py, triton_utils/kernels.py; GPTQModel
 nn_modules/qlinear/__init__.py (dequantize_weight), utils/model.py (convert_gptq_v1_to_v2_format_module),
@@ -37,14 +37,14 @@ from tritonq.numerics import int32_words
 
 METHOD = "gptq"
 _BITS = (4, 8)
-#: What is stored for zero points: z, z - 1 field by field, or the word of all z less a word of ones.
+#: How zero points are stored: z, z - 1 field by field, or the word of all z minus a word of ones.
 _TRUE, _LESS_ONE, _LESS_WORD_OF_ONES = "z", "z - 1", "word - ones"
 
 _KEYS = {
     "quant_method", "method", "bits", "group_size", "sym", "desc_act", "checkpoint_format", "format",
     "is_marlin_format", "pack_dtype", "dynamic", "meta", "adapter", "rotation",
 }  # fmt: skip
-#: How codes were found, or what programs did with them: nothing that changes what they mean.
+#: Keys about how codes were found or used, which do not change their meaning.
 _HISTORY = {
     "act_group_aware", "autoround_version", "backend", "batch_size", "block_name_to_quantize", "cache_block_outputs",
     "damp_auto_increment", "damp_percent", "dataset", "disable_exllama", "exllama_config", "iters", "lm_head", "lr",
@@ -59,9 +59,9 @@ class GPTQ:
     """A quantization_config of method "gptq".
 
     Attributes:
-        settings: of every layer that no override fits.
+        settings: of every layer that no override matches.
         zeros: how zero points are stored.
-        overrides: (pattern, what differs) of GPTQModel's `dynamic`; the first that fits a layer's name counts.
+        overrides: (pattern, settings) of GPTQModel's `dynamic`; the first that matches a layer's name decides.
     """
 
     settings: Settings
@@ -69,19 +69,19 @@ class GPTQ:
     overrides: tuple[tuple[re.Pattern[str], Settings], ...] = ()
 
     def layer(self, name: str, source: TensorFiles) -> GPTQLayer:
-        """The layer of that name in the files."""
+        """The layer of this name in the files."""
         settings = next((own for pattern, own in self.overrides if pattern.match(name)), self.settings)
         return GPTQLayer(name, settings, source, self.zeros)
 
 
 def read_gptq(fields: Mapping[str, Any]) -> GPTQ:
-    """What a quantization_config says, for files of any writer.
+    """Read a quantization_config, of files from any writer.
 
     Warns:
-        UserWarning: keys that are not known, by name; what they mean is not looked at.
+        UserWarning: names unknown keys, which are ignored.
 
     Raises:
-        ValueError: for what is not there or not supported, naming the key, what was found and what is allowed.
+        ValueError: a key is missing or not supported; the message says what was found and what is allowed.
     """
     where = "quantization_config"
     warn_of_unknown(fields, _KEYS | _HISTORY)
@@ -103,7 +103,7 @@ def read_gptq(fields: Mapping[str, Any]) -> GPTQ:
 
 
 def _read_settings(fields: Mapping[str, Any], base: Settings, where: str) -> Settings:
-    """The settings that the fields name, others as in `base`; a `base` of 0 bits has none to take them from."""
+    """The settings in the fields; others come from `base`, unless that has 0 bits."""
     return Settings(
         read_bits(fields.get("bits", base.bits or None), _BITS, where),
         read_group_size(fields.get("group_size", base.group_size or None), where),
@@ -113,7 +113,7 @@ def _read_settings(fields: Mapping[str, Any], base: Settings, where: str) -> Set
 
 
 def _read_overrides(dynamic: Any, base: Settings, where: str) -> tuple[tuple[re.Pattern[str], Settings], ...]:
-    """`dynamic`: {"+:expression" or "expression": what differs, "-:expression": layers that are not quantized}."""
+    """Read `dynamic`: {"+:expression" or "expression": changed settings, "-:expression": layers not quantized}."""
     if not dynamic:
         return ()
     check_type(dynamic, Mapping, where, "a dictionary")
@@ -129,7 +129,7 @@ def _read_overrides(dynamic: Any, base: Settings, where: str) -> tuple[tuple[re.
             check_type(fields, Mapping, f"{where}[{shown(key)}]", "a dictionary")
             overrides.append((pattern, _read_settings(fields, base, f"{where}[{shown(key)}]")))
         else:
-            overrides.append((pattern, base))  # such a layer has no qweight, and is never asked for
+            overrides.append((pattern, base))  # such a layer has no qweight, so this is never used
     return tuple(overrides)
 
 
@@ -172,7 +172,7 @@ class GPTQLayer(ForeignLayer):
 
 
 def read_format(fields: Mapping[str, Any], keys: tuple[str, str], default: str, where: str) -> Any:
-    """The name of the layout, in lower case, which stands under one key or the other, or under both."""
+    """The name of the layout, in lower case; it may be under either key or both."""
     found = {lowered(fields[key]) for key in keys if isinstance(fields.get(key), str)}
     for key in keys:
         check_type(fields.get(key, ""), (str, type(None)), f"{where}: {key}", "a name")

@@ -1,4 +1,4 @@
-"""`info`: what a checkpoint directory holds, from its config.json and the headers of its files alone."""
+"""`info`: describes a checkpoint directory, from its config.json and the headers of its files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class GroupInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What a checkpoint holds.
+    """The description of a checkpoint.
 
     Attributes:
-        directory: where it is.
-        method: its quant_method. Of GPTQ and AWQ files all else is said as if they were compressed-tensors'.
+        directory: its path.
+        method: its quant_method. GPTQ and AWQ files are otherwise described as if compressed-tensors had written them.
         groups: the config groups.
-        layers: how many layers are quantized.
-        parameters: how many numbers the float model has: N · K of each quantized weight, and all other tensors.
+        layers: the number of quantized layers.
+        parameters: parameters of the float model: N · K of each quantized weight, and all other tensors.
         bytes: of all tensors.
         bytes_by_dtype: dtype name → bytes of the tensors stored in it.
         ratio_to_fp32, ratio_to_fp16: bytes relative to the float model's in that dtype.
@@ -88,13 +88,13 @@ class Info:
 
 
 def info(directory: str | os.PathLike[str]) -> Info:
-    """Look at a checkpoint without a model.
+    """Describe a checkpoint, without a model.
 
     Args:
         directory: as for `load`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`, as far as a checkpoint can be judged without its model.
+        FileNotFoundError, ValueError: as `load`, for errors that show without a model.
     """
     path = files.check_directory(os.fspath(directory))
     with open_checkpoint(path) as checkpoint:
@@ -131,7 +131,7 @@ def info(directory: str | os.PathLike[str]) -> Info:
 
 
 def _quantized_layers(path: Path, scheme: Scheme, tensors: TensorFiles) -> dict[str, Group]:
-    """Layer → its group, for all names that carry a weight scale."""
+    """Layer → its group, for all names with a weight scale."""
     layers = {}
     for name in tensors:
         layer, _, local = name.rpartition(".")

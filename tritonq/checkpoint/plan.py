@@ -1,7 +1,7 @@
-"""What `load` will do to a model: which module is replaced by what, and which tensor goes where.
+"""Plans what `load` does to a model: the replacement of each module, and the place of each tensor.
 
-A plan is made from names, shapes and dtypes alone, without reading a tensor: every tensor that the model needs must be
-in the files, and every tensor in the files must be needed.
+A plan needs only names, shapes and dtypes; no tensor is read. Every tensor that the model needs must be in the files,
+and every tensor in the files must be needed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tritonq.select.patterns import Place, named_modules, places
 from tritonq.select.select import PLAN, is_plain_linear
 
 _NAMES_IN_MESSAGES = 5
-#: What older versions of transformers saved and newer ones compute: rotary frequencies.
+#: Rotary frequencies, which older versions of transformers saved and newer ones compute.
 _COMPUTED = "rotary_emb.inv_freq"
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """A Linear or QuantizedLinear, and the QuantizedLinear that takes its place.
+    """A Linear or QuantizedLinear that a new QuantizedLinear replaces.
 
     Attributes:
-        place: where it is.
+        place: its place in the model.
         group: how it is quantized.
         tensors: local name ("weight_packed") → the stored tensor.
     """
@@ -44,7 +44,7 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class StubPlan:
-    """A QuantStub or Quantize, and the Quantize that takes its place; attributes as for LayerPlan."""
+    """A QuantStub or Quantize that a new Quantize replaces; attributes as for LayerPlan."""
 
     place: Place
     symmetric: bool
@@ -53,7 +53,7 @@ class StubPlan:
 
 @dataclasses.dataclass
 class Slot:
-    """A parameter or buffer of a module that stays, everywhere it sits, and the stored tensor that it becomes."""
+    """A parameter or buffer of a module that stays, all its places, and the stored tensor for it."""
 
     tensor: Tensor
     names: list[str]
@@ -63,7 +63,7 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All of it; `dequant_stubs` become DeQuantize modules."""
+    """The whole plan; `dequant_stubs` become DeQuantize modules."""
 
     layers: list[LayerPlan]
     stubs: list[StubPlan]
@@ -108,7 +108,7 @@ def make_plan(model: nn.Module, scheme: Scheme, extras: Extras, tensors: TensorF
 
 
 class _Finder:
-    """Looks up tensors under the names that a model has for them, and keeps account of what was asked for."""
+    """Looks up tensors by the model's names for them, and records which were used."""
 
     def __init__(self, extras: Extras, tensors: TensorFiles) -> None:
         self.tied, self.tensors = extras.tied, tensors
@@ -119,11 +119,11 @@ class _Finder:
         return name in self.tensors or name in self.tied
 
     def find(self, name: str) -> str:
-        """The stored tensor, "" (and a note for `finish`) if there is none."""
+        """The name of the stored tensor; "" if there is none, which `finish` reports."""
         return self.find_any([name])
 
     def find_any(self, names: list[str]) -> str:
-        """The stored tensor of something that has several names; all that are stored count as asked for."""
+        """The stored tensor for something with several names; all stored ones count as used."""
         found = [self.tied.get(name, name) for name in names if self.has(name)]
         self.used.update(found)
         if not found:
@@ -132,7 +132,7 @@ class _Finder:
         return found[0]
 
     def finish(self, fits_somewhere: bool) -> None:
-        """Raise unless everything was found and everything stored was asked for."""
+        """Raise unless everything was found and everything stored was used."""
         superfluous = [
             name for name in self.tensors if name not in self.used and not name.endswith(_COMPUTED)
         ]
@@ -158,7 +158,7 @@ def _plan_layer(place: Place, scheme: Scheme, finder: _Finder) -> LayerPlan | No
         return None
     name = next((name for name in place.names if finder.has(f"{name}.weight_scale")), place.name)
     wanted = forms.weight_names(group.config, group.packed)
-    # GPTQ writers of old gave every layer a bias, of zeros where the model has none.
+    # Old GPTQ writers gave every layer a bias, of zeros if the model has none.
     if finder.has(f"{name}.bias") or module.bias is not None:
         wanted.append("bias")
     activation = group.config.activation
@@ -199,7 +199,7 @@ def _plan_stubs(
 
 
 def _slots(model: nn.Module, replaced: set[int]) -> list[Slot]:
-    """Every parameter and persistent buffer of the modules that stay, once each however many names it has."""
+    """Every parameter and persistent buffer of the modules that stay, each once even if it has several names."""
     found: dict[int, Slot] = {}
     for module_name, module in named_modules(model):
         if id(module) in replaced:
@@ -222,7 +222,7 @@ def _slots(model: nn.Module, replaced: set[int]) -> list[Slot]:
 
 
 def _tie(slots: list[Slot]) -> list[Slot]:
-    """Merge the slots that become one stored tensor on one device: they were tied when they were saved."""
+    """Merge slots with the same stored tensor on the same device: they were tied when they were saved."""
     merged: dict[tuple[str, torch.device, bool], Slot] = {}
     for slot in slots:
         key = (slot.stored, slot.tensor.device, isinstance(slot.tensor, nn.Parameter))
@@ -243,7 +243,7 @@ def _check_ties(extras: Extras, tensors: TensorFiles) -> None:
 
 
 def _check_slot(slot: Slot, tensors: TensorFiles) -> None:
-    """Raise unless the stored tensor fits; another floating-point dtype does, the stored one then goes."""
+    """Raise unless the stored tensor fits. Its floating-point dtype may differ, and then replaces the model's."""
     shape, dtype = tensors.shapes[slot.stored], tensors.dtypes[slot.stored]
     same_kind = dtype is not None and (
         dtype == slot.tensor.dtype or (_is_usual_float(dtype) and _is_usual_float(slot.tensor.dtype))
@@ -259,7 +259,7 @@ def _is_usual_float(dtype: torch.dtype) -> bool:
 
 
 def _check_layers(everything: list[Place], layers: list[LayerPlan]) -> None:
-    """Raise if a layer that is quantized in the model is none in the checkpoint."""
+    """Raise if a layer is quantized in the model but not in the checkpoint."""
     planned = {id(layer.place.module) for layer in layers}
     for place in everything:
         if isinstance(place.module, QuantizedLinear) and id(place.module) not in planned:
@@ -269,7 +269,7 @@ def _check_layers(everything: list[Place], layers: list[LayerPlan]) -> None:
 
 
 def _check_extras(extras: Extras, layers: list[LayerPlan], tensors: TensorFiles) -> None:
-    """Raise if the `tritonq` key speaks of layers that are not there."""
+    """Raise if the `tritonq` key names layers that do not exist."""
     known = {name for layer in layers for name in layer.place.names}
     spoken_of: dict[str, Iterable[str]] = {
         "dtypes": extras.dtypes,

@@ -1,7 +1,8 @@
-"""Putting finished files into a directory so that it holds the old checkpoint or the new one, never half of each.
+"""Replaces a checkpoint so that the directory holds the old one or the new one, never a mix.
 
-Everything is written to a hidden sibling directory first. Only when all of it is on the disk, files are replaced one by
-one, config.json last, each old one being kept aside until the last new one is in; if anything fails, they go back.
+All files are first written to a hidden directory beside the target. When all are on the disk, they replace the old
+files one by one, config.json last. Old files are kept until the last new one is in place; if anything fails, they are
+restored.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def staged(directory: Path) -> Iterator[Path]:
     """An empty directory to write into; leaving the block without an error puts its files into `directory`.
 
     Raises:
-        OSError: what the file system says; `directory` is as it was then.
-        ValueError: `directory` is a file, or holds another program's weights that the new ones would not replace.
+        OSError: from the file system; `directory` is then unchanged.
+        ValueError: `directory` is a file, or holds another program's weights that the new files would not replace.
     """
     directory = directory.resolve()
     if directory.exists() and not directory.is_dir():
@@ -52,7 +53,7 @@ def staged(directory: Path) -> Iterator[Path]:
 
 
 def _stage_home(directory: Path) -> Path:
-    """Where files can be renamed from: beside the directory, or in it where it is a volume or alone writable."""
+    """A place to rename files from: beside the directory, or in it if it is a volume or only it is writable."""
     parent = directory.parent
     return directory if os.path.ismount(directory) or not os.access(parent, os.W_OK) else parent
 
@@ -82,7 +83,7 @@ def _publish(stage: Path, directory: Path) -> None:
 
 
 def _keep_aside(path: Path, backup: Path) -> None:
-    """Make `backup` what `path` is; as a second link where that works, so that `path` is there at every moment."""
+    """Keep the file `path` as `backup`; if possible as a second link, so that `path` exists at every moment."""
     if not os.path.lexists(path):
         return
     if path.is_dir():
@@ -95,7 +96,7 @@ def _keep_aside(path: Path, backup: Path) -> None:
 
 
 def _stale(directory: Path, new: list[str]) -> list[str]:
-    """Weight files of an earlier save that the new one does not replace and readers would take for a part of it."""
+    """Weight files of an earlier save that the new files do not replace, and that readers would read with them."""
     old = sorted(
         path.name
         for path in directory.iterdir()
@@ -117,7 +118,7 @@ def _is_ours(directory: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk; Windows cannot open directories and does without."""
+    """Wait until a file or directory is on the disk. Windows cannot open directories, so they are skipped there."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)

@@ -1,9 +1,9 @@
-"""`load`: a directory into a model.
+"""`load`: reads a directory into a model.
 
     read config.json → plan by names and shapes → build every new layer and tensor → swap them in
 
-Whatever can be wrong shows before the last step, and the last step only assigns. Tensors are read through a memory map
-and one layer at a time: beside what is built, one layer is ever held, its codes as int8 and never as float.
+All errors show before the last step, which only assigns. Tensors are read through a memory map, one layer at a time.
+Memory holds the new layers and one stored layer, with codes as int8 and never as float.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Fill a model with a checkpoint, in place, replacing its Linear layers by quantized ones.
 
     Args:
-        directory: written by `save`; or by any other program in compressed-tensors' pack-quantized or int-quantized
+        directory: written by `save`, or by any other program in compressed-tensors' pack-quantized or int-quantized
             format, as GPTQ (4 or 8 bits) or as AWQ ("gemm").
-        model: the architecture that was saved: the float model (on the meta device too) or one quantized already. Its
-            hooks and training flags stay. Tensors go to the device of what they replace, those on the meta device to
-            the CPU; floating-point tensors take the dtype they were saved in.
+        model: the architecture that was saved: the float model (it may be on the meta device) or a quantized one. Its
+            hooks and training flags stay. Tensors go to the device of the tensors they replace; the CPU replaces
+            the meta device. Floating-point tensors keep their stored dtype.
 
     Returns:
         The model.
@@ -45,8 +45,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         TypeError: the directory is no path, or the model no module.
         FileNotFoundError: the directory or one of its files is missing.
-        ValueError: a file is damaged, says what no kernel here computes, or does not fit the model, naming the file or
-            the tensor, what was found and what is allowed. The model is unchanged in all cases.
+        ValueError: a file is damaged, needs something that no kernel computes, or does not fit the model; the message
+            names the file or the tensor, what was found and what is allowed. In all cases the model is unchanged.
     """
     inner = unwrapped(model)
     check_root(inner)
@@ -82,7 +82,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _read_slot(slot: Slot, tensors: TensorFiles) -> Tensor:
-    """The new value, after a look at what the files hold under the slot's other names."""
+    """The new value; checks that the files hold the same value under the slot's other names."""
     for name in slot.names:
         if (
             name in tensors
@@ -97,7 +97,7 @@ def _read_slot(slot: Slot, tensors: TensorFiles) -> Tensor:
 
 
 def _fill(slot: Slot, value: Tensor) -> None:
-    """Put the value into a parameter, which stays the same object where it can, or in a buffer's place."""
+    """Assign the value to a parameter, which stays the same object if possible, or to a buffer."""
     old = slot.tensor
     if not isinstance(old, nn.Parameter):
         for module, attribute in slot.owners:

@@ -1,7 +1,7 @@
-"""`convert`: a GPTQ or AWQ directory to one in compressed-tensors' layout, without building the model.
+"""`convert`: rewrites a GPTQ or AWQ directory in compressed-tensors' layout, without building the model.
 
-Names and shapes come from the files, codes, scales and zero points are the same numbers afterwards, and every other
-tensor is copied bit by bit. One file of tensors is read, translated and written at a time.
+Names and shapes come from the files. Codes, scales and zero points stay the same numbers, and every other tensor is
+copied bit by bit. One file of tensors is read, translated and written at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tritonq.checkpoint.source import ALONE, FIELD, Checkpoint, open_checkpoint
 from tritonq.checkpoint.writer import name_parts, part_name, write_json, write_tensors
 from tritonq.util.progress import track
 
-#: Heads that share the embedding's weight are in no file, and still no part of what is quantized.
+#: A head that shares the embedding's weight is in no file, but must be listed as not quantized.
 _HEAD = "lm_head"
-#: Files that hold weights: those of the old layout, of which nothing must stay beside the new one.
+#: Weight files of the old layout, which must not stay beside the new ones.
 _WEIGHTS = (".safetensors", ".safetensors.index.json", *(name.removeprefix("*") for name in files.PICKLES))
 
 
@@ -31,22 +31,22 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
 ) -> None:
-    """Write a GPTQ or AWQ checkpoint again, in compressed-tensors' layout.
+    """Rewrite a GPTQ or AWQ checkpoint in compressed-tensors' layout.
 
     Args:
-        source: a directory that `load` takes. Its other files (tokenizer, generation config, code, …) are copied.
-        target: another directory; made if it is not there, an earlier checkpoint is replaced as a whole.
+        source: a directory that `load` reads. Its other files (tokenizer, generation config, code, …) are copied.
+        target: another directory. It is created if needed; an earlier checkpoint in it is replaced completely.
 
     Warns:
-        UserWarning: layers that `load` reads but other compressed-tensors readers refuse, by name; keys of the source's
-            quantization_config that are not known.
+        UserWarning: names layers that `load` reads but other compressed-tensors readers refuse, and unknown keys of the
+            source's quantization_config.
 
     Raises:
         TypeError: one of them is no path.
         FileNotFoundError: the source or one of its files is missing.
-        ValueError: the source is damaged, is in compressed-tensors' layout already, says what cannot be translated, or
-            is the target itself.
-        OSError: the disk is full, or the like. In all cases the target is as it was.
+        ValueError: the source is damaged, is already in compressed-tensors' layout, cannot be translated, or is the
+            target itself.
+        OSError: for example, the disk is full. In all cases the target is unchanged.
     """
     files.check_path(source)
     files.check_path(target)
@@ -72,7 +72,7 @@ def convert(
 
 
 def _config(path: Path, tensors: ForeignTensors) -> dict[str, Any]:
-    """config.json of the target: the source's, with another quantization_config."""
+    """The target's config.json: the source's with the new quantization_config."""
     config = files.read_json(path, files.CONFIG) if (path / files.CONFIG).exists() else {}
     layers = {name: group.config for group in tensors.scheme.groups for name in group.targets}
     ignore = [

@@ -1,11 +1,11 @@
-"""Opening a checkpoint of any kind that is read: what its quantization_config says, and its tensors in one layout.
+"""Opens a checkpoint of any supported method: its quantization_config, and its tensors in one layout.
 
-    quant_method            where the quantization_config is
+    quant_method            place of the quantization_config
     compressed-tensors      config.json
     gptq                    config.json, or alone in quantize_config.json (AutoGPTQ)
     awq                     config.json, or alone in quant_config.json (AutoAWQ)
 
-GPTQ and AWQ files are shown in compressed-tensors' layout (foreign.py), so that no reader needs to know of them.
+GPTQ and AWQ files appear in compressed-tensors' layout (foreign.py), so readers need not know about them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.foreign import ForeignTensors, Method
 
 FIELD = "quantization_config"
-#: Files that are a quantization_config and nothing else, and the method of those that do not name it.
+#: Files that hold only a quantization_config → the method, if they do not name it.
 ALONE = {"quantize_config.json": gptq.METHOD, "quant_config.json": awq.METHOD}
 _FOREIGN: dict[str, Callable[[dict[str, Any]], Method]] = {
     gptq.METHOD: gptq.read_gptq,
@@ -34,13 +34,13 @@ _FOREIGN: dict[str, Callable[[dict[str, Any]], Method]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A directory that has been opened.
+    """An open directory.
 
     Attributes:
         method: its quant_method, "compressed-tensors", "gptq" or "awq".
         config_file: the name of the file with the quantization_config.
-        scheme, extras: how layers are quantized, and what stands under the key `tritonq`.
-        tensors: in compressed-tensors' layout; those of GPTQ and AWQ are a `ForeignTensors`.
+        scheme, extras: how layers are quantized, and the contents of the key `tritonq`.
+        tensors: in compressed-tensors' layout; a `ForeignTensors` for GPTQ and AWQ.
     """
 
     method: str
@@ -52,11 +52,11 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
-    """Open config and tensor files, and check all that their headers say.
+    """Open config and tensor files, and check their headers.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or says what is not supported; naming the file, what was found and allowed.
+        ValueError: a file is damaged or not supported; the message names the file, what was found and what is allowed.
     """
     file, fields, extras = _read_config(directory)
     where = directory / file
@@ -77,10 +77,10 @@ def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
 
 
 def read_quantization_config(fields: Any, default: str | None = None) -> tuple[str, Scheme | Method]:
-    """The quant_method, `default` if it is not named, and what the rest says in that method's words.
+    """(quant_method, or `default` if it is missing; the config parsed by that method).
 
     Raises:
-        ValueError: naming the key, what was found and what is allowed.
+        ValueError: the message names the key, what was found and what is allowed.
     """
     check_type(fields, dict, FIELD, "a dictionary")
     method = lowered(fields.get("quant_method", default))

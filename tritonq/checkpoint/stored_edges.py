@@ -1,8 +1,7 @@
-"""Hand-overs of int8 in a checkpoint: which layer's output is another one's input (tritonq/nn/handover.py).
+"""The edges in a checkpoint, along which layers hand over int8 (tritonq/nn/handover.py).
 
-An edge has no tensors of its own: its grid is the input grid of the layers that read it, where other programs look for
-it too; between dynamic layers it has none. So other programs read the model and compute the same in float between its
-layers.
+An edge has no separate tensors. Its grid is the input grid of the layers that read it; between dynamic layers there is
+no grid. So other programs can read the model too, and compute the same with float between the layers.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ _OUTPUT = ("output_scale", "output_zero_point")
 
 
 def tensors_of_others(module: nn.Module) -> tuple[str, ...]:
-    """Names of a module's tensors that its consumers store."""
+    """Names of a module's tensors that are stored with its consumers instead."""
     has_edge = isinstance(module, (QuantizedLinear, QuantizedNorm)) and module.edge is not None
     return _OUTPUT if has_edge else ()
 
 
 def check_ends(edges: list[Edge], layers: Mapping[str, QuantizedLinear]) -> None:
-    """Raise unless the layers that read an edge are all in the model that is to be saved."""
+    """Raise unless all layers that read an edge are in the model to save."""
     for edge in edges:
         for name in (*edge.consumers, *([] if edge.partner is None else [edge.partner])):
             if name not in layers:
                 raise ValueError(
                     f"{edge.producer} hands int8 to {name}, which the model does not hold: convert(…, chain=False) "
-                    "makes layers that do not depend on each other"
+                    "makes independent layers"
                 )
 
 
 def check_grids(edges: list[Edge], layers: Mapping[str, QuantizedLinear]) -> None:
-    """Raise unless the static layers that share a grid have the same one.
+    """Raise unless the static layers of an edge have the same input grid.
 
     Args:
-        layers: the loaded ones, under all their names.
+        layers: the loaded layers, under all their names.
     """
     for edge in edges:
         if edge.consumers and layers[edge.consumers[0]].config.dynamic:
@@ -81,12 +80,12 @@ def check_edges(
     configs: Mapping[str, QuantConfig],
     has_grid: Collection[str],
 ) -> None:
-    """Raise unless every edge runs between layers that can be its ends: all static, or all dynamic.
+    """Raise unless the layers of every edge are all static, or all dynamic.
 
     Args:
         everything: the model's modules.
         configs: of the checkpoint's Linears.
-        has_grid: those with input qparams in the files.
+        has_grid: the Linears with input qparams in the files.
     """
     symmetric = {
         name: made.activation.symmetric for name, made in configs.items() if made.activation is not None
@@ -128,7 +127,7 @@ def check_edges(
 def _check_dynamic(
     edge: Edge, where: str, ends: Collection[str], dynamic: Collection[str], symmetric: Collection[str]
 ) -> None:
-    """Raise unless an edge between dynamic layers is one of those, and without a sum."""
+    """Raise unless all layers of the edge are dynamic and its steps have no sum."""
     is_norm = edge.producer not in symmetric
     for name in (*ends, *([] if is_norm else [edge.producer])):
         if name not in dynamic:
@@ -142,11 +141,11 @@ def _may_hand_over(module: nn.Module) -> bool:
 
 
 def apply_edges(edges: list[Edge], everything: list[Place]) -> None:
-    """Let the loaded layers of a model hand over int8.
+    """Make the loaded layers of a model hand over int8.
 
     Args:
-        edges: checked.
-        everything: the model's modules, its Linears being the loaded ones.
+        edges: the checked edges.
+        everything: the model's modules, with the loaded Linears.
     """
     by_name = {name: place for place in everything for name in place.names}
     for edge in edges:

@@ -1,8 +1,7 @@
-"""`save`: a quantized model to a directory that compressed-tensors readers understand.
+"""`save`: writes a quantized model to a directory that readers of compressed-tensors understand.
 
-Tensors go out under the names that `state_dict` gives them, quantized layers in the canonical layout, shard by shard:
-beside the model only one shard is ever held. A tensor that several names share is written once, under the first; the
-others are recorded and tied again by `load`.
+Tensors have their names of `state_dict`. They are written shard by shard, so memory holds the model and one shard. A
+tensor with several names is written once, under the first; the other names are recorded, and `load` ties them again.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ def save(
     """Write a quantized model: all its tensors, and a config.json that says how they are quantized.
 
     Args:
-        model: holds QuantizedLinear layers; its parameters and persistent buffers are saved, whatever modules they are
-            in. If it has a `config` with a `to_dict` method (Hugging Face), config.json holds that too.
-        directory: made if it is not there; other files in it stay, an earlier checkpoint is replaced as a whole.
-        max_shard_bytes: tensors are split over several files where they take more.
+        model: holds QuantizedLinear layers. The parameters and persistent buffers of all its modules are saved. If it
+            has a `config` with a `to_dict` method (Hugging Face), config.json holds that too.
+        directory: created if needed. An earlier checkpoint in it is replaced completely; other files stay.
+        max_shard_bytes: the size limit of one file; more tensors go to further files.
 
     Warns:
-        UserWarning: layers that `load` reads but other compressed-tensors readers refuse, by name.
+        UserWarning: names layers that `load` reads but other compressed-tensors readers refuse.
 
     Raises:
-        TypeError, ValueError: a model or an argument that cannot be saved, naming the module.
-        OSError: the disk is full, or the like. In all cases the directory is as it was.
+        TypeError, ValueError: the model cannot be saved, or an argument is wrong; the message names the module.
+        OSError: for example, the disk is full. In all cases the directory is unchanged.
     """
     model = unwrapped(model)
     if type(max_shard_bytes) is not int or max_shard_bytes < 1:
@@ -55,7 +54,7 @@ def save(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself where torch.compile has wrapped it."""
+    """The model without the wrapper of torch.compile."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     inner = getattr(model, "_orig_mod", model)
@@ -64,7 +63,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _write_shards(stage: Path, tensors: Iterator[Stored], max_bytes: int) -> None:
-    """Write tensors in order, opening a new file before one grows beyond `max_bytes`; name the files at the end."""
+    """Write tensors in order, and begin a new file before one exceeds `max_bytes`. The files are named at the end."""
     shards: list[dict[str, int]] = []
     pending: dict[str, Tensor] = {}
     owners: set[int] = set()
@@ -85,7 +84,7 @@ def _write_shards(stage: Path, tensors: Iterator[Stored], max_bytes: int) -> Non
             flush()
         tensor = tensor.detach().cpu().contiguous()
         if tensor.untyped_storage().data_ptr() in owners:
-            tensor = tensor.clone()  # another view of one memory: safetensors wants its own
+            tensor = tensor.clone()  # another view of the same memory, which safetensors refuses
         owners.add(tensor.untyped_storage().data_ptr())
         pending[name] = tensor
         size += tensor.nbytes
@@ -95,12 +94,12 @@ def _write_shards(stage: Path, tensors: Iterator[Stored], max_bytes: int) -> Non
 
 
 def part_name(index: int) -> str:
-    """The name of a tensor file as long as nobody knows how many there will be."""
+    """The temporary name of a tensor file, while the number of files is unknown."""
     return f"part-{index}"
 
 
 def name_parts(stage: Path, shards: Sequence[Mapping[str, int]]) -> None:
-    """Give all parts their names, and write the index where there are several; `shards` as for `index_fields`."""
+    """Give all files their final names, and write the index if there are several; `shards` as for `index_fields`."""
     for index in range(len(shards)):
         os.replace(stage / part_name(index), stage / shard_name(index, len(shards)))
     if len(shards) > 1:
@@ -113,10 +112,10 @@ def shard_name(index: int, count: int) -> str:
 
 
 def index_fields(shards: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-    """What the index file says: which file each tensor is in.
+    """The contents of the index file: the file of each tensor.
 
     Args:
-        shards: tensor name → bytes, a file each.
+        shards: one dictionary per file, tensor name → bytes.
     """
     weight_map = {
         name: shard_name(index, len(shards)) for index, names in enumerate(shards) for name in names
@@ -128,16 +127,16 @@ def index_fields(shards: Sequence[Mapping[str, int]]) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """One safetensors file; what goes wrong is an OSError."""
+    """Write one safetensors file; every failure is an OSError."""
     path.touch()
     mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
-    path.chmod(mode)  # safetensors makes files that only their owner can read
+    path.chmod(mode)  # safetensors lets only the owner read its files
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a JSON file as people read it."""
+    """Write an indented JSON file."""
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

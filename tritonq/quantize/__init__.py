@@ -1,1 +1,1 @@
-"""From a float model to a quantized one: prepare, calibrate, convert; int8 from layer to layer; training."""
+"""Turns a float model into a quantized one: prepare, calibrate, convert; int8 from layer to layer; training."""

@@ -1,6 +1,6 @@
-"""What each prepared module becomes: its plan, and the scales that calibration or training found for it.
+"""The conversion of each prepared module: its plan, and its scales from calibration or training.
 
-All of it is found, and everything that can be wrong is said, before the first module is replaced (convert.py).
+All conversions are computed, and all errors raised, before the first module is replaced (convert.py).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tritonq.select.select import PLAN
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """One module about to be replaced.
+    """One module to replace.
 
     Attributes:
-        place, plan: where it is, and what it becomes.
-        qparams: what its activation's observer found, if it has one.
-        weight_qparams: what its weight's observer found or training left, None where the plain extremes do.
-        output_qparams: the grid on which it hands over int8, where calibration proved that it can.
-        edge, why_float: to which layers; or why not.
+        place, plan: its place, and what it becomes.
+        qparams: from its activation's observer, if it has one.
+        weight_qparams: from its weight's observer or from training; None if the plain extremes are enough.
+        output_qparams: the grid on which it hands over int8, if calibration proved that it can.
+        edge, why_float: the edge along which it hands over int8, or the reason why it does not.
     """
 
     place: Place
@@ -45,12 +45,12 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True)
 class NormConversion:
-    """A norm about to be replaced by one that hands over int8.
+    """A norm to replace by one that hands over int8.
 
     Attributes:
-        place, norm: where it is, and what it computes.
+        place, norm: its place, and what it computes.
         qparams, symmetric: the grid of its output.
-        edge: to which layers.
+        edge: the layers that read it.
     """
 
     place: Place
@@ -61,11 +61,11 @@ class NormConversion:
 
 
 def conversions(model: nn.Module, unobserved: str, check_weights: bool) -> list[Conversion]:
-    """Every prepared module with the qparams its observer found.
+    """Every prepared module with the qparams of its observer.
 
     Args:
         unobserved: as for `convert`.
-        check_weights: look for weights that cannot be quantized; False if that was just done.
+        check_weights: check that all weights can be quantized; False if that was just done.
     """
     prepared = [place for place in places(model) if hasattr(place.module, PLAN)]
     if not prepared:
@@ -98,10 +98,10 @@ def conversions(model: nn.Module, unobserved: str, check_weights: bool) -> list[
 
 
 def _weight_qparams(place: Place, config: QuantConfig) -> tuple[Tensor, Tensor | None] | None:
-    """A weight's scale and zero point where they are not its plain extremes.
+    """A weight's scale and zero point; None if they follow from its plain extremes.
 
     Raises:
-        ValueError: the observer's scale is no positive number, or the weight is not the one that was prepared.
+        ValueError: the observer's scale is no positive number, or the weight is not the prepared one.
     """
     module = place.module
     if isinstance(module, QATLinear):
@@ -126,7 +126,7 @@ def check_scale(scale: Tensor, where: str) -> None:
 
 
 def dynamic_config(config: QuantConfig) -> QuantConfig:
-    """A static config with its activation's scales computed on the fly instead, per token."""
+    """A static config changed to compute its activation's scales on the fly, per token."""
     assert config.activation is not None
     activation = dataclasses.replace(config.activation, granularity="token", dynamic=True, observer=None)
     return dataclasses.replace(config, activation=activation)

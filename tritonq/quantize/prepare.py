@@ -1,14 +1,12 @@
-"""Marking layers for quantization, and attaching observers to those that are calibrated.
+"""Marks layers for quantization, and attaches observers to those that need calibration.
 
-Which value a static layer observes follows torch's rule:
+Torch's rule decides which value a static layer observes:
 
-    the model has QuantStubs     the stubs and every static Linear observe their OUTPUT: int8 flows between
-        them
-    it has none                  every static Linear observes its INPUT, will quantize it itself, and return
-    float
+    the model has QuantStubs     the stubs and every static Linear observe their OUTPUT: int8 flows between them
+    it has none                  every static Linear observes its INPUT, which it will quantize itself; it returns float
 
-A prepared module carries `quantization_plan`, and its observer, if it needs one, as the submodule
-`activation_post_process` behind a hook. `convert` takes both away again.
+A prepared module has the attribute `quantization_plan`. If it needs an observer, that is the submodule
+`activation_post_process`, called by a hook. `convert` removes both.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class Plan:
 
     Attributes:
         config: how it is quantized.
-        observes: "input", "output", or None where nothing is calibrated.
+        observes: "input", "output", or None without calibration.
     """
 
     config: QuantConfig
@@ -56,12 +54,12 @@ def prepare(
 ) -> Model:
     """Mark the layers to quantize and attach observers to those that need calibration.
 
-    Run data through what is returned, then `convert` it.
+    Run data through the returned model, then `convert` it.
 
     Args:
-        model: float model; stays as it is unless `inplace`. Its training flag is left alone.
-        config: as for `quantize_`. None reads `qconfig` attributes: a module's goes for all that is in it,
-            None switches quantization off; then nothing is ignored by default.
+        model: a float model, not changed unless `inplace`. Its training flag stays.
+        config: as for `quantize_`. None reads `qconfig` attributes: that of a module also applies to all modules in it,
+            and a qconfig of None turns quantization off. Then nothing is ignored by default.
         ignore: patterns of layers to leave in float, instead of the default.
         filter_fn: (module, name) → whether to quantize that layer.
         inplace: change `model` instead of a copy.
@@ -70,8 +68,7 @@ def prepare(
         The prepared model.
 
     Raises:
-        TypeError, ValueError: as `quantize_`; also if a layer is prepared already. The model is unchanged
-            then.
+        TypeError, ValueError: as `quantize_`; also if a layer is already prepared. The model is then unchanged.
     """
     check_inplace(inplace)
     model, ignore = start("prepare", model, config, ignore, inplace)
@@ -89,7 +86,7 @@ def prepare(
 def start(
     caller: str, model: Model, config: Any, ignore: Iterable[Pattern], inplace: bool
 ) -> tuple[Model, Iterable[Pattern]]:
-    """The model to prepare (a copy unless `inplace`) and what to ignore in it; `caller` is named in messages."""
+    """(the model to prepare, a copy unless `inplace`; the patterns to ignore). Messages name `caller`."""
     check_root(model)
     if config is None:
         if not any(hasattr(module, "qconfig") for module in model.modules()):
@@ -99,22 +96,22 @@ def start(
 
 
 def own_qconfig(module: nn.Module, name: str) -> Any:
-    """What a module's `qconfig` attribute says, NotImplemented where it has none and inherits."""
+    """A module's `qconfig` attribute; NotImplemented if it has none and inherits."""
     return getattr(module, "qconfig", NotImplemented)
 
 
 def remember(model: nn.Module, selected: list[Selected]) -> None:
-    """Note on the root which modules were prepared, so that `convert` can say which are gone."""
+    """Record the prepared modules on the root, so that `convert` can warn about missing ones."""
     vars(model)[PREPARED] = tuple(layer.place.name for layer in selected)
 
 
 def observed_side(selected: list[Selected]) -> str:
-    """OUTPUT where QuantStubs take part, else INPUT."""
+    """OUTPUT if QuantStubs are selected, else INPUT."""
     return OUTPUT if any(is_quant_stub(layer.place.module) for layer in selected) else INPUT
 
 
 def check_layers(selected: list[Selected]) -> None:
-    """Raise a TypeError or ValueError where a selected layer cannot be quantized as its config says."""
+    """Raise a TypeError or ValueError if a selected layer cannot be quantized with its config."""
     for layer in selected:
         module, config, name = layer.place.module, layer.config, layer.place.name
         if isinstance(module, nn.Linear):
@@ -127,7 +124,7 @@ def attach(selected: list[Selected]) -> None:
     """Check every selected layer, then mark them all and attach their observers.
 
     Raises:
-        TypeError, ValueError: a layer cannot be quantized as its config says; nothing is attached then.
+        TypeError, ValueError: a layer cannot be quantized with its config; nothing is then attached.
     """
     check_layers(selected)
     side = observed_side(selected)
@@ -143,8 +140,8 @@ def attach(selected: list[Selected]) -> None:
         setattr(module, PLAN, Plan(layer.config, None if observer is None else side))
         if observer is not None:
             module.add_module(OBSERVER, observer)
-            # An output is observed before the user's hooks see it, an input after they have changed it: as in
-            # the quantized layer, whose forward lies between them.
+            # Observe an output before the user's hooks, an input after them, because the quantized layer's forward
+            # runs between them too.
             if side == OUTPUT:
                 module.register_forward_hook(observe_output, prepend=True)
             else:
@@ -152,7 +149,7 @@ def attach(selected: list[Selected]) -> None:
 
 
 def detach(module: nn.Module) -> None:
-    """Take plan, observer and hook off a module; nothing happens where there are none."""
+    """Remove plan, observer and hook from a module, if it has them."""
     if hasattr(module, PLAN):
         delattr(module, PLAN)
     module._modules.pop(OBSERVER, None)
@@ -182,6 +179,6 @@ def observe_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def check_inplace(inplace: object) -> None:
-    """Raise unless it is True or False."""
+    """Raise a TypeError unless `inplace` is True or False."""
     if not isinstance(inplace, bool):
         raise TypeError(f"inplace must be True or False, found {inplace!r}")

@@ -1,11 +1,7 @@
-"""INT8 from layer to layer: which static layers can hand over codes, how that is proven, and on which grid.
+"""INT8 from layer to layer in static models: records calibration runs, and finds the grids of the edges.
 
-    steps.py     what a matmul's epilogue computes on the way
-    edge.py      one hand-over
-    norms.py     norms, told by what they compute
-    dataflow.py  one recorded run of a model; watching.py records while it is calibrated
-    proof.py     the edges that all recorded runs allow
-    grids.py     the grids they share: the last step before `convert` replaces the layers
+    watch.py     records the runs of a model while it is calibrated (tritonq/flow/record.py)
+    grids.py     finds the edges that all runs allow (tritonq/flow/prove.py), and their shared grids
 
-The guide to it is docs/static.md.
+docs/static.md is the guide.
 """

@@ -1,7 +1,7 @@
-"""From edges to grids: what calibration's recorded runs prove, put into what each layer is converted to.
+"""Adds the proven edges and their grids to the conversions of a model's layers.
 
-An edge has one grid, which all of its consumers share: their observers' findings are merged, also across edges that
-meet in a consumer. The two factors of a product share the grid of what they read, since one kernel computes both.
+An edge has one grid, which all its consumers share. So their observers are merged, also across edges with a common
+consumer. The two factors of a product share the grid of their input, because one kernel computes both.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tritonq.quantize.prepare import INPUT, OBSERVER
 from tritonq.select.patterns import places
 
 Grid = tuple[Tensor, Tensor]
-#: Of every layer where the model as a whole never ran, ran in too many ways, or was not to be chained.
-UNRECORDED = "calibration proved nothing: the whole model never ran, or in too many different ways"
+#: The reason for every layer if the whole model never ran, took too many paths, or was not to be chained.
+UNRECORDED = "calibration proved nothing: the whole model never ran, or took too many different paths"
 
 
 def hand_over(
     model: nn.Module, found: Sequence[Conversion | NormConversion], flows: Sequence[Dataflow]
 ) -> list[Conversion | NormConversion]:
-    """The conversions with the edges that the recorded runs prove, and those of norms that hand over int8.
+    """The conversions with the edges that the recorded runs prove, and conversions of norms that hand over int8.
 
     Args:
-        model: prepared and calibrated; its names are the recordings'.
-        found: of every prepared module.
-        flows: recorded runs; without any nothing is proven.
+        model: prepared and calibrated; the recordings use its names.
+        found: the conversions of all prepared modules.
+        flows: recorded runs; without any, nothing is proven.
     """
     linears = {
         conversion.place.name: conversion
@@ -72,7 +72,7 @@ def hand_over(
 
 
 def _is_static_linear(conversion: Conversion) -> bool:
-    """Whether it quantizes its own input, on a grid found by calibration."""
+    """True for a Linear that quantizes its input on a calibrated grid."""
     module = conversion.place.module
     return (
         conversion.plan.observes == INPUT
@@ -117,7 +117,7 @@ def _sharing(edges: Iterable[Edge]) -> list[list[str]]:
 
 
 def _agree(members: Sequence[Conversion]) -> bool:
-    """Whether layers can share a grid: all symmetric or all affine, and calibrated alike."""
+    """True if layers can share a grid: all symmetric or all affine, with the same kind of observer."""
     return len({(_is_symmetric(member), type(_observer(member))) for member in members}) == 1
 
 
@@ -125,7 +125,7 @@ def _why_no_grid(edge: Edge, linears: Mapping[str, Conversion], grids: Mapping[s
     if not all(consumer in grids for consumer in edge.consumers):
         return f"{' and '.join(edge.consumers)} do not share a grid: their observers or schemes differ"
     if edge.partner is not None and edge.producer not in grids:
-        return f"{edge.partner}, which it is multiplied with, reads another grid"
+        return f"it is multiplied by {edge.partner}, which reads another grid"
     ends = [linears[name] for name in (edge.producer, *edge.consumers) if name in linears]
     if edge.consumers and len({_is_symmetric(end) for end in ends}) > 1:
         return f"of it and {' and '.join(edge.consumers)} some are symmetric and some affine"
@@ -133,7 +133,7 @@ def _why_no_grid(edge: Edge, linears: Mapping[str, Conversion], grids: Mapping[s
 
 
 def _merged_qparams(members: Sequence[Conversion]) -> Grid:
-    """What one observer gives that has seen what all of these layers' observers have seen."""
+    """The qparams of the merged observers of these layers."""
     found = [member.qparams for member in members if member.qparams is not None]
     if all(torch.equal(scale, found[0][0]) and torch.equal(zero, found[0][1]) for scale, zero in found):
         return found[0]

@@ -1,8 +1,8 @@
-"""Recording the runs of a prepared model, while its user calibrates it.
+"""Records the runs of a prepared model while the user calibrates it.
 
-Hooks on the model begin and end a recording with each of its forwards. A model that was put into another one since is
-found there with what it recorded. Compiled parts of a model run uncompiled for the recording; a model that is compiled
-as a whole is not recorded.
+Hooks begin and end a recording with each forward of the model. If the model later becomes a part of another one, its
+recordings are found there. Compiled parts of a model run uncompiled during a recording. A model that is compiled as a
+whole is not recorded.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tritonq.select.patterns import named_modules
 
 FLOWS = "recorded_flows"
 _RECORDING = "_recording"
-#: Different runs of one model that are kept; calibration that takes more paths than these proves nothing.
+#: The most different runs to keep. Calibration with more different paths proves nothing.
 MOST_FLOWS = 16
 
 
 def watch(model: nn.Module) -> None:
-    """Record every run of a model from now on, each different one once, in its attribute `recorded_flows`."""
+    """Record every run of a model from now on in its attribute `recorded_flows`; equal runs are kept once."""
     vars(model)[FLOWS] = []
     model.register_forward_pre_hook(_start, with_kwargs=True)
     model.register_forward_hook(_stop, prepend=True, always_call=True)
 
 
 def unwatch(model: nn.Module) -> None:
-    """Stop recording a model and all in it, and forget; nothing happens where nothing was recorded."""
+    """Stop recording a model and all its modules, and delete the recordings, if there are any."""
     for module in model.modules():
         if vars(module).pop(FLOWS, None) is None:
             continue
@@ -46,7 +46,7 @@ def unwatch(model: nn.Module) -> None:
 
 
 def recorded(model: nn.Module) -> list[Dataflow]:
-    """The different runs since `watch`, of a model or of what is in it; none if they were too many for a proof."""
+    """The different runs since `watch`, of a model or of a module in it; none if there were too many."""
     found: list[Dataflow] = []
     for name, module in named_modules(model):
         flows: list[Dataflow] = vars(module).get(FLOWS, [])
@@ -58,12 +58,12 @@ def recorded(model: nn.Module) -> list[Dataflow]:
 
 @dataclasses.dataclass
 class _Recordings:
-    """A model's forwards that run now, the innermost last. Copies and pickles begin without any."""
+    """A model's running forwards, the innermost last. Copies and pickles have none."""
 
     stack: list[tuple[contextlib.ExitStack, Recorder]] = dataclasses.field(default_factory=list)
 
     def close(self) -> None:
-        """End them all."""
+        """End all recordings."""
         while self.stack:
             self.stack.pop()[0].close()
 
@@ -73,10 +73,10 @@ class _Recordings:
 
 def _start(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling():
-        return  # what is compiled as a whole makes no calls that could be seen
+        return  # a model compiled as a whole makes no calls that could be recorded
     recordings: _Recordings = vars(model).setdefault(_RECORDING, _Recordings())
     exits = contextlib.ExitStack()
-    # Compiled parts run as they were written: what they call is to be seen.
+    # Compiled parts run uncompiled, so that their calls are recorded.
     exits.enter_context(torch.compiler.set_stance("force_eager"))
     recordings.stack.append((exits, exits.enter_context(recording(model))))
 

@@ -1,4 +1,4 @@
-"""Training with quantization in mind: fake-quantized layers, adapters on a quantized base, distillation."""
+"""Quantization-aware training: fake-quantized layers, adapters on a quantized base, distillation."""
 
 from tritonq.quantize.qat.distill import distill_loss
 from tritonq.quantize.qat.lora import LoRALinear, add_lora_, lora_parameters, merge_lora_

@@ -1,4 +1,4 @@
-"""Distillation: the quantized student is pulled toward the float teacher's distribution, not only its best guess."""
+"""Distillation: trains the quantized student to match the float teacher's whole distribution."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Low-rank adapters on a quantized base: fine-tuning where the float weights would not fit.
+"""Low-rank adapters on a quantized base, to fine-tune a model whose float weights do not fit into memory.
 
     y = base(x) + (alpha / rank) · (x · Aᵀ) · Bᵀ        A [rank, K], B [N, rank]
 
-The base stays packed in int4 or int8 and frozen; gradients pass through its dequantizing product to what lies before
-it. B starts at zero, so that training starts from the base's output. Hu et al., "LoRA", 2021; Dettmers et al., "QLoRA",
-2023.
+The base stays frozen and packed in int4 or int8. Gradients pass through its dequantizing product to earlier layers. B
+starts at zero, so training starts from the base's output. Hu et al., "LoRA", 2021; Dettmers et al., "QLoRA", 2023.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ class LoRALinear(nn.Module):
 
     Args:
         base: the layer; its bias is frozen too.
-        rank: columns of the correction, ≥ 1.
-        alpha: the correction counts alpha / rank.
-        dropout: share of the correction's inputs dropped in training, in [0, 1).
+        rank: the rank of the correction, ≥ 1.
+        alpha: the correction is multiplied by alpha / rank.
+        dropout: fraction of the correction's inputs dropped in training, in [0, 1).
 
     Attributes:
         lora_A, lora_B: Parameters [rank, K] and [N, rank], float32.
 
     Raises:
-        TypeError, ValueError: naming the word, the value found and what is allowed.
+        TypeError, ValueError: the message names the argument, the value found and what is allowed.
     """
 
     def __init__(
@@ -79,9 +78,9 @@ class LoRALinear(nn.Module):
         return y + (self.scaling * correction).to(y.dtype)
 
     def merged(self, requantize: bool = False) -> nn.Linear | QuantizedLinear:
-        """One layer that computes the same: float, or rounded again with the base's config.
+        """One layer with the same results: float, or quantized again with the base's config.
 
-        Rounding again loses what of the correction is smaller than half a step of the grid; float loses nothing.
+        Quantizing again loses corrections smaller than half a step of the grid; float loses nothing.
         """
         base = self.base
         weight = base.dequantize(torch.float32)
@@ -107,26 +106,26 @@ def add_lora_(
     *,
     dropout: float = 0.0,
 ) -> Model:
-    """Freeze a quantized model and put adapters on its weight-only layers, in place.
+    """Freeze a quantized model and add adapters to its weight-only layers, in place.
 
     Args:
         model: from `quantize_` or `load`; not itself a QuantizedLinear.
         rank, alpha, dropout: as for LoRALinear.
-        targets: patterns (tritonq/select/patterns.py) of the layers to adapt; None takes every weight-only one.
+        targets: patterns (tritonq/select/patterns.py) of the layers to adapt; None takes every weight-only layer.
 
     Returns:
         The model. Only `lora_parameters(model)` require gradients.
 
     Raises:
-        TypeError, ValueError: a bad word, a pattern that matches nothing, a target that is not weight-only or has an
-            adapter already, nothing to adapt. The model is unchanged then.
+        TypeError, ValueError: a bad argument, a pattern that matches nothing, a target that is not weight-only or
+            already has an adapter, or nothing to adapt. The model is then unchanged.
     """
     _check_words(rank, alpha, dropout)
     if not isinstance(model, nn.Module):
         raise TypeError(f"add_lora_: model must be a torch.nn.Module, found {type(model).__name__}")
     adapted = [place.name for place in places(model) if isinstance(place.module, LoRALinear)]
     if adapted:
-        raise ValueError(f"add_lora_: {adapted[0]} has an adapter already, merge_lora_(model) first")
+        raise ValueError(f"add_lora_: {adapted[0]} already has an adapter, call merge_lora_(model) first")
     layers = [place for place in places(model) if isinstance(place.module, QuantizedLinear)]
     chosen = _chosen(layers, targets)
     if not chosen:
@@ -149,10 +148,10 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def merge_lora_(model: Model, requantize: bool = False) -> Model:
-    """Replace every LoRALinear by one layer that computes the same, in place; see `LoRALinear.merged`.
+    """Replace every LoRALinear by one layer with the same results, in place; see `LoRALinear.merged`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model has no LoRALinear.
     """
     adapted = [place for place in places(model) if isinstance(place.module, LoRALinear)]
     if not adapted:

@@ -1,7 +1,7 @@
-"""`prepare_qat`: every layer that will be quantized becomes one that rounds as deployment does, and keeps learning.
+"""`prepare_qat`: replaces the layers to quantize by layers that round like the deployed ones and keep learning.
 
-Which activation is rounded where follows the rule of `prepare` (quantize/prepare.py), so that what is observed, faked
-and deployed is one and the same edge.
+The rule of `prepare` (quantize/prepare.py) decides which activations are rounded. So training observes and rounds the
+same values as the deployed model.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ def prepare_qat(
     learnable_scale: bool = False,
     learnable_zero_point: bool = False,
 ) -> Model:
-    """Replace the layers to quantize by layers that round as the quantized ones will; train, then `convert`.
+    """Replace the layers to quantize by layers that round like the quantized ones. Train the result, then `convert` it.
 
     Args:
-        model: float model in training mode; stays as it is unless `inplace`. The layers keep their Parameter objects:
-            with `inplace` an optimizer made before stays valid.
-        config: as for `quantize_`. None reads `qconfig` attributes as `prepare` does.
+        model: a float model in training mode, not changed unless `inplace`. The layers keep their Parameter objects, so
+            with `inplace` an existing optimizer stays valid.
+        config: as for `quantize_`. None reads `qconfig` attributes, like `prepare`.
         ignore, filter_fn: as for `quantize_`.
         inplace: change `model` instead of a copy.
-        learnable_scale: scales of weights and static activations are parameters (LSQ): make the optimizer afterwards.
-        learnable_zero_point: zero points of affine ones too (LSQ+).
+        learnable_scale: make scales of weights and static activations parameters (LSQ). Create the optimizer later.
+        learnable_zero_point: also make zero points of affine grids parameters (LSQ+).
 
     Returns:
         The model to train.
 
     Raises:
-        TypeError, ValueError: as `prepare`; also for a model in eval mode, and where nothing could learn. The model is
-            unchanged then.
+        TypeError, ValueError: as `prepare`; also if the model is in eval mode, or if nothing could learn. The model is
+            then unchanged.
     """
     check_inplace(inplace)
     for word, value in (("learnable_scale", learnable_scale), ("learnable_zero_point", learnable_zero_point)):
@@ -92,7 +92,7 @@ def prepare_qat(
 
 
 def _attach(selected: list[Selected], learnable_scale: bool, learnable_zero_point: bool) -> None:
-    """Build everything, then put it in place."""
+    """Build all new layers, then put them in place."""
     side = observed_side(selected)
     device = next(
         layer.place.module.weight.device for layer in selected if isinstance(layer.place.module, nn.Linear)
@@ -127,15 +127,15 @@ def _attach(selected: list[Selected], learnable_scale: bool, learnable_zero_poin
 
 
 def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The learned scales and zero points: optimizers like Adam want a smaller learning rate for them.
+    """The learned scales and zero points. Give them a smaller learning rate in optimizers like Adam.
 
-    A scale of int8 weights is about a thousandth of the weights' size; a step of Adam is about the learning rate.
+    A scale of int8 weights is about a thousandth of the weights' size, while a step of Adam is about the learning rate.
     """
     fakes = [module for module in model.modules() if isinstance(module, FakeQuantize)]
     return [parameter for fake in fakes for parameter in fake.parameters(recurse=False)]
 
 
-# torch's words, for model.apply(…)
+# torch's functions for model.apply(…)
 
 
 def enable_observer(module: nn.Module) -> None:
@@ -157,6 +157,6 @@ def enable_fake_quant(module: nn.Module) -> None:
 
 
 def disable_fake_quant(module: nn.Module) -> None:
-    """For `model.apply`: train in float, while observing goes on."""
+    """For `model.apply`: train in float, but keep observing."""
     if isinstance(module, FakeQuantize):
         module.disable_fake_quant()
