@@ -139,10 +139,10 @@ def test_quantize_dynamic_and_the_head():
     assert quantized_names(quantization.quantize_dynamic(model, {nn.Linear})) == {"fc", "lm_head"}
 
 
-@pytest.mark.parametrize("key", ["encoder", nn.LSTM, nn.ReLU])
+@pytest.mark.parametrize("key", ["encoder", nn.Bilinear, nn.ReLU])
 def test_quantize_dynamic_warns_of_what_it_does_not_quantize(key):
-    model = nn.ModuleDict({"model": Model(), "lstm": nn.LSTM(4, 4)})
-    with pytest.warns(UserWarning, match=r"qconfig_spec: .* matches no Linear layer") as caught:
+    model = nn.ModuleDict({"model": Model(), "bilinear": nn.Bilinear(4, 4, 4)})
+    with pytest.warns(UserWarning, match=r"qconfig_spec: .* matches no layer") as caught:
         quantization.quantize_dynamic(model, {nn.Linear, key})
     assert [warning.filename for warning in caught] == [__file__]
 

@@ -9,6 +9,7 @@ Memory holds the new layers and one stored layer, with codes as int8 and never a
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from tritonq.select.encoder_layer import leave_fast_path
 from tritonq.select.patterns import places
 from tritonq.select.replace import move_hooks
 from tritonq.select.select import check_root
+from tritonq.select.split import split_where
 from tritonq.util.progress import track
 
 
@@ -52,7 +54,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     check_root(inner)
     files.check_path(directory)
     path = files.check_directory(os.fspath(directory))
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path) as checkpoint, split_where(inner, _is_quantized_in(checkpoint.tensors)):
         extras, tensors = checkpoint.extras, checkpoint.tensors
         try:
             plan = make_plan(inner, checkpoint.scheme, extras, tensors)
@@ -79,6 +81,10 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     apply_edges(extras.edges, places(inner))
     leave_fast_path(inner)
     return model
+
+
+def _is_quantized_in(tensors: TensorFiles) -> Callable[[str], bool]:
+    return lambda name: f"{name}.weight_scale" in tensors
 
 
 def _read_slot(slot: Slot, tensors: TensorFiles) -> Tensor:

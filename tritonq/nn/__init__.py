@@ -5,12 +5,19 @@ from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
 from tritonq.nn.qat_linear import QATLinear
+from tritonq.nn.recurrent import GRU, LSTM, RNN
+from tritonq.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from tritonq.nn.stubs import DeQuantize, DeQuantStub, Quantize, QuantStub, QuantWrapper
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "DeQuantStub",
     "DeQuantize",
     "FakeQuantize",
+    "GRUCell",
+    "LSTMCell",
     "QATLinear",
     "QuantStub",
     "QuantWrapper",
@@ -20,4 +27,5 @@ __all__ = [
     "QuantizedMLP",
     "QuantizedNorm",
     "QuantizedProjections",
+    "RNNCell",
 ]

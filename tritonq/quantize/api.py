@@ -1,4 +1,4 @@
-"""`quantize_`: a model's Linear layers to int8 or int4 in one line; `quantize_dynamic`: torch's line."""
+"""`quantize_`: a model's layers to int8 or int4 in one line; `quantize_dynamic`: torch's line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tritonq.quantize.prepare import INPUT, attach, check_inplace, detach, obser
 from tritonq.select.calibrate import calibrate, check_calibration
 from tritonq.select.patterns import Model, Pattern
 from tritonq.select.select import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
+from tritonq.select.split import split_selected
 
 
 def quantize_(
@@ -31,10 +32,11 @@ def quantize_(
     calibration: Iterable[Any] | None = None,
     chain: bool = True,
 ) -> Model:
-    """Quantize a model's Linear layers in place.
+    """Quantize a model's Linear and recurrent layers in place.
 
     Args:
-        model: any module that holds nn.Linear layers; those quantized already are passed over.
+        model: any module that holds nn.Linear layers, nn.LSTM, nn.GRU or their cells; nn.RNN is taken where `config`
+            names it. Static configs leave recurrent layers in float. Layers quantized already are passed over.
         config: a preset's name, a QuantConfig or a QConfig; or a dictionary {pattern: config or None,
             "_default": config}, first match wins, None leaves a layer in float. Patterns:
             tritonq/select/patterns.py.
@@ -52,7 +54,7 @@ def quantize_(
             calibration data. The model is unchanged then; so it is if the model raises on a calibration
             batch.
     """
-    selected = select(model, config, ignore, filter_fn)
+    selected = select(model, config, ignore, filter_fn, splittable=True)
     static = [layer.place.name for layer in selected if layer.config.static]
     if static and calibration is None:
         raise ValueError(
@@ -79,10 +81,10 @@ def quantize_dynamic(
 
     Args:
         model: stays as it is unless `inplace`.
-        qconfig_spec: None for every Linear but those that `ignore` names, by default `lm_head`; or as torch
-            takes it: a set of classes and module names, or a dictionary from these to QConfigs (or any other
-            config, or None), each going for the module and all that is in it. Then nothing is ignored by
-            default.
+        qconfig_spec: None for what torch takes (Linear, LSTM, GRU, LSTMCell, GRUCell, RNNCell) but for those that
+            `ignore` names, by default `lm_head`; nn.RNN has to be named. Or as torch takes it: a set of classes and
+            module names, or a dictionary from these to QConfigs (or any other config, or None), each going for the
+            module and all that is in it. Then nothing is ignored by default.
         dtype: torch.qint8.
         inplace: change `model` instead of a copy.
         ignore, filter_fn: as for `quantize_`; ignore=() with no spec quantizes `lm_head` too, as torch does.
@@ -101,7 +103,7 @@ def quantize_dynamic(
     if not inplace:
         model = copy.deepcopy(model)
     if spec is None:
-        _quantize(model, select(model, W8A8(), ignore, filter_fn), None)
+        _quantize(model, select(model, W8A8(), ignore, filter_fn, splittable=True), None)
         return model
     prefixes: dict[Any, list[str]] = {key: [] for key in spec}  # of the names that an entry goes for
 
@@ -118,7 +120,9 @@ def quantize_dynamic(
             f"{layer.place.name}.".startswith(tuple(found)) for layer in selected
         )
         if not (found and taken):
-            warnings.warn(f"qconfig_spec: {key!r} matches no Linear layer", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"qconfig_spec: {key!r} matches no layer that can be quantized", UserWarning, stacklevel=2
+            )
     _quantize(model, selected, None)
     return model
 
@@ -127,21 +131,24 @@ def _quantize(
     model: nn.Module, selected: list[Selected], calibration: Iterable[Any] | None, chain: bool = False
 ) -> None:
     """Prepare, calibrate, convert in place; after a failure before the first replacement all is as it was."""
-    attach(selected)
-    if chain and calibration is not None and observed_side(selected) == INPUT:
-        watch(model)
-    selected.clear()  # it holds every float layer, and each is to be freed as it is replaced
-    try:
-        if calibration is not None:
-            calibrate(model, calibration)
-        pending: list[Conversion | NormConversion] = [*conversions(model, "error", check_weights=False)]
-        if chain:
-            pending = hand_over(model, pending, recorded(model))
-    except BaseException:
-        unwatch(model)
-        for module in [module for module in model.modules() if hasattr(module, PLAN)]:
-            detach(module)
-        raise
+    with split_selected(selected) as layers:
+        attach(layers)
+        if chain and calibration is not None and observed_side(layers) == INPUT:
+            watch(model)
+        # They hold every float layer, and each is to be freed as it is replaced.
+        selected.clear()
+        layers.clear()
+        try:
+            if calibration is not None:
+                calibrate(model, calibration)
+            pending: list[Conversion | NormConversion] = [*conversions(model, "error", check_weights=False)]
+            if chain:
+                pending = hand_over(model, pending, recorded(model))
+        except BaseException:
+            unwatch(model)
+            for module in [module for module in model.modules() if hasattr(module, PLAN)]:
+                detach(module)
+            raise
     replace_all(model, pending)
 
 

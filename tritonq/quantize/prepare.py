@@ -25,6 +25,7 @@ from tritonq.observers import ObserverBase, make_observer
 from tritonq.quantize.chain.watch import watch
 from tritonq.select.patterns import Model, Pattern
 from tritonq.select.select import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
+from tritonq.select.split import split_selected
 
 OBSERVER = "activation_post_process"
 PREPARED = "prepared_layers"  # on the root: the names of what was prepared
@@ -75,10 +76,11 @@ def prepare(
     if config is None:
         selected = select_inherited(model, own_qconfig, ignore, filter_fn)
     else:
-        selected = select(model, config, ignore, filter_fn)
-    attach(selected)
-    remember(model, selected)
-    if any(layer.config.static for layer in selected) and observed_side(selected) == INPUT:
+        selected = select(model, config, ignore, filter_fn, splittable=True)
+    with split_selected(selected) as layers:
+        attach(layers)
+    remember(model, layers)
+    if any(layer.config.static for layer in layers) and observed_side(layers) == INPUT:
         watch(model)
     return model
 

@@ -20,6 +20,9 @@ HOOKS = (
     "_is_full_backward_hook",
 )
 
+#: What nn.RNNBase keeps beside its parameters; it would keep the float weights.
+_OF_RECURRENT_LAYERS = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
+
 
 def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:
     """Put `new` in the place of `old`, with the hooks, the training flag and the user's attributes of `old`.
@@ -29,7 +32,7 @@ def move_hooks(old: nn.Module, new: nn.Module, place: Place) -> None:
     """
     declared = {name for cls in type(old).__mro__ for name in getattr(cls, "__annotations__", ())}
     for name, value in vars(old).items():
-        if name not in declared and not hasattr(new, name):
+        if name not in declared and name not in _OF_RECURRENT_LAYERS and not hasattr(new, name):
             vars(new)[name] = value
     for name in HOOKS:
         state: Any = getattr(old, name)

@@ -2,8 +2,9 @@
 
 There are two ways to choose. `select` takes one config, or a dictionary of patterns (tritonq/select/patterns.py); the
 first pattern that matches decides. `select_inherited` follows torch: a module's config also applies to all modules in
-it. Both select only a plain nn.Linear. A subclass with another forward computes something else, and so may a Linear
-whose weight is recomputed before each forward (weight_norm, pruning).
+it. Both select plain Linears, and for callers that can split them the layers of tritonq/nn/split.py. A subclass with
+another forward computes something else, and so may a layer whose weight is recomputed before each forward
+(weight_norm, pruning).
 
 QuantStubs are selected if a static layer is.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.split import is_splittable, only_named
 from tritonq.nn.stubs import is_quant_stub
 from tritonq.numerics.config import QuantConfig
 from tritonq.observers.qconfig import resolve_config
@@ -32,7 +34,7 @@ Filter = Callable[[nn.Module, str], bool]
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """A Linear or QuantStub, and its config."""
+    """A Linear, splittable layer or QuantStub, and its config."""
 
     place: Place
     config: QuantConfig
@@ -40,10 +42,17 @@ class Selected:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The config for a module, None for float; `explicit` is False if it is only the default config."""
+    """The config for a module, None for float.
+
+    Attributes:
+        config: None for float.
+        explicit: False if it is only the default config.
+        named: True if the config was given for this module, by name or class, and not for what holds it.
+    """
 
     config: QuantConfig | None
     explicit: bool
+    named: bool
 
 
 def select(
@@ -51,6 +60,8 @@ def select(
     config: Any,
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
+    *,
+    splittable: bool = False,
 ) -> list[Selected]:
     """The Linears and QuantStubs to quantize, each with its config.
 
@@ -60,6 +71,7 @@ def select(
             "_default": config}. None leaves a layer in float. So does no match, if there is no "_default".
         ignore: patterns of layers to leave in float.
         filter_fn: (module, name) → True to quantize that layer.
+        splittable: select layers that are quantized as several Linears, too.
 
     Warns:
         UserWarning: a pattern matches no layer, or a selected weight is shared with another module.
@@ -72,10 +84,11 @@ def select(
     def choose(place: Place) -> Choice:
         for pattern, chosen in table.items():
             if pattern != DEFAULT_KEY and matches(pattern, place):
-                return Choice(chosen, explicit=True)
-        return Choice(table.get(DEFAULT_KEY), explicit=False)
+                return Choice(chosen, explicit=True, named=True)
+        return Choice(table.get(DEFAULT_KEY), explicit=False, named=False)
 
-    return _select(model, choose, [key for key in table if key != DEFAULT_KEY], ignore, filter_fn)
+    patterns = [key for key in table if key != DEFAULT_KEY]
+    return _select(model, choose, patterns, ignore, filter_fn, splittable)
 
 
 def select_inherited(
@@ -84,20 +97,26 @@ def select_inherited(
     ignore: Iterable[Pattern],
     filter_fn: Filter | None,
 ) -> list[Selected]:
-    """Like `select`, but each module inherits the config of the module that holds it.
+    """Like `select` with `splittable`, but each module inherits the config of the module that holds it.
 
     Args:
         config_of: (module, name) → the module's config in any form, None for float, NotImplemented to inherit.
         model, ignore, filter_fn: as for `select`.
     """
     configs: dict[str, QuantConfig | None] = {}
+    named: set[str] = set()
     for name, module in named_modules(model):
         own = config_of(module, name)
         if own is NotImplemented:
             configs[name] = configs[name.rpartition(".")[0]] if name else None
         else:
             configs[name] = None if own is None else resolve_config(own, f"{name or 'the model'}: ")
-    return _select(model, lambda place: Choice(configs[place.name], explicit=True), [], ignore, filter_fn)
+            named.add(name)
+
+    def choose(place: Place) -> Choice:
+        return Choice(configs[place.name], explicit=True, named=place.name in named)
+
+    return _select(model, choose, [], ignore, filter_fn, splittable=True)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -124,6 +143,11 @@ def check_root(model: nn.Module) -> None:
             "model must hold Linear layers, found a Linear, which cannot replace itself: use "
             "QuantizedLinear.from_float(linear, config), or wrap it in nn.Sequential"
         )
+    if is_splittable(model):
+        found = type(model).__name__
+        raise ValueError(
+            f"model must hold layers, found {found}, which cannot replace itself: wrap it in nn.Sequential"
+        )
 
 
 def _select(
@@ -132,6 +156,7 @@ def _select(
     patterns: list[Pattern],
     ignore: Iterable[Pattern],
     filter_fn: Filter | None,
+    splittable: bool,
 ) -> list[Selected]:
     check_root(model)
     ignored = ignored_patterns(ignore)
@@ -143,18 +168,22 @@ def _select(
             raise ValueError(
                 f"the model is already prepared ({place.name}, …): convert it, or start from the float model"
             )
-    layers = [place for place in everything if is_plain_linear(place.module)]
+    layers = [
+        place
+        for place in everything
+        if is_plain_linear(place.module) or (splittable and is_splittable(place.module))
+    ]
     stubs = [place for place in everything if is_quant_stub(place.module)]
     quantized = [place for place in everything if isinstance(place.module, QuantizedLinear)]
     kept = [place for place in layers if not matches_any(ignored, place)]
     kept_stubs = [place for place in stubs if not matches_any(ignored, place)]
 
-    chosen = [
-        (place, choose(place).config)
-        for place in kept
-        if filter_fn is None or filter_fn(place.module, place.name)
+    chosen = [(place, _fitting(choose(place), place)) for place in kept]
+    selected = [
+        Selected(place, config)
+        for place, config in chosen
+        if config is not None and (filter_fn is None or filter_fn(place.module, place.name))
     ]
-    selected = [Selected(place, config) for place, config in chosen if config is not None]
     _check_selected(selected, layers, quantized)
     selected_stubs = _select_stubs(choose, kept_stubs, selected)
 
@@ -163,6 +192,20 @@ def _select(
     _warn_of_unused("config", patterns, [*kept, *kept_stubs, *quantized])
     _warn_of_tied_weights(model, selected)
     return selected + selected_stubs
+
+
+def _fitting(choice: Choice, place: Place) -> QuantConfig | None:
+    """The config of a Linear or splittable layer, None where it stays in float."""
+    if choice.config is None or is_plain_linear(place.module):
+        return choice.config
+    if not choice.config.static:
+        return choice.config if choice.named or not only_named(place.module) else None
+    if choice.named:
+        raise ValueError(
+            f"{type(place.module).__name__} {place.name!r} must have float or dynamic activations, found "
+            f"{choice.config.scheme}"
+        )
+    return None
 
 
 def _select_stubs(
@@ -220,7 +263,9 @@ def _warn_of_tied_weights(model: nn.Module, selected: list[Selected]) -> None:
             owners.setdefault(id(parameter), []).append(name)
     for layer in selected:
         name = layer.place.name
-        others = [owner for owner in owners[id(layer.place.module.weight)] if owner not in layer.place.names]
+        parameters = layer.place.module._parameters.items()
+        weights = [weight for key, weight in parameters if "weight" in key and weight is not None]
+        others = sorted({owner for weight in weights for owner in owners[id(weight)]} - {*layer.place.names})
         if others:
             warnings.warn(
                 f"the weight of {name} is tied to {' and '.join(others)}: quantizing gives {name} a separate weight "

@@ -28,6 +28,7 @@ from tritonq.select.encoder_layer import leave_fast_path
 from tritonq.select.patterns import Model, Pattern
 from tritonq.select.replace import move_hooks
 from tritonq.select.select import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
+from tritonq.select.split import split_selected
 
 
 def prepare_qat(
@@ -73,8 +74,7 @@ def prepare_qat(
     if config is None:
         selected = select_inherited(model, own_qconfig, ignore, filter_fn)
     else:
-        selected = select(model, config, ignore, filter_fn)
-    check_layers(selected)
+        selected = select(model, config, ignore, filter_fn, splittable=True)
     specs = [
         spec
         for layer in selected
@@ -85,8 +85,10 @@ def prepare_qat(
         raise ValueError(
             "prepare_qat: learnable_zero_point needs an affine weight or static activation, found none"
         )
-    _attach(selected, learnable_scale, learnable_zero_point)
-    remember(model, selected)
+    with split_selected(selected) as layers:
+        check_layers(layers)
+        _attach(layers, learnable_scale, learnable_zero_point)
+    remember(model, layers)
     leave_fast_path(model)
     return model
 

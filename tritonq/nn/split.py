@@ -1,0 +1,59 @@
+"""Layers that are quantized as several Linears: which they are, and what takes their place.
+
+nn.LSTM, nn.GRU, nn.RNN                 recurrent.py
+nn.LSTMCell, nn.GRUCell, nn.RNNCell     recurrent_cells.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tritonq.nn import recurrent, recurrent_cells
+
+_REPLACEMENTS: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
+    nn.LSTM: recurrent.LSTM,
+    nn.GRU: recurrent.GRU,
+    nn.RNN: recurrent.RNN,
+    nn.LSTMCell: recurrent_cells.LSTMCell,
+    nn.GRUCell: recurrent_cells.GRUCell,
+    nn.RNNCell: recurrent_cells.RNNCell,
+}
+#: What torch's quantize_dynamic passes over, and so do configs that do not name it.
+_ONLY_NAMED = (nn.RNN,)
+
+
+def is_splittable(module: nn.Module) -> bool:
+    """True for a layer of torch that computes with Parameters of its own, in torch's own way."""
+    kind = _kind(module)
+    return (
+        kind is not None
+        and type(module).forward is kind.forward
+        and "forward" not in vars(module)
+        and all(name in module._parameters for name in _weight_names(module))
+    )
+
+
+def only_named(module: nn.Module) -> bool:
+    """True for a splittable layer that is quantized only where a config names it."""
+    return isinstance(module, _ONLY_NAMED)
+
+
+def split(module: nn.Module, name: str) -> nn.Module:
+    """What takes the place of a splittable layer: Linears on its Parameters; `name` is for messages."""
+    kind = _kind(module)
+    assert kind is not None
+    return _REPLACEMENTS[kind](module, name)
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in _REPLACEMENTS if isinstance(module, kind)), None)
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    """Names of Parameters that weight_norm, pruning and the like take away to compute them."""
+    if isinstance(module, nn.RNNBase):
+        return [name for names in module._all_weights for name in names]
+    return ["weight_ih", "weight_hh"]
