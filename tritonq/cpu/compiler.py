@@ -1,9 +1,10 @@
 """From a kernel's IR to machine code that can be called, kept on disk for the next process.
 
 A file holds one kernel's object code; its name is a hash of all that the code depends on (what the kernel is for, this
-package's sources, LLVM, the processor), so nothing in the folder goes stale. It is written to a temporary file first
-and moved into its place: two processes may compile at once, and none reads half a file. Where the folder cannot be
-written, each process compiles for itself.
+package's sources as this process imported them, LLVM, the processor), so nothing in the folder goes stale. It is
+written to a temporary file first and moved into its place: two processes may compile at once, and none reads half a
+file. If the folder cannot be written, or the sources have changed since they were imported, a process compiles for
+itself alone.
 
 `TRITONQ_CACHE` names another folder than ~/.cache/tritonq.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 from tritonq.cpu.code import ENTRY, Code
 from tritonq.cpu.processor import Instructions
+from tritonq.cpu.sources import imported_hash
 
 VARIABLE = "TRITONQ_CACHE"
 _OWNER_ONLY = 0o700
@@ -37,14 +39,16 @@ def compiled(build: Callable[[Any, Instructions], Code], what: Any, instructions
         import llvmlite.binding as llvm
 
         machine = _target_machine(instructions)
-        file = _folder() / f"{_key(f'{build.__name__} {what!r}', instructions)}.o"
-        kept = _read(file)
+        sources = imported_hash()
+        file = None if sources is None else _file(sources, f"{build.__name__} {what!r}", instructions)
+        kept = None if file is None else _read(file)
         if kept is None:
             module = _optimized(build(what, instructions), instructions)
         else:
             module = llvm.parse_assembly(f'target triple = "{llvm.get_default_triple()}"')
         engine = llvm.create_mcjit_compiler(module, machine)
-        engine.set_object_cache(lambda _, code: _write(file, code), lambda _: kept)
+        if file is not None:
+            engine.set_object_cache(lambda _, code: _write(file, code), lambda _: kept)
         engine.finalize_object()
         _engines.append(engine)
         address: int = engine.get_function_address(ENTRY)
@@ -99,7 +103,7 @@ def _feature_text(instructions: Instructions) -> str:
     return ",".join(sign(name, there) + name for name, there in sorted(found.items()))
 
 
-def _key(kernel: str, instructions: Instructions) -> str:
+def _file(sources: str, kernel: str, instructions: Instructions) -> Path:
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -110,19 +114,10 @@ def _key(kernel: str, instructions: Instructions) -> str:
         llvm.get_host_cpu_name(),
         _feature_text(instructions),
         instructions.name,
-        _sources(),
+        sources,
         kernel,
     )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-@functools.cache
-def _sources() -> str:
-    """A hash of this package's files."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()
+    return _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.o"
 
 
 def _folder() -> Path:
