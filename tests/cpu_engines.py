@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tritonq.cpu import engine as engines
 from tritonq.cpu import processor
+from tritonq.cpu.choose import engine_for
 from tritonq.cpu.engine import Engine
 
 NAMES = [instructions.name for instructions in processor.SETS]
@@ -24,7 +25,7 @@ def engine_of(name: str) -> Engine:
     (instructions,) = (found for found in processor.SETS if found.name == name)
     if not processor.features().issuperset(instructions.needs):
         pytest.skip(f"this processor has no {name}")
-    return Engine(instructions)
+    return engine_for(instructions)
 
 
 def poison_memory(monkeypatch: pytest.MonkeyPatch) -> None:

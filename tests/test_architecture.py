@@ -1,7 +1,9 @@
-"""Imports go down only: `make check` holds every folder to its floor, and a planted import that goes up fails it."""
+"""Imports go down only, from folder to folder and from file to file; a planted import that goes up is found."""
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import importlib
 import shutil
 import subprocess
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tools.kernel_floors import imported
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +28,30 @@ def checked_folders(root: Path) -> subprocess.CompletedProcess[str]:
         "sys.exit(lint_imports(no_cache=True))"
     )
     return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+
+
+def import_circle(root: Path) -> list[str]:
+    """Files of tritonq and kernels that import each other in a circle, inside functions and for types included."""
+    modules: dict[str, Path] = {}
+    for folder, package in (("tritonq", "tritonq"), ("kernels", "tritonq.kernels")):
+        for path in (root / folder).rglob("*.py"):  # which does not follow the link tritonq/kernels
+            parts = path.relative_to(root / folder).with_suffix("").parts
+            modules[".".join((package, *parts)).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        package_parts = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        found = (
+            module if module in modules else module.rpartition(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            for module in imported(node, package_parts)
+        )
+        graph[name] = {module for module in found if module in modules and module != name}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        circle: list[str] = error.args[1]
+        return circle
+    return []
 
 
 @pytest.fixture
@@ -84,6 +112,29 @@ def test_a_folder_without_a_floor_is_found(tree):
     result = checked_folders(tree)
     assert result.returncode == 1
     assert "attic" in result.stdout
+
+
+def test_no_files_import_each_other():
+    assert import_circle(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("tritonq/util/table.py", "from tritonq.analysis import report"),
+        ("tritonq/numerics/config.py", "def f():\n    from tritonq.numerics.qparams import divide"),
+        (
+            "tritonq/nn/packed_weight.py",
+            "if TYPE_CHECKING:\n    from tritonq.nn.linear import QuantizedLinear",
+        ),
+        ("kernels/launch/target.py", "from .counters import counters"),
+    ],
+)
+def test_a_circle_of_files_is_found(tree, file, line):
+    path = tree / file
+    path.write_text(path.read_text() + f"\n{line}\n")
+    name = ".".join(Path(file).with_suffix("").parts).replace("kernels.", "tritonq.kernels.", 1)
+    assert name in import_circle(tree)
 
 
 def test_every_folder_says_what_it_is_for():

@@ -214,9 +214,7 @@ def test_another_path_is_an_error():
     x = torch.randn(4, 5, K)
     model: Any = Model(lambda m, x: m.b(functional.gelu(m.a(x))) if len(x) == 4 else m.b(m.a(x)))
     tritonq.fuse_activations_(tritonq.quantize_(model.eval(), "w8a8"), [x])
-    with pytest.raises(
-        TypeError, match=r"Deferred.*found a DeferredActivation|must be float32.*DeferredActivation"
-    ):
+    with pytest.raises(TypeError, match=r"must be float32.*found Deferred"):
         model(x[:3])
     model._forward = lambda m, x: m.b(functional.silu(m.a(x)))
     with pytest.raises(

@@ -213,24 +213,40 @@ def test_weights_changed_in_between_are_used():
     assert fused_names(model) == (("q_proj", "v_proj"),)
 
 
-@torch.no_grad()
-def test_layers_that_read_different_inputs_run_alone():
-    class Cross(Attention):
-        def forward(self, x: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
-            return torch.cat((self.q_proj(x), self.k_proj(context), self.v_proj(context)), dim=-1)
+class Cross(Attention):
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.cat((self.q_proj(x), self.k_proj(context), self.v_proj(context)), dim=-1)
 
+
+@torch.no_grad()
+def test_layers_that_read_different_inputs():
     model, pair = tritonq.quantize_(Cross().bfloat16(), "w8a8"), (inputs(), inputs() + 1)
-    expected = model(*pair)
+    expected, same = model(*pair), model(pair[0], pair[0])
     tritonq.fuse_siblings_(model)
-    model(*pair)
-    assert products(lambda: model(*pair)) == 3  # and none is computed for nothing
-    assert_same(model(*pair), expected)
-    model(pair[0], pair[0])
+    for _ in range(2):
+        assert_same(model(*pair), expected)
+        assert_same(model(pair[0], pair[0]), same)
     assert products(lambda: model(pair[0], pair[0])) == 1
     tritonq.fuse_siblings_(model, [pair])
     assert fused_names(model) == (("k_proj", "v_proj"),)
-    assert products(lambda: model(*pair)) == 2
+    assert products(lambda: model(*pair)) == 2  # and none of them is computed for nothing
     assert_same(model(*pair), expected)
+
+
+@pytest.mark.parametrize("name", ["encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "attn2"])
+@torch.no_grad()
+def test_a_cross_attention_is_known_by_its_name(name):
+    model: Any = nn.ModuleDict({"self_attn": Attention(), name: Cross()}).bfloat16().requires_grad_(False)
+    tritonq.quantize_(model, "w8a8")
+    expected = model[name](inputs(), inputs() + 1)
+    tritonq.fuse_siblings_(model)
+    assert fused_names(model) == (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        (f"{name}.k_proj", f"{name}.v_proj"),
+    )
+    x, context = inputs(), inputs() + 1
+    assert products(lambda: model[name](x, context)) == 2
+    assert_same(model[name](x, context), expected)
 
 
 def test_gradients_are_those_of_the_layers():
@@ -267,6 +283,7 @@ def test_inference_mode_trusts_a_run_alone():
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "w8a8", "w8a8_static", "w4a8"])
 def test_compiled_without_a_break(scheme):
+    """Each layer by itself: six products."""
     model, x = block(scheme), inputs()
     expected = model(x)
     tritonq.fuse_siblings_(model)
@@ -281,7 +298,7 @@ def test_compiled_without_a_break(scheme):
         compiled = torch.compile(model, fullgraph=True, backend=backend)
         for _ in range(3):
             assert_same(compiled(x), expected)
-    assert counts == [3]
+    assert counts == [6]
 
 
 @torch.no_grad()

@@ -12,7 +12,20 @@ import warnings
 
 from tritonq.cpu import processor
 from tritonq.cpu.engine import Engine
-from tritonq.cpu.self_test import is_exact
+from tritonq.cpu.processor import Instructions
+
+
+def engine_for(instructions: Instructions) -> Engine:
+    """The engine of one instruction set. Its operators are imported here, since they import llvmlite."""
+    from tritonq.cpu import int4_linear, int8_linear, quantize_tensors, weight_only_linear
+
+    return Engine(
+        instructions,
+        int4=int4_linear,
+        int8=int8_linear,
+        quantize=quantize_tensors,
+        weight_only=weight_only_linear,
+    )
 
 
 @functools.cache
@@ -25,9 +38,10 @@ def engine() -> Engine | None:
     except ImportError:
         _say_slower('llvmlite is not installed: pip install "tritonq[cpu]"')
         return None
+    from tritonq.cpu.self_test import is_exact
 
     for instructions in processor.candidates():
-        found = Engine(instructions)
+        found = engine_for(instructions)
         if is_exact(found):
             return found
     _say_slower("its instructions are none that the kernels are written for")

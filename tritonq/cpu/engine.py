@@ -43,18 +43,14 @@ class Kernel:
 class Engine:
     """Kernels for one instruction set.
 
-    Attributes:
+    Args:
         instructions: the set.
         int4, int8, quantize, weight_only: the modules with the operators, whose first argument this engine is.
-            Importing them imports llvmlite.
     """
 
-    def __init__(self, instructions: Instructions) -> None:
-        from tritonq.cpu import int4_linear, int8_linear, quantize_tensors, weight_only_linear
-
+    def __init__(self, instructions: Instructions, *, int4: Any, int8: Any, quantize: Any, weight_only: Any):
         self.instructions = instructions
-        self.int4, self.int8 = int4_linear, int8_linear
-        self.quantize, self.weight_only = quantize_tensors, weight_only_linear
+        self.int4, self.int8, self.quantize, self.weight_only = int4, int8, quantize, weight_only
         self._kernels: dict[Any, Kernel] = {}
         self._lock = threading.Lock()
 

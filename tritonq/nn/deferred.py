@@ -1,29 +1,39 @@
 """A quantized Linear's output before all that its reader's kernel computes has been called for.
 
 A layer whose output is quantized behind an activation cannot return codes at once: in `gelu(linear(x))` the grid is
-that of gelu's output. So it returns an object that takes the calls which its layer was converted to expect, and
-computes codes when the last has come. The model's own code makes these calls; nothing in it is rewritten. A call that
-is not expected is refused by name.
-
-    deferred_linear.py        static layers: nothing is computed before the last step, then all of it in one kernel
-    deferred_activation.py    dynamic layers: the product is there, in float; one kernel activates and quantizes it
+that of gelu's output. So it returns a `Deferred`, which takes the calls that its layer was converted to expect. The
+last one finishes it (epilogue.py): one kernel computes codes. The model's own code makes these calls; nothing in it is
+rewritten. A call that is not expected is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tritonq.nn.epilogue_steps import step_of
+from tritonq.nn.packed_weight import PackedWeight
 from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.util.operator_overloads import refuse_operators
 
-if TYPE_CHECKING:
-    from tritonq.nn.linear import QuantizedLinear
+
+class Finish(Protocol):
+    """What computes a `Deferred` when its last step has come.
+
+    Attributes:
+        advice: what to do about a call that was not expected.
+        takes_residual: whether a sum may be among the steps; a QuantizedTensor then leaves it to the Deferred.
+    """
+
+    advice: str
+    takes_residual: bool
+
+    def __call__(self, deferred: Deferred, taken: Mapping[str, Any]) -> Any:
+        """The result. `deferred` expects the last step; `taken` has all of them: {step: what it multiplies or adds}."""
 
 
 class Deferred:
@@ -32,20 +42,24 @@ class Deferred:
     Args:
         like: what has the output's dtype and device.
         shape: of the output.
+        finish: computes the result.
+        taken: the steps that have come: {step: what it adds, or None}.
     """
-
-    #: What to do about a call that was not expected.
-    advice = "calibrate with data that takes the same path through the model, or convert(…, chain=False)"
 
     def __init__(
         self,
-        layer: QuantizedLinear,
+        layer: PackedWeight,
         steps: tuple[str, ...],
-        like: Tensor | QuantizedTensor,
+        like: Tensor | QuantizedTensor | Deferred,
         shape: tuple[int, ...],
+        finish: Finish,
+        taken: Mapping[str, Any] | None = None,
     ) -> None:
-        self.layer, self.steps = layer, steps
-        self.shape, self.dtype, self.device = torch.Size(shape), like.dtype, like.device
+        self.layer, self.steps, self.finish, self.taken = layer, steps, finish, taken or {}
+        self.shape = torch.Size(shape)
+        self.dtype: torch.dtype = like.dtype
+        self.device: torch.device = like.device
+        self.takes_residual = finish.takes_residual
 
     @property
     def ndim(self) -> int:
@@ -71,10 +85,20 @@ class Deferred:
         """
         if self.steps[0] != step:
             raise self.refusal(step)
-        return self._take(step, other)
+        if step == "add":
+            self._check_residual(other)
+        taken = {**self.taken, step: other}
+        if len(self.steps) == 1:
+            return self.finish(self, taken)
+        return Deferred(self.layer, self.steps[1:], self, self.shape, self.finish, taken)
 
-    def _take(self, step: str, other: Any) -> Any:
-        raise NotImplementedError
+    def _check_residual(self, other: Any) -> None:
+        if not isinstance(other, (Tensor, QuantizedTensor)):
+            raise self.refusal(f"add with {type(other).__name__}")
+        if isinstance(other, QuantizedTensor) and other.per_token:
+            raise self.refusal("add with a QuantizedTensor that has a scale per token")
+        if torch.broadcast_shapes(self.shape, other.shape) != self.shape:
+            raise self.refusal(f"add with shape {list(other.shape)} to {list(self.shape)}")
 
     def __mul__(self, other: Any) -> Any:
         return self.take("mul", other)
@@ -119,7 +143,7 @@ class Deferred:
         raise AttributeError(self._message(f"attribute {name!r}"))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.layer.module_name!r}, shape={tuple(self.shape)}, expects={self.steps[0]})"
+        return f"Deferred({self.layer.module_name!r}, shape={tuple(self.shape)}, expects={self.steps[0]})"
 
     def refusal(self, met: str) -> TypeError:
         """The error of a call that was not expected."""
@@ -128,7 +152,7 @@ class Deferred:
     def _message(self, met: str) -> str:
         return (
             f"QuantizedLinear {self.layer.module_name!r} was converted to hand over int8 through "
-            f"{' and '.join(self.steps)}, found {met}: {self.advice}"
+            f"{' and '.join(self.steps)}, found {met}: {self.finish.advice}"
         )
 
 

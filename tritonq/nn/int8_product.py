@@ -9,20 +9,18 @@ activated          what lies between two dynamic layers, quantized per token as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tritonq import ops
+from tritonq.nn.packed_weight import PackedWeight
 from tritonq.nn.quantized_tensor import QuantizedTensor
-
-if TYPE_CHECKING:
-    from tritonq.nn.linear import QuantizedLinear
 
 
 def int8_product(
-    layer: QuantizedLinear,
+    layer: PackedWeight,
     x: Tensor | QuantizedTensor,
     activation: str = "none",
     residual: Tensor | QuantizedTensor | None = None,
@@ -59,11 +57,11 @@ def int8_product(
     if in_float or grid[0] is None:
         return shaped_like(x, ops.int8_linear(*inputs, dtype, *epilogue))
     out = ops.int8_linear_requantize(*inputs, *grid, layer.activation_symmetric, *epilogue)
-    return _handed_over(layer, shaped_like(x, out), scale, dtype)
+    return _on_output_grid(layer, shaped_like(x, out), scale, dtype)
 
 
 def gated_product(
-    gate: QuantizedLinear, up: QuantizedLinear, x: Tensor | QuantizedTensor, activation: str
+    gate: PackedWeight, up: PackedWeight, x: Tensor | QuantizedTensor, activation: str
 ) -> QuantizedTensor:
     """activation(gate(x)) · up(x) in one kernel, on the grid of gate's output qparams: [..., K] → [..., N]."""
     codes, scale, zero_point = _codes(gate, x)
@@ -80,10 +78,10 @@ def gated_product(
         gate.activation_symmetric,
         activation,
     )
-    return _handed_over(gate, out.reshape(*x.shape[:-1], gate.out_features), scale, x.dtype)
+    return _on_output_grid(gate, out.reshape(*x.shape[:-1], gate.out_features), scale, x.dtype)
 
 
-def dynamic_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
+def dynamic_product(layer: PackedWeight, x: Tensor) -> Tensor:
     """x · Wᵀ + b of a dynamic layer: float [M, K], columns in the order of its weight, → [M, N] of x's dtype."""
     if layer.layout.form != "int8":
         return ops.int4_int8_linear_dynamic(x, *_int4_weight(layer))
@@ -109,7 +107,7 @@ def per_token(
     return QuantizedTensor(codes.reshape(shape), scale.reshape(tokens), zero, dtype)
 
 
-def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> QuantizedTensor:
+def quantized_input(layer: PackedWeight, x: Tensor | QuantizedTensor) -> QuantizedTensor:
     """An input [..., K] on the grid that it came with; else on the layer's, or per token where that is dynamic."""
     if isinstance(x, QuantizedTensor):
         return x
@@ -125,7 +123,7 @@ def quantized_input(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> Quan
     return QuantizedTensor(codes, scale, input_zero_point, x.dtype)
 
 
-def _codes(layer: QuantizedLinear, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _codes(layer: PackedWeight, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """(codes [M, K], scale float32 [M, 1] or [1], zero point int8 alike or None) of an input."""
     quantized = quantized_input(layer, x)
     codes = as_rows(quantized.data, layer.in_features)
@@ -151,19 +149,19 @@ def shaped_like(x: Tensor | QuantizedTensor, rows: Tensor) -> Tensor:
     return rows if x.dim() == 2 else rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
-def _weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+def _weight(layer: PackedWeight) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     codes, scales, zero_points, code_sums, _ = layer.kernel_weight()
     assert code_sums is not None
     return codes, scales, zero_points, code_sums, layer.held_bias()
 
 
-def _int4_weight(layer: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor | None, int]:
+def _int4_weight(layer: PackedWeight) -> tuple[Tensor, Tensor, Tensor | None, int]:
     codes, scales, *_ = layer.kernel_weight()
     return codes, scales, layer.held_bias(), layer.group_size
 
 
-def _handed_over(
-    layer: QuantizedLinear, codes: Tensor, x_scale: Tensor, dtype: torch.dtype
+def _on_output_grid(
+    layer: PackedWeight, codes: Tensor, x_scale: Tensor, dtype: torch.dtype
 ) -> QuantizedTensor:
     assert layer.output_scale is not None
     assert layer.output_zero_point is not None

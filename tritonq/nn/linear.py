@@ -14,20 +14,18 @@ from torch import Tensor, nn
 from tritonq import ops
 from tritonq.nn.check import check_linear, largest_in_features
 from tritonq.nn.deferred import Deferred
-from tritonq.nn.deferred_activation import DeferredActivation
-from tritonq.nn.deferred_linear import DeferredLinear
+from tritonq.nn.epilogue import DynamicActivation, StaticEpilogue
 from tritonq.nn.handover import Edge
 from tritonq.nn.int8_product import as_rows, dynamic_product, int8_product, shaped_like
-from tritonq.nn.packed_weight import PackedWeight
 from tritonq.nn.quantized_tensor import QuantizedTensor
-from tritonq.nn.siblings import Siblings, own_buffers, own_parameters
+from tritonq.nn.siblings import JoinableWeight
 from tritonq.numerics import checkpoint_layout, qparams
 from tritonq.numerics.config import QuantConfig, as_config
 
 _SQNR_ROWS = 256
 
 
-class QuantizedLinear(PackedWeight):
+class QuantizedLinear(JoinableWeight):
     """y = x · Wᵀ + b with W in int8 or int4, and x in float or int8, as `config` says.
 
     Built by `from_float`, or by the constructor for a checkpoint to fill. Takes inputs of any rank ≥ 1 with
@@ -41,9 +39,6 @@ class QuantizedLinear(PackedWeight):
         siblings, sibling_index: the layers that are computed with it by one launch, and its place among them; None
             where it is alone.
     """
-
-    siblings: Siblings | None = None
-    sibling_index: int = 0
 
     def __init__(
         self,
@@ -220,10 +215,13 @@ class QuantizedLinear(PackedWeight):
         out: Any = None if self.siblings is None else self.siblings.output(self, x)
         if out is None:
             if self._activation == "static":
-                return DeferredLinear(self, x, edge.steps) if edge and edge.steps else int8_product(self, x)
+                if edge is None or not edge.steps:
+                    return int8_product(self, x)
+                shape = (*x.shape[:-1], self.out_features)
+                return Deferred(self, edge.steps, x, shape, StaticEpilogue(self, x, edge))
             out = self._product(x)
         if edge is not None and edge.lead:
-            return DeferredActivation(self, out, edge.steps)
+            return Deferred(self, edge.steps, out, out.shape, DynamicActivation(self, out))
         return out
 
     def _product(self, x: Tensor | QuantizedTensor) -> Any:
@@ -282,47 +280,6 @@ class QuantizedLinear(PackedWeight):
         device = self._weight_parameter("weight_scale").device
         if x.device != device:
             raise ValueError(f"{self._where} is on {device}, found an input on {x.device}")
-
-    # --- siblings --------------------------------------------------------------------------------------------------
-
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
-        super()._apply(fn, recurse)
-        self._enter_again()
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self._enter_again()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy's tensors are its own, until copies of all its siblings are there."""
-        state = super().__getstate__()
-        if self.siblings is not None:
-            state["_parameters"] = {**self._parameters, **own_parameters(self)}
-            state["_buffers"] = own_buffers(self)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._enter_again()
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.siblings is None or keep_vars:
-            return
-        for name, tensor in destination.items():
-            if name.startswith(prefix) and tensor.untyped_storage().nbytes() != tensor.nbytes:
-                destination[name] = tensor.clone()  # writers of files refuse a part of a storage
-
-    def _enter_again(self) -> None:
-        """Say so where the tensors have become others."""
-        siblings, place = self.siblings, self.sibling_index
-        if siblings is None or siblings.holds(self):
-            return
-        if siblings.members[place] not in (None, self):  # copy.copy made this one, in a place that is taken
-            self.siblings = None
-        else:
-            siblings.enter(place, self)
 
     def hand_over(self, edge: Edge | None, output_qparams: tuple[Tensor, Tensor] | None) -> None:
         """Hand int8 to the layers that `edge` names, on the grid (scale float32 [1], zero point int8 [1]).

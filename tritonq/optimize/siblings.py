@@ -3,12 +3,14 @@
     by name    children of one module that are called like siblings in the models that people write
     by runs    children of one module that read the same value in every call
 
-Names need no proof: siblings look in every call whether their input is the same (tritonq/nn/siblings.py).
+Names need no proof: siblings look in every call whether their input is the same (tritonq/nn/siblings.py). Where q reads
+another input than k and v, in a cross-attention, k and v alone are siblings.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -38,6 +40,10 @@ FAMILIES = (
     ("gate", "up"),
     ("w1", "w3"),
     ("wi_0", "wi_1"),
+)
+#: Names of modules in which q reads another input than k and v: BART and Whisper; T5; BERT; others; diffusers.
+_CROSS_ATTENTION = re.compile(
+    r"encoder_attn|EncDecAttention|cross_?attn|cross_?attention|attn2$", re.IGNORECASE
 )
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -140,13 +146,16 @@ def _layer(place: Place) -> QuantizedLinear:
 
 def _families_by_name(layers: list[Place]) -> list[list[QuantizedLinear]]:
     children: defaultdict[int, dict[str, QuantizedLinear]] = defaultdict(dict)
+    crossing: set[int] = set()
     for place in layers:
         parent, attribute = place.parents[0]
         if _layer(place).siblings is None:
             children[id(parent)][attribute] = _layer(place)
+        if _CROSS_ATTENTION.search(place.name.rpartition(".")[0]):
+            crossing.add(id(parent))
     return [
-        [named[name] for name in family if name in named]
-        for named in children.values()
+        [named[name] for name in (family[1:] if parent in crossing else family) if name in named]
+        for parent, named in children.items()
         for family in FAMILIES
     ]
 
