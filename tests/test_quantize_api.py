@@ -429,3 +429,22 @@ def test_calibration_data_on_another_device():
     ):
         tritonq.quantize_(model, "w8a8_static", calibration=batches)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("config", ["w4a16", "w8a8_static"])
+def test_a_weight_is_searched_for_nan_once(config, monkeypatch):
+    isfinite, searched = torch.isfinite, []
+
+    def counting(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == (13, 37):
+            searched.append(tensor)
+        return isfinite(tensor)
+
+    monkeypatch.setattr(torch, "isfinite", counting)
+    calibration = [torch.randn(3, 37)]
+    tritonq.quantize_(nn.Sequential(nn.Linear(37, 13)), config, calibration=calibration)
+    assert len(searched) == 1
+    prepared = tritonq.prepare(nn.Sequential(nn.Linear(37, 13)), config)
+    prepared(calibration[0])
+    tritonq.convert(prepared)
+    assert len(searched) == 3  # in prepare and in convert: the weight may have changed in between

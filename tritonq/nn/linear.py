@@ -79,6 +79,7 @@ class QuantizedLinear(JoinableWeight):
         input_qparams: tuple[Tensor, Tensor] | None = None,
         output_qparams: tuple[Tensor, Tensor] | None = None,
         name: str = "",
+        checked: bool = False,
     ) -> QuantizedLinear:
         """Quantize a float layer.
 
@@ -89,12 +90,14 @@ class QuantizedLinear(JoinableWeight):
                 returns them; None computes them from the weight.
             input_qparams, output_qparams: (scale float32 [1], zero point int8 [1]) of a static layer.
             name: the layer's, for error messages.
+            checked: the caller has called `check_linear`, which reads the whole weight.
 
         Raises:
             TypeError, ValueError: naming the layer, what was found and what is allowed.
         """
         config = as_config(config)
-        check_linear(linear, config, name)
+        if not checked:
+            check_linear(linear, config, name)
         # What is made here must work outside of inference mode too.
         with torch.inference_mode(False), torch.no_grad():
             return cls._from_checked(linear, config, weight_qparams, input_qparams, output_qparams, name)
@@ -133,7 +136,7 @@ class QuantizedLinear(JoinableWeight):
                 layer._buffers[f"{side}_zero_point"] = (
                     pair[1].to(torch.int8).reshape(1).to(weight.device, copy=True)
                 )
-        layer.weight_sqnr = _sqnr(weight, layer.dequantize(torch.float32))
+        layer.weight_sqnr = _sqnr(weight, codes, scale, zero_point, layer.group_size)
         return layer
 
     @classmethod
@@ -308,10 +311,20 @@ def _checked_bias(state: Mapping[str, Tensor], out_features: int, wanted: bool) 
     return bias
 
 
-def _sqnr(weight: Tensor, dequantized: Tensor) -> float:
-    """10 · log10(Σ w² / Σ (w - ŵ)²) in dB; inf where nothing was lost."""
+def _sqnr(weight: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int) -> float:
+    """10 · log10(Σ w² / Σ (w - ŵ)²) in dB, ŵ being what the codes stand for; inf where nothing was lost."""
+    columns = weight.shape[1]
+    scale = qparams.expand_groups(scale, columns, group_size).expand(len(weight), -1)
+    zero = None
+    if zero_point is not None:
+        zero = qparams.expand_groups(zero_point, columns, group_size).expand(len(weight), -1)
     signal = noise = torch.zeros((), dtype=torch.float64, device=weight.device)
-    for exact, rounded in zip(weight.split(_SQNR_ROWS), dequantized.split(_SQNR_ROWS), strict=True):
-        signal = signal + exact.double().square().sum()
-        noise = noise + (exact.double() - rounded.double()).square().sum()
+    for start in range(0, len(weight), _SQNR_ROWS):
+        rows = slice(start, start + _SQNR_ROWS)
+        exact = weight[rows].double()
+        rounded = qparams.dequantize(
+            codes[rows], scale[rows], None if zero is None else zero[rows], torch.float32
+        )
+        signal = signal + exact.square().sum()
+        noise = noise + (exact - rounded.double()).square().sum()
     return float(10 * torch.log10(signal / noise)) if noise > 0 else float("inf")

@@ -12,7 +12,7 @@ from torch import nn
 
 from tritonq.numerics.config import W8A8, QuantConfig
 from tritonq.observers.qconfig import resolve_config
-from tritonq.quantize.chain.grids import hand_over
+from tritonq.quantize.chain.grids import with_proven_edges
 from tritonq.quantize.chain.watch import recorded, unwatch, watch
 from tritonq.quantize.conversions import Conversion, NormConversion, conversions
 from tritonq.quantize.convert import replace_all
@@ -143,7 +143,7 @@ def _quantize(
                 calibrate(model, calibration)
             pending: list[Conversion | NormConversion] = [*conversions(model, "error", check_weights=False)]
             if chain:
-                pending = hand_over(model, pending, recorded(model))
+                pending = with_proven_edges(model, pending, recorded(model))
         except BaseException:
             unwatch(model)
             for module in [module for module in model.modules() if hasattr(module, PLAN)]:

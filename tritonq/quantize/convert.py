@@ -15,7 +15,7 @@ from torch import nn
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
-from tritonq.quantize.chain.grids import hand_over
+from tritonq.quantize.chain.grids import with_proven_edges
 from tritonq.quantize.chain.watch import recorded, unwatch
 from tritonq.quantize.conversions import Conversion, NormConversion, conversions
 from tritonq.quantize.prepare import OUTPUT, PREPARED, check_inplace, detach
@@ -71,7 +71,7 @@ def convert(
         model = copy.deepcopy(model)
     pending: list[Conversion | NormConversion] = [*conversions(model, unobserved, check_weights=True)]
     if chain:
-        pending = hand_over(model, pending, recorded(model))
+        pending = with_proven_edges(model, pending, recorded(model))
     _warn_of_missing(model)
     replace_all(model, pending)
     if remove_qconfig:
@@ -140,6 +140,7 @@ def quantized_linear(conversion: Conversion) -> QuantizedLinear:
         input_qparams=None if plan.observes == OUTPUT else qparams,
         output_qparams=qparams if plan.observes == OUTPUT else None,
         name=place.name,
+        checked=True,  # by `prepare` or `conversions`
     )
     if conversion.edge is not None:
         layer.hand_over(conversion.edge, conversion.output_qparams)

@@ -28,7 +28,7 @@ Grid = tuple[Tensor, Tensor]
 UNRECORDED = "calibration proved nothing: the whole model never ran, or took too many different paths"
 
 
-def hand_over(
+def with_proven_edges(
     model: nn.Module, found: Sequence[Conversion | NormConversion], flows: Sequence[Dataflow]
 ) -> list[Conversion | NormConversion]:
     """The conversions with the edges that the recorded runs prove, and conversions of norms that hand over int8.
