@@ -40,12 +40,18 @@ def test_casting_leaves_the_quantized_weight_alone(scheme: str, device: str) -> 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_autocast_changes_nothing(scheme: str, device: str) -> None:
+def test_autocast_casts_the_input_as_for_linear(scheme: str, device: str) -> None:
     layer = quantized(scheme, device)
     before, x = snapshot(layer), torch.randn(5, K, device=device)
-    plain = layer(x)
+    plain = layer(x.bfloat16())
+    cache = torch.zeros(5, N, dtype=torch.bfloat16, device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
         assert_same(layer(x), plain)
+        cache.index_copy_(0, torch.arange(5, device=device), layer(x))  # refuses another dtype
+        with torch.autocast(device, enabled=False):
+            assert layer(x).dtype == torch.float32
+    assert_same(cache, plain)
+    assert plain.dtype == torch.bfloat16
     assert_unchanged(layer, before)
 
 

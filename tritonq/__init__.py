@@ -18,6 +18,7 @@ from tritonq import nn, observers, ops
 from tritonq.analysis import Analysis, analyze
 from tritonq.analysis.summary import summary
 from tritonq.checkpoint import info, load, save
+from tritonq.integrations import register_with_peft, register_with_transformers
 from tritonq.nn import DeQuantStub, FakeQuantize, QATLinear, QuantizedLinear, QuantStub, QuantWrapper
 from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.numerics.config import W4A8, W4A16, W8A8, W8A16, QuantConfig, QuantSpec, W8A8Static
@@ -54,7 +55,7 @@ from tritonq.optimize import equalize
 from tritonq.optimize.activations import fuse_activations_
 from tritonq.optimize.equalize import smooth_
 from tritonq.optimize.siblings import fuse_siblings_, unfuse_siblings_
-from tritonq.quantize import qat
+from tritonq.quantize import hosts, qat
 from tritonq.quantize.api import quantize_, quantize_dynamic
 from tritonq.quantize.convert import convert
 from tritonq.quantize.prepare import prepare
@@ -66,8 +67,13 @@ from tritonq.quantize.qat import (
     prepare_qat,
 )
 from tritonq.util.version import VERSION
+from tritonq.util.when_imported import when_imported
 
 __version__ = VERSION
+
+hosts.register("transformers", "tritonq.integrations.transformers.attach:attach")
+when_imported("transformers.modeling_utils", register_with_transformers)
+when_imported("peft", register_with_peft)
 
 if TYPE_CHECKING:
     from tritonq.integrations.transformers import TritonQConfig as TritonQConfig

@@ -139,6 +139,17 @@ class QuantizedLinear(JoinableWeight):
         layer.weight_sqnr = _sqnr(weight, codes, scale, zero_point, layer.group_size)
         return layer
 
+    def to_float(self, weight: Tensor | None = None, dtype: torch.dtype | None = None) -> nn.Linear:
+        """An nn.Linear with this layer's dequantized weight, or another one, and its bias; in `dtype`, else its own."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        dtype = dtype or self.dtype
+        linear.weight = nn.Parameter((self.dequantize(dtype) if weight is None else weight).to(dtype))
+        bias = self.bias
+        if bias is not None and bias.dtype != dtype:
+            bias = nn.Parameter(bias.detach().to(dtype), requires_grad=bias.requires_grad)
+        linear.register_parameter("bias", bias)
+        return linear.train(self.training)
+
     @classmethod
     def from_state(
         cls,
@@ -213,6 +224,8 @@ class QuantizedLinear(JoinableWeight):
             a sum lies between this layer and the one that reads it.
         """
         x = input  # named as nn.Linear's, for callers who say input=
+        if torch._C._is_any_autocast_enabled() and isinstance(x, Tensor):
+            x = autocast(x)
         self._check_input(x)
         edge = self.edge
         out: Any = None if self.siblings is None else self.siblings.output(self, x)
@@ -295,6 +308,13 @@ class QuantizedLinear(JoinableWeight):
         self.output_zero_point = None if zero_point is None else zero_point.clone()
         if self.siblings is not None:
             self.siblings.enter(self.sibling_index, self)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x as F.linear computes with it: in autocast's dtype where that is on for its device."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype not in qparams.FLOAT_DTYPES:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _checked_bias(state: Mapping[str, Tensor], out_features: int, wanted: bool) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from tritonq.numerics.config import W8A8, QuantConfig
 from tritonq.observers.qconfig import resolve_config
+from tritonq.quantize import hosts
 from tritonq.quantize.chain.grids import with_proven_edges
 from tritonq.quantize.chain.watch import recorded, unwatch, watch
 from tritonq.quantize.conversions import Conversion, NormConversion, conversions
@@ -65,6 +66,7 @@ def quantize_(
     if not isinstance(chain, bool):
         raise TypeError(f"chain must be True or False, found {chain!r}")
     _quantize(model, selected, calibration if static else None, chain)
+    hosts.tell(model)
     return model
 
 
@@ -104,6 +106,7 @@ def quantize_dynamic(
         model = copy.deepcopy(model)
     if spec is None:
         _quantize(model, select(model, W8A8(), ignore, filter_fn, splittable=True), None)
+        hosts.tell(model)
         return model
     prefixes: dict[Any, list[str]] = {key: [] for key in spec}  # of the names that an entry goes for
 
@@ -124,6 +127,7 @@ def quantize_dynamic(
                 f"qconfig_spec: {key!r} matches no layer that can be quantized", UserWarning, stacklevel=2
             )
     _quantize(model, selected, None)
+    hosts.tell(model)
     return model
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
 from tritonq.nn.stubs import DeQuantize, Quantize, is_dequant_stub
+from tritonq.quantize import hosts
 from tritonq.quantize.chain.grids import with_proven_edges
 from tritonq.quantize.chain.watch import recorded, unwatch
 from tritonq.quantize.conversions import Conversion, NormConversion, conversions
@@ -74,6 +75,7 @@ def convert(
         pending = with_proven_edges(model, pending, recorded(model))
     _warn_of_missing(model)
     replace_all(model, pending)
+    hosts.tell(model)
     if remove_qconfig:
         for module in model.modules():
             vars(module).pop("qconfig", None)

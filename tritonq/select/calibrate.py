@@ -84,6 +84,13 @@ def run_batch(model: nn.Module, batch: Any, index: int = 0, argument: str = "cal
                 f"{', '.join(sorted(map(str, found - homes)))}"
             ) from error
         raise
+    except TypeError as error:
+        if isinstance(batch, (tuple, list)) and "positional argument" in str(error):
+            raise TypeError(
+                f"{argument} batch {index} is a {type(batch).__name__} of {len(batch)}, which the model takes as so "
+                f"many arguments, found {error}: leave labels out, as in [inputs for inputs, labels in loader]"
+            ) from error
+        raise
     raise TypeError(
         f"{argument} batch {index} must be a tensor, tuple, list or dictionary, found {type(batch).__name__}"
     )

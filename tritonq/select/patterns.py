@@ -14,11 +14,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 Pattern = str | type
+#: What torch.compile calls the module that it wraps; patterns are matched as if it were not there.
+_COMPILED = "_orig_mod"
 #: Functions return a model as the class that they were given.
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,9 +38,11 @@ class Place:
         return self.names[0]
 
     def put(self, replacement: nn.Module) -> None:
-        """Replace the module under all its names."""
+        """Replace the module under all its names; where torch.compile wrapped it, what is compiled is replaced too."""
         for parent, attribute in self.parents:
             parent._modules[attribute] = replacement
+            if attribute == _COMPILED and hasattr(parent, "_initialize"):
+                cast(Any, parent)._initialize()
 
 
 def places(model: nn.Module) -> list[Place]:
@@ -79,7 +83,8 @@ def matches(pattern: Pattern, place: Place) -> bool:
         return isinstance(place.module, pattern)
     if pattern.startswith("re:"):
         return any(re.match(pattern[3:], name) for name in place.names)
-    if any(pattern in (name, name.rpartition(".")[2]) for name in place.names):
+    names = [name.replace(f"{_COMPILED}.", "").removesuffix(f".{_COMPILED}") for name in place.names]
+    if any(pattern in (name, name.rpartition(".")[2]) for name in (*place.names, *names)):
         return True
     bases = type(place.module).__mro__
     return pattern in [cls.__name__ for cls in bases[: bases.index(nn.Module)]]

@@ -127,9 +127,26 @@ def is_plain_linear(module: nn.Module) -> bool:
         and cls.forward is nn.Linear.forward
         and cls.__name__
         != "NonDynamicallyQuantizableLinear"  # nn.MultiheadAttention reads its weight, never calls it
-        and "forward" not in vars(module)
+        and ("forward" not in vars(module) or _is_dispatched(module))
         and module._parameters.get("weight") is not None
     )
+
+
+def _is_dispatched(module: nn.Module) -> bool:
+    """Whether the module's own forward is called by accelerate, which moves inputs to the module's device."""
+    original = vars(module).get("_old_forward")
+    return "_hf_hook" in vars(module) and getattr(original, "__func__", None) is nn.Linear.forward
+
+
+def _adapters(everything: list[Place]) -> set[int]:
+    """The modules of PEFT's adapters, which are trained: their layers name the children that hold them."""
+    return {
+        id(module)
+        for place in everything
+        for child in getattr(type(place.module), "adapter_layer_names", ())
+        if isinstance(held := place.module._modules.get(child), nn.Module)
+        for module in held.modules()
+    }
 
 
 def check_root(model: nn.Module) -> None:
@@ -168,10 +185,12 @@ def _select(
             raise ValueError(
                 f"the model is already prepared ({place.name}, …): convert it, or start from the float model"
             )
+    adapters = _adapters(everything)
     layers = [
         place
         for place in everything
-        if is_plain_linear(place.module) or (splittable and is_splittable(place.module))
+        if id(place.module) not in adapters
+        and (is_plain_linear(place.module) or (splittable and is_splittable(place.module)))
     ]
     stubs = [place for place in everything if is_quant_stub(place.module)]
     quantized = [place for place in everything if isinstance(place.module, QuantizedLinear)]

@@ -28,12 +28,15 @@ except ModuleNotFoundError as error:
     ) from None
 
 try:
+    from transformers import modeling_utils
     from transformers.quantizers import auto
 
+    from tritonq.checkpoint.extras import KEY
     from tritonq.integrations.transformers.config import METHOD, TritonQConfig
     from tritonq.integrations.transformers.quantizer import TritonQuantizer
 
     merge_quantization_configs = auto.AutoHfQuantizer.merge_quantization_configs
+    get_hf_quantizer = auto.get_hf_quantizer
 except (ImportError, AttributeError) as error:
     raise ImportError(
         f"tritonq.TritonQConfig is made for transformers 5 (tested with 5.23), found {found}, which differs: {error}"
@@ -49,6 +52,15 @@ def merge(quantization_config: Any, quantization_config_from_args: Any) -> Any:
     return merge_quantization_configs(quantization_config, quantization_config_from_args)
 
 
+def get_quantizer(config: Any, quantization_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """transformers' choice of a quantizer, which is ours for directories that tritonq wrote."""
+    stored = getattr(config, "quantization_config", None)
+    if quantization_config is None and hasattr(config, KEY) and isinstance(stored, dict):
+        quantization_config = TritonQConfig()
+    return get_hf_quantizer(config, quantization_config, *args, **kwargs)
+
+
 auto.register_quantization_config(METHOD)(TritonQConfig)
 auto.register_quantizer(METHOD)(TritonQuantizer)
 auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(merge)
+auto.get_hf_quantizer = modeling_utils.get_hf_quantizer = get_quantizer

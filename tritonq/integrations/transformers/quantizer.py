@@ -39,6 +39,7 @@ from tritonq.integrations.transformers.survey import (
 from tritonq.nn.handover import Edge
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.observers import observed_weight_qparams
+from tritonq.quantize.dequantize import dequantize_layers
 from tritonq.select.encoder_layer import leave_fast_path
 from tritonq.select.patterns import Place
 from tritonq.select.replace import move_hooks
@@ -61,6 +62,7 @@ class TritonQuantizer(HfQuantizer):
         self._stored: dict[str, Place] = {}  # tensor → the StoredLayer that takes it
         self._edges: list[Edge] = []  # hand-overs of int8 in the checkpoint
         self._failure: Exception | None = None
+        self._passes_gradients = False
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Called with the device_map as given, and again with the one that "auto" becomes."""
@@ -159,7 +161,13 @@ class TritonQuantizer(HfQuantizer):
                 _build(stored.pop(), model.dtype)  # and with it the tensors of the file
             restore_edges(model, self._edges)
         leave_fast_path(model)
+        self.look_at(model)
         return model
+
+    def look_at(self, model: PreTrainedModel) -> None:
+        """Note what transformers asks of a model that has been quantized."""
+        layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        self._passes_gradients = all(layer.config.weight_only for layer in layers)
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -169,17 +177,31 @@ class TritonQuantizer(HfQuantizer):
         Returns:
             the tensors of a checkpoint, and nothing to add to the files' metadata.
         """
+        _check_savable(model)
         fields, extras = describe(model)
+        if extras.stubs or extras.hands_over:
+            raise ValueError(
+                "a model with layers between QuantStub and DeQuantStub cannot be loaded by from_pretrained: use "
+                "tritonq.save(model, directory)"
+            )
         self.quantization_config.checkpoint = fields["quantization_config"]
         setattr(model.config, KEY, extras.to_dict())
         return {stored.name: stored.tensor.detach() for stored in stored_tensors(model, {})}, {}
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Called by `model.dequantize()`: every quantized layer becomes an nn.Linear again."""
+        dequantize_layers(model, dtype)
+        model.is_quantized, model.quantization_method = False, None
+        vars(model.config).pop(KEY, None)
+        return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        """Whether Trainer may train adapters on the model: gradients pass weight-only layers alone."""
+        return self._passes_gradients
 
     @property
     def is_compileable(self) -> bool:
@@ -204,6 +226,19 @@ class Quantize(ConversionOps):
             elif missing_keys is not None:
                 missing_keys.discard(name)
         return left
+
+
+def _check_savable(model: PreTrainedModel) -> None:
+    """Raise where adapters lie over quantized layers, whose names in a file would then be none of the model's."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return  # save_pretrained writes the adapters alone
+    for name, module in model.named_modules():
+        base = getattr(module, "base_layer", None) or getattr(module, "base", None)
+        if isinstance(base, QuantizedLinear):
+            raise ValueError(
+                f"{name} has an adapter on its quantized layer, which from_pretrained cannot load: save the adapters "
+                "(PEFT: save_pretrained of the PeftModel), or merge them first"
+            )
 
 
 def _quantize(layer: Selected) -> None:

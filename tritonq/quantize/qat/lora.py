@@ -48,7 +48,7 @@ class LoRALinear(nn.Module):
         _check_words(rank, alpha, dropout)
         self.base, self.rank, self.alpha, self.dropout = base, rank, float(alpha), float(dropout)
         base.requires_grad_(False)
-        device = base.packed_weight.device
+        device = next(base.parameters()).device
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -86,9 +86,7 @@ class LoRALinear(nn.Module):
         weight = base.dequantize(torch.float32)
         with torch.no_grad():
             weight = weight + self.scaling * (self.lora_B.float() @ self.lora_A.float())
-        linear = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(weight.to(base.dtype))
-        linear.register_parameter("bias", base.bias)
+        linear = base.to_float(weight)
         linear.train(self.training)
         if requantize:
             return QuantizedLinear.from_float(linear, base.config, name=base.module_name)
