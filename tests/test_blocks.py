@@ -161,5 +161,5 @@ def test_bad_blocks(build, error, message):
 def test_a_layer_hands_over_once():
     first, second = linear(), linear()
     QuantizedMLP(first, second)
-    with pytest.raises(ValueError, match="QuantizedMLP: fc1 hands over int8 already: 0 → gelu → 0"):
+    with pytest.raises(ValueError, match="QuantizedMLP: fc1 already hands over int8: 0 → gelu → 0"):
         QuantizedMLP(first, second)

@@ -476,5 +476,5 @@ def test_square_shapes_do_not_deceive():
     """Where there are as many rows as features, a column looks like a row."""
     q = tokens(torch.randn(K, K), True)
     for operation in (lambda x: x[:, 0], lambda x: x[:, 3]):
-        with pytest.raises(TypeError, match="takes rows apart"):
+        with pytest.raises(TypeError, match="splits rows"):
             operation(q)

@@ -1,7 +1,7 @@
-"""From accumulators in registers to the output: their layout, parts of them, copies out that the next tile hides.
+"""From accumulators in registers to the output: layouts, halves, and asynchronous copies to global memory.
 
-Accumulators are [rows of x, rows of the weight]: a thread's neighbouring results are neighbours in a row of the output.
-The epilogue's functions know tiles of outᵀ; a transposed view, which moves nothing, is what they get.
+Accumulators are [rows of x, rows of the weight], so a thread's neighbouring results are neighbours in a row of the
+output. The epilogue's functions take tiles of outᵀ; they get a transposed view, which moves no data.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ..launch.gluon_versions import store_tile
 
 @gluon.constexpr_function
 def accumulator_layout(rows, columns, width, num_warps):
-    """Of int32 [rows, columns] in the registers of num_warps: warp groups below each other, then side by side.
+    """The layout of int32 [rows, columns] in the registers of num_warps: warp groups are stacked, then side by side.
 
-    Each warp has a part of every `width` columns, so that these can be taken out of its registers. The instruction's
-    256 columns are refused for int8; 128 are the most.
+    Each warp has a part of every `width` columns, so that it can extract them from its registers. The compiler refuses
+    the instruction's 256 columns for int8; 128 is the maximum.
     """
     row_warps = min(num_warps, rows // 16)
     column_groups = num_warps // row_warps
@@ -28,13 +28,13 @@ def accumulator_layout(rows, columns, width, num_warps):
 
 @gluon.jit
 def halves(acc):
-    """The left and the right half of acc's columns; nothing moves."""
+    """The left and the right half of acc's columns; no data moves."""
     return acc.reshape((acc.shape[0], 2, acc.shape[1] // 2)).permute((0, 2, 1)).split()
 
 
 @gluon.jit
 def turn(acc, n0, m0):
-    """(accᵀ, n, m): the transposed view, and the indices of its rows and columns, of which the first are n0 and m0."""
+    """(accᵀ, n, m): the transposed view, and the indices of its rows and columns, from n0 and m0 on."""
     turned = acc.permute((1, 0))
     n = n0 + gl.arange(0, turned.shape[0], gl.SliceLayout(1, turned.type.layout))
     m = m0 + gl.arange(0, turned.shape[1], gl.SliceLayout(0, turned.type.layout))
@@ -43,9 +43,10 @@ def turn(acc, n0, m0):
 
 @gluon.jit
 def copy_out(values, n0, m0, out_desc, staging):
-    """Have values of out, of which the first has the indices m0 and n0, copied out as the output's dtype.
+    """Start copying values to out at row m0 and column n0, in the output's dtype.
 
-    staging, where they wait, is made before the warps part, so that nothing else is put there while a copy still runs.
+    staging is the shared memory for the copy. It is allocated before the warps specialize, so that nothing else uses it
+    while a copy still runs.
     """
     tma.store_wait(0)
     staging.store(values.to(out_desc.dtype))

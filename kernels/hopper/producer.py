@@ -1,20 +1,23 @@
-"""The producer: one warp that has the copy engine bring x and weights, slot after slot, for all pieces of work.
+"""The producer: one warp that makes the copy engine load x and weights, slot after slot, for all pieces of work.
 
-It starts while the kernel before may still run (programmatic dependent launch): weights are constant, so the first
-slots' weights are asked for at once; all else, which that kernel may write, only when it has ended.
+It may start while the previous kernel still runs (programmatic dependent launch). It loads the first slots' weights at
+once, because weights are constant. It loads everything else, which the previous kernel may write, after that kernel has
+ended.
 
-What may be read early, and why that is safe:
+Early reads are safe under these rules:
 
-    codes of the weight alone        the kernel right before never writes them. Where weights are made (packed, loaded,
-                                     joined, moved), scales are written behind the codes; and scales may be copies made
-                                     for this very call
-    not what kernels before wrote    the next kernel is allowed in only once the one before this has ended, so that at
-                                     most one kernel is ever unfinished when codes are read
-    nothing is written early         output, partial sums and counters belong to the warps that multiply, and each of
-                                     them waits first; so a kernel that has ended says that all before it have
+    Only codes are read early     The previous kernel never writes codes. Code that makes weights (packs, loads, joins,
+                                  moves) writes scales after the codes. Scales are not read early, because they may be
+                                  copies made for this call.
+    One kernel at most overlaps   A kernel lets the next one start only after its own predecessor has ended. So at most
+                                  one earlier kernel is unfinished when codes are read.
+    Nothing is written early      Only the warps that multiply write output, partial sums and counters, and they wait
+                                  first. So when a kernel has ended, all kernels before it have ended too.
 
-A graph keeps the order of the kernels that it was captured from, and starts when all before it has ended. Who writes
-codes by himself, in a kernel right before the product, puts another kernel between the two.
+A CUDA graph keeps the order of its kernels, and starts when all work before it has ended.
+
+If your kernel writes weight codes, launch another kernel before the product: the product prefetches codes before it
+waits.
 """
 
 from __future__ import annotations

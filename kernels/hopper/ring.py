@@ -1,14 +1,14 @@
-"""The ring between the warp that copies and the warps that multiply, and the order in which they take their tiles.
+"""The ring between the warp that copies and the warps that multiply, and the order of their tiles.
 
-Shared memory holds STAGES slots. One producer warp asks the copy engine (TMA) to fill slot after slot; the consumer
-warps multiply what is in them. Two barriers a slot keep them apart:
+Shared memory holds STAGES slots. One producer warp makes the copy engine (TMA) fill slot after slot. The consumer warps
+multiply the slots. Two barriers per slot synchronize them:
 
-    full    the bytes have come       the producer announces how many, the engine counts them in, the consumers wait
-    empty   the bytes have been read  the consumers arrive, the producer waits before it fills the slot again
+    full    the slot is filled    the producer announces the bytes, the engine counts them, the consumers wait
+    empty   the slot is read      the consumers arrive, the producer waits before it fills the slot again
 
-A barrier has a phase that flips each time it completes; a slot is used once a turn of the ring, so that whoever waits
-knows the phase from the turn. `wait(barrier, phase)` passes once that phase has completed; on a fresh barrier phase 1
-counts as completed, so the producer's first turn waits for nobody:
+A barrier has a phase that flips each time it completes. Each slot is used once per turn of the ring, so the turn tells
+the phase to wait for. `wait(barrier, phase)` returns when that phase has completed. On a new barrier phase 1 counts as
+completed, so the producer does not wait in its first turn:
 
     producer                                          consumers
     mbarrier.wait(empty.index(slot), phase ^ 1)       mbarrier.wait(full.index(slot), phase)
@@ -16,8 +16,8 @@ counts as completed, so the producer's first turn waits for nobody:
     load_tile(…, full.index(slot), …)                 mbarrier.arrive(empty.index(slot), count=1)
     slot, phase = next_slot(slot, phase, STAGES)      slot, phase = next_slot(slot, phase, STAGES)
 
-Kernels are persistent: as many programs as multiprocessors, each of which takes one piece of work after another, so
-that the producer fetches the next tile while the consumers still store the last one. Both sides compute the same
+Kernels are persistent: there are as many programs as multiprocessors, and each computes one piece of work after
+another. So the producer loads the next tile while the consumers still store the last one. Both sides compute the same
 sequence of pieces with `piece_of_work`.
 """
 
@@ -34,10 +34,10 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 def registers_at_launch(consumer_warps: int, programs_per_multiprocessor: int = 1) -> int:
-    """`maxnreg` with which the multiprocessor's registers are all handed out, for 4 or 8 consumer warps.
+    """`maxnreg` that uses all registers of the multiprocessor, for 4 or 8 consumer warps.
 
-    At launch all warps get the same, the producer's warp counting as four; then those move from it to the consumers:
-    12 warps · 32 threads · 168 registers become 8 · 32 · 240 and 4 · 32 · 24.
+    At launch all warps get the same number; the producer's warp counts as four. Then registers move from the producer
+    to the consumers: 12 warps · 32 threads · 168 registers become 8 · 32 · 240 and 4 · 32 · 24.
     """
     threads = 32 * (consumer_warps + 4) * programs_per_multiprocessor
     return min(65_536 // threads // 8 * 8, 248)
@@ -45,7 +45,7 @@ def registers_at_launch(consumer_warps: int, programs_per_multiprocessor: int = 
 
 @gluon.jit
 def open_ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
-    """(full, empty): int64 [STAGES, 1] barriers, made before the warps part; CONSUMERS partitions empty a slot."""
+    """(full, empty): int64 [STAGES, 1] barriers, made before the warps specialize; CONSUMERS partitions read a slot."""
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -57,7 +57,7 @@ def open_ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
 
 @gluon.jit
 def next_slot(slot, phase, STAGES: gl.constexpr):
-    """(slot, phase) after this one, both int32 scalars that start at 0."""
+    """The next (slot, phase), int32 scalars that start at 0."""
     slot += 1
     wraps = slot == STAGES
     return gl.where(wraps, 0, slot), gl.where(wraps, phase ^ 1, phase)
@@ -82,10 +82,10 @@ def piece_of_work(
     BLOCK_M: gl.constexpr,
     GROUP: gl.constexpr,
 ):
-    """(tile, split, n, m, first, last): tile number; which split of it; its first row of the weight and of x; and the
-    steps along K, of `steps` in all, that belong to the split: first … last - 1, perhaps none.
+    """(tile, split, n, m, first, last): the numbers of tile and split, the tile's first row of the weight and of x, and
+    the split's steps along K, first … last - 1 of `steps`, perhaps none.
 
-    Splits of a tile follow each other, so that they run at the same time.
+    Splits of a tile are consecutive pieces, so they run at the same time.
     """
     tile = piece // SPLITS
     split = piece % SPLITS

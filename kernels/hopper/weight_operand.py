@@ -1,19 +1,19 @@
-"""Codes in shared memory → the left operand of a 16-bit matrix instruction, in registers, where it may come from.
+"""Unpacks codes from shared memory to the left operand of a 16-bit matrix instruction, in registers.
 
-The instruction wants of each warp 16 rows of 16 columns; lane 4 · g + t holds of rows g and g + 8 the columns 2t,
-2t + 1 and 2t + 8, 2t + 9. That is how 16-bit words come out of shared memory (`ldmatrix`), and nibble j of word c is
-the code of column j · S + c (numerics/slabs.py). So nibble j of all words, unpacked where it lies, is the operand for
-columns j · S … j · S + S - 1: nothing is moved between lanes.
+Each warp must hold 16 rows of 16 columns: lane 4 · g + t has columns 2t, 2t + 1, 2t + 8 and 2t + 9 of rows g and g + 8.
+`ldmatrix` loads 16-bit words from shared memory in exactly this layout. Nibble j of word c is the code of column
+j · S + c (numerics/slabs.py). So nibble j of all words, unpacked in place, is the operand for columns
+j · S … j · S + S - 1, and no lane needs values of another:
 
     a register of two words      | word 2t + 1: nibbles 3 2 1 0         | word 2t: nibbles 3 2 1 0         |
     shifted by 4j, masked        | 0 0 0 code of column j · S + 2t + 1  | 0 0 0 code of column j · S + 2t  |
     exponent bits set, - 136     | 128 + field - 136, in bfloat16       | 128 + field - 136                |
 
-Bytes are not wide enough for that: of 16 of them a lane would get four neighbours. They are loaded in the operand's
-layout, two neighbours at a time, and spread to 16 bits each in the lane that needs them.
+Bytes do not work with `ldmatrix`: a lane would get four neighbours. They are loaded in the operand's layout, two
+neighbours at a time, and each lane widens its bytes to 16 bits.
 
-What is subtracted, 136 with a bfloat16 word, has the zero point in it where there is one: the difference is an integer
-below 256 either way, so that code - zero point comes out exact for no instruction more (bfloat16 bytes: one more).
+The subtracted offset, 136 for a bfloat16 word, also includes the zero point, if there is one. The result is an integer
+below 256 and so exact, and code - zero point needs no extra instruction (bfloat16 bytes: one).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def byte_assembly(is_bfloat16, has_zero):
 
 @gluon.constexpr_function
 def _offset_without_zero(is_word, is_bfloat16):
-    """What the exponent bits and the stored offset add to a code."""
+    """The sum of the exponent bits' value and the stored offset, which are added to a code."""
     if is_word:
         return 136.0 if is_bfloat16 else 1032.0
     return 0.0 if is_bfloat16 else 1152.0
@@ -74,7 +74,7 @@ def _offset_without_zero(is_word, is_bfloat16):
 
 @gluon.jit
 def negative_offsets(zero, OPERAND: gl.constexpr, CODES: gl.constexpr):
-    """What `operand_of` adds to rows with these zero points: OPERAND of zero's shape; CODES: int16 words or int8."""
+    """The offsets that `operand_of` adds to rows with these zero points, as OPERAND; CODES: int16 or int8."""
     OFFSET: gl.constexpr = _offset_without_zero(CODES == gl.int16, OPERAND == gl.bfloat16)
     return (-OFFSET - zero.to(gl.float32)).to(OPERAND)
 

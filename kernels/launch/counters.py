@@ -1,8 +1,8 @@
-"""Zeroed counters for launches that meet at them, without a launch to zero them.
+"""Zeroed counters for the programs of a launch, without an extra launch to zero them.
 
-One buffer per GPU, zeroed once. Every stream has a part of it, where launches follow each other and each leaves zeros
-behind. Every launch that is captured into a CUDA graph gets a part that nobody else ever gets, because graphs replay on
-any stream, side by side.
+Each GPU has one buffer, zeroed once. Each stream has a part of it: its launches follow each other, and each leaves
+zeros. Each launch captured in a CUDA graph gets a part that no other launch ever gets, because graphs can replay on any
+stream at the same time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def zeroed_counters(device: torch.device, count: int) -> Tensor:
             part = counters.take(count) if stream is None else counters.of_stream(stream, count)
             if part is not None:
                 return part
-    # The first launch of all is captured, or the buffer is used up: zeros that the graph, or the launch, owns.
+    # The very first launch is captured, or the buffer is full: the graph, or the launch, gets separate zeros.
     return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 class _Counters:
-    """The buffer of one GPU and who has which part of it."""
+    """The buffer of one GPU, and the owners of its parts."""
 
     def __init__(self, device: torch.device) -> None:
         self.memory = _zeros_outside_pools(device)
@@ -50,7 +50,7 @@ class _Counters:
         self._of_stream: dict[int, Tensor] = {}
 
     def take(self, count: int) -> Tensor | None:
-        """A part that nobody has; None where too little is left."""
+        """An unused part; None if too little is left."""
         if self._taken + count > self.memory.numel():
             return None
         part = self.memory[self._taken : self._taken + count]
@@ -58,7 +58,7 @@ class _Counters:
         return part
 
     def of_stream(self, stream: int, count: int) -> Tensor | None:
-        """The part of a stream, a larger one if it is too small."""
+        """The part of a stream; a new, larger one if it is too small."""
         part = self._of_stream.get(stream)
         if part is None or part.numel() < count:
             part = self.take(max(count, _PER_STREAM))
@@ -68,10 +68,10 @@ class _Counters:
 
 
 def _zeros_outside_pools(device: torch.device) -> Tensor:
-    """Memory for good, allocated by a thread of its own.
+    """Zeros that are never freed, allocated in a separate thread.
 
-    What a thread allocates while torch.compile warms up a CUDA graph belongs to the graph's memory pool, which wants
-    all of it back.
+    While torch.compile warms up a CUDA graph, memory allocated in this thread belongs to the graph's pool, which must
+    get all of it back.
     """
 
     def allocate() -> Tensor:

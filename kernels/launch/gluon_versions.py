@@ -1,8 +1,8 @@
-"""What Gluon calls differently from one Triton to the next (3.6 to 3.9), under one name each.
+"""One name for each Gluon function whose name differs between Triton 3.6 and 3.9.
 
-Gluon is Triton's experimental lower level: tensors carry layouts, and a kernel says itself which warps copy, which
-multiply, and when they wait for each other. The rest of what these kernels use has kept its name: `mbarrier`,
-`warpgroup_mma`, `warp_specialize`, `NVMMASharedLayout`, `TensorDescriptor`.
+Gluon is Triton's experimental lower level: tensors have explicit layouts, and a kernel decides which warps copy, which
+multiply, and when they wait for each other. The other functions that Hopper's kernels use have the same names in all
+versions: `mbarrier`, `warpgroup_mma`, `warp_specialize`, `NVMMASharedLayout`, `TensorDescriptor`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 
 import triton
 
-#: Versions in which the kernels of this folder compile. Elsewhere every product runs in plain Triton.
+#: Versions of Triton in which Hopper's kernels compile. In others every product runs in plain Triton.
 _KNOWN = ((3, 6), (3, 9))
 
 
@@ -37,7 +37,7 @@ if AVAILABLE:
     store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
     #: All warps of the partition that calls it. Renamed in 3.7.
     barrier = getattr(gl, "barrier", None) or gl.thread_barrier
-    #: Programmatic dependent launch: the kernel behind this one may be put on a multiprocessor that is free …
+    #: Programmatic dependent launch: lets the next kernel start on a free multiprocessor.
     allow_next_kernel = cuda.gdc_launch_dependents
-    #: … and waits here until the one before it has ended and its writes are seen.
+    #: Waits until the previous kernel has ended and its writes are visible.
     wait_for_previous_kernel = cuda.gdc_wait

@@ -1,4 +1,4 @@
-"""Modules: what replaces `nn.Linear`, blocks of them, and the stubs that mark where int8 begins and ends."""
+"""Modules: the quantized Linear and norm, blocks of them, and the stubs that mark where int8 begins and ends."""
 
 from tritonq.nn.blocks import QuantizedGatedMLP, QuantizedMLP, QuantizedProjections
 from tritonq.nn.fake_quantize import FakeQuantize

@@ -1,15 +1,15 @@
-"""Blocks of layers that hand int8 to each other, for models whose code says so itself.
+"""Blocks of layers that hand int8 to each other, for code that is written with them.
 
-`convert` finds the same hand-overs in any model (tritonq/chaining/), `fuse_activations_` those of dynamic layers; these
-are for code that is written with them:
+`convert` finds the same edges in any static model (tritonq/quantize/chain), `fuse_activations_` finds those of
+dynamic layers.
 
     QuantizedMLP              fc2(act(fc1(x)))                       int8 between
     QuantizedGatedMLP         down(act(gate(x)) · up(x))             one kernel makes the int8 product
     QuantizedProjections      [q(x), k(x), v(x)]                     one quantization of x for all
 
-x may be float, or come as a QuantizedTensor from a QuantizedNorm or another block. Between static layers the activation
-is in a product's epilogue and the grid is the reader's; between dynamic ones (w8a8, w4a8) one kernel activates and
-quantizes per token what the product left in float.
+x may be float, or a QuantizedTensor from a QuantizedNorm or another block. Between static layers the product's epilogue
+computes the activation and rounds to the reader's grid. Between dynamic layers (w8a8, w4a8) the product is float, and
+one more kernel computes the activation and quantizes per token.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class QuantizedMLP(nn.Module):
     """fc2(act(fc1(x))): x [..., K] → [..., N].
 
     Args:
-        fc1, fc2: dynamic; or static, each with input qparams. Static, fc1 hands over int8 from now on.
+        fc1, fc2: dynamic; or static with input qparams. A static fc1 hands over int8 from now on.
         activation: "relu", "gelu", "gelu_tanh", "silu" or "none".
 
     Raises:
-        TypeError, ValueError: naming the layer, what was found and what is allowed; the layers are unchanged then.
+        TypeError, ValueError: the message names the layer, what was found and what is allowed. The layers are then
+            unchanged.
     """
 
     def __init__(self, fc1: QuantizedLinear, fc2: QuantizedLinear, activation: str = "gelu") -> None:
@@ -63,7 +64,7 @@ class QuantizedGatedMLP(nn.Module):
     """down(act(gate(x)) · up(x)), the middle of Llama's layers: x [..., K] → [..., N].
 
     Args:
-        gate, up, down: dynamic; or static, each with input qparams, those of gate and up equal.
+        gate, up, down: dynamic; or static with input qparams, which must be equal for gate and up.
         activation: as for QuantizedMLP; Llama's is "silu".
 
     Raises:
@@ -127,7 +128,7 @@ class QuantizedProjections(nn.Module):
 
 
 def _names(layers: dict[str, QuantizedLinear]) -> list[str]:
-    """The layers' names, by which an edge knows them; those without one get it here."""
+    """The layers' names for an edge; layers without a name get one here."""
     for name, layer in layers.items():
         layer.module_name = layer.module_name or name
     return [layer.module_name for layer in layers.values()]
@@ -140,7 +141,7 @@ def _input_grid(layer: QuantizedLinear) -> tuple[Tensor, Tensor]:
 
 
 def _check(where: str, activation: str, layers: dict[str, QuantizedLinear]) -> bool:
-    """Whether the layers are dynamic, rather than static; raise unless all are the one or the other."""
+    """True if all layers are dynamic, False if all are static; raises otherwise."""
     allowed = ("none", *ACTIVATIONS)
     if activation not in allowed:
         raise ValueError(f"{where}: activation must be one of {', '.join(allowed)}, found {activation!r}")
@@ -148,7 +149,7 @@ def _check(where: str, activation: str, layers: dict[str, QuantizedLinear]) -> b
         if not isinstance(layer, QuantizedLinear):
             raise TypeError(f"{where}: {name} must be a QuantizedLinear, found {type(layer).__name__}")
         if layer.edge is not None:
-            raise ValueError(f"{where}: {name} hands over int8 already: {layer.edge}")
+            raise ValueError(f"{where}: {name} already hands over int8: {layer.edge}")
         if layer.config.weight_only:
             raise ValueError(f"{where}: {name} must quantize its input to int8, found {layer.config.scheme}")
     dynamic = all(layer.config.dynamic for layer in layers.values())

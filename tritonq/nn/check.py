@@ -1,4 +1,4 @@
-"""What a float Linear must be before it can be quantized. All layers are checked before the first one changes."""
+"""Checks that a float Linear can be quantized. All layers are checked before the first one changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AFFINE_RANGE, _SYMMETRIC_RANGE = 255, 128
 
 
 def check_linear(linear: nn.Linear, config: QuantConfig, name: str = "") -> None:
-    """Raise unless `linear` can be quantized as `config` says.
+    """Raise unless `linear` can be quantized with `config`.
 
     Raises:
         TypeError: for a weight that is not float32, float16 or bfloat16.

@@ -1,14 +1,14 @@
-"""Fake quantization: round to the grid and come back to float, so that training sees what deployment will compute.
+"""Fake quantization: rounds to the grid and converts back to float, so that training sees the deployed results.
 
     forward    (clamp(rint(x / scale) + zero) - zero) · scale      the deployed rounding, code for code
     backward   straight through inside the grid, zero outside
 
-Where scale and zero point come from depends on what is quantized:
+The source of scale and zero point:
 
-    dynamic activation   from each row of x as it comes; no state
-    static activation    an observer, in training mode only: as for batch norm, evaluation changes nothing
-    weight               from the weight itself at every forward, as deployment will, rounded to the weight's dtype
-    either, learned      parameters, initialized from what the observer or the weight says
+    dynamic activation   each row of x; no state
+    static activation    an observer, in training mode only; as with batch norm, evaluation changes nothing
+    weight               the weight in every forward, like in deployment, rounded to the weight's dtype
+    either, learned      parameters, initialized from the observer or the weight
 
 Learned scales: Esser et al., "Learned Step Size Quantization" (LSQ), 2020; the gradient is scaled by
 1 / sqrt(elements per scale · qmax). Learned zero points: Bhalgat et al., "LSQ+", 2020.
@@ -36,7 +36,7 @@ from tritonq.observers import (
     observed_weight_qparams,
 )
 
-#: What observes static activations while weights move, where the spec names nothing.
+#: The observer of static activations in training, if the spec names none.
 DEFAULT_OBSERVER = "moving_average_minmax"
 
 
@@ -44,23 +44,23 @@ class FakeQuantize(Grid):
     """Rounds to the grid of a QuantSpec, with gradients.
 
     Args:
-        spec: how.
-        weight: [N, K], the weight it is for; None for activations.
-        learnable_scale: the scale is a parameter (LSQ). A static activation's takes what the observer says while that
-            observes: the first batch, unless `freeze_observer_after` says otherwise.
-        learnable_zero_point: the zero point too (LSQ+); needs learnable_scale and an affine spec.
+        spec: how to quantize.
+        weight: the weight [N, K]; None for activations.
+        learnable_scale: make the scale a parameter (LSQ). That of a static activation follows the observer while it
+            observes: for the first batch, unless `freeze_observer_after` is called.
+        learnable_zero_point: make the zero point a parameter too (LSQ+); needs learnable_scale and an affine spec.
         device: of the state; None takes the weight's, or the CPU.
-        name: the module it is in, for messages.
+        name: the module's name, for messages.
 
     Attributes:
-        scale, zero_point: float32 and int8 [1] of a static activation; float32 parameters where learned, a weight's
-            [1, 1], [N, 1] or [N, G]. No `.half()` or `.to(dtype)` changes their dtype.
-        observed_batches: int64, how many the scale of a static activation has seen.
-        clamped_scales: int64, how many learned scales and zero points were found below the smallest allowed scale
-            (1/1024 of the initial one) or not finite, and were put back; a warning says so once.
+        scale, zero_point: float32 and int8 [1] of a static activation; float32 parameters if learned, for a weight
+            [1, 1], [N, 1] or [N, G]. `.half()` and `.to(dtype)` do not change their dtype.
+        observed_batches: int64, the number of batches that the scale of a static activation has seen.
+        clamped_scales: int64, how many learned scales and zero points were below the smallest allowed scale (1/1024 of
+            the initial one) or not finite, and were reset; a warning is given once.
 
     Raises:
-        TypeError, ValueError: a learnable word that the spec has no use for.
+        TypeError, ValueError: a learnable argument that does not fit the spec.
     """
 
     observed_batches: Tensor
@@ -86,7 +86,7 @@ class FakeQuantize(Grid):
         self.observer: ObserverBase | None = None
         self._has_data = False
         device = weight.device if weight is not None and device is None else device
-        # The switches in the state_dict; forward reads the Python ones, which cost no wait for the device.
+        # The switches for the state_dict. `forward` reads the Python ones, without waiting for the device.
         self.register_buffer("switches", torch.ones(2, dtype=torch.uint8, device=device))
         if self.for_weight:
             if weight is not None and learnable_scale:
@@ -101,9 +101,9 @@ class FakeQuantize(Grid):
 
     @classmethod
     def with_args(cls, observer: Any = MovingAverageMinMaxObserver, **words: Any) -> ObserverFactory:
-        """For a QConfig, as torch writes it: with_args(observer=…, quant_min=…, quant_max=…, …).
+        """For a QConfig, as in torch: with_args(observer=…, quant_min=…, quant_max=…, …).
 
-        What is faked follows from the observer's words alone, so the observer's factory is what comes back.
+        It returns the observer's factory, because the observer's arguments define the fake quantization.
         """
         factory = as_observer_factory(observer, "FakeQuantize: ")
         if not isinstance(factory, ObserverFactory):
@@ -127,11 +127,11 @@ class FakeQuantize(Grid):
         self.switches[1] = self.fake_quant_enabled
 
     def disable_fake_quant(self) -> None:
-        """Hand the input on unrounded; observing goes on."""
+        """Return the input unrounded, but keep observing."""
         self.enable_fake_quant(False)
 
     def freeze_observer_after(self, batches: int | None) -> None:
-        """Keep scale and zero point after so many observed batches; None follows the data for ever.
+        """Keep scale and zero point after this many observed batches; None never stops observing.
 
         Raises:
             ValueError: not an int ≥ 1 or None; or None where the scale is learned.
@@ -162,7 +162,7 @@ class FakeQuantize(Grid):
             self.restore_invalid()
         scale, zero = self._grid(x)
         columns = rows.shape[1]
-        # How many elements share a scale: of a weight all that do, of an activation the features, not the batch.
+        # Elements per scale: for a weight all that share it, for an activation the features without the batch.
         per_scale = max(1.0, x.numel() / scale.numel() if self.for_weight else columns)
         rounded = ops.fake_quantize(
             rows,
@@ -188,7 +188,7 @@ class FakeQuantize(Grid):
             return ops.quantize_per_tensor(x, scale, zero, spec.symmetric)
 
     def weight_qparams(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scale, of the weight's dtype, and zero point int8 or None: what `forward` uses, shaped as in `qparams`."""
+        """The scale, of the weight's dtype, and zero point int8 or None that `forward` uses; shapes as in `qparams`."""
         with torch.no_grad():
             if not self.learnable_scale:
                 return self._extremes_of(weight)
@@ -209,7 +209,7 @@ class FakeQuantize(Grid):
             ValueError: nothing was observed, or NaN or Inf was; or it is not a static activation's.
         """
         if self.observer is None:
-            raise ValueError(f"{self.title} has no scale of its own: it is computed from each input")
+            raise ValueError(f"{self.title} has no fixed scale: it is computed from each input")
         if not self.has_data():
             raise ValueError(self._no_data())
         with torch.no_grad():
@@ -274,7 +274,7 @@ class FakeQuantize(Grid):
             group_size = self.spec.resolve_group_size(columns)
             if columns % group_size:
                 return qparams.weight_qparams(weight, self.spec)
-            # In one pass, where a scale serves a whole run of memory.
+            # One pass is enough if the elements of a scale are contiguous.
             shape = (1, 1) if self.spec.granularity == "tensor" else (rows, columns // group_size)
             low, high = (found.reshape(shape) for found in ops.extremes(weight, math.prod(shape)))
             return qparams.grid_of_extremes(low.clamp(max=0.0), high.clamp(min=0.0), self.spec, weight.dtype)

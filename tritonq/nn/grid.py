@@ -1,7 +1,7 @@
-"""The state of a grid that does not follow from its input: scale and zero point, observed or learned.
+"""The state of a grid that does not depend on its input: scale and zero point, observed or learned.
 
-An optimizer knows nothing of what a scale may be. A learned scale below 2^-10 of its initial value has collapsed; it is
-put back to that bound, one that is not finite to the initial value, and each time is counted and, once, reported.
+An optimizer does not know which scales are valid. A learned scale below 2^-10 of its initial value has collapsed, and
+is reset to that bound. A scale that is not finite is reset to its initial value. Resets are counted, and reported once.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-#: A learned scale below this share of its initial value has collapsed.
+#: A learned scale below this fraction of its initial value has collapsed.
 SMALLEST_SHARE = 2.0**-10
-#: On a GPU, where looking at the counter waits for the device, it is looked at once in so many training steps.
+#: On a GPU, reading the counter waits for the device, so it is read once in this many training steps.
 REPORT_EVERY = 100
 
 
 class Grid(nn.Module):
-    """Holds scale and zero point, if there are any to hold, in dtypes that no `.half()` or `.to(dtype)` changes.
+    """Holds scale and zero point, if there are any, in dtypes that `.half()` and `.to(dtype)` do not change.
 
     Args:
         qmin, qmax: the code range.
-        name: the module it is in, for messages.
+        name: the module's name, for messages.
     """
 
     scale: Tensor
@@ -40,13 +40,13 @@ class Grid(nn.Module):
 
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """The name in messages."""
         return f"{self.module_name}: {type(self).__name__}" if self.module_name else type(self).__name__
 
     def hold(
         self, scale: Tensor, zero_point: Tensor | None, learn_scale: bool, learn_zero_point: bool
     ) -> None:
-        """Register scale float32 and zero point int8 or None: float32 parameters where they learn, else buffers."""
+        """Register scale float32 and zero point int8 or None: as float32 parameters if learned, else as buffers."""
         scale = scale.contiguous()
         self.learnable_scale, self.learnable_zero_point = learn_scale, learn_zero_point
         if learn_scale:
@@ -62,7 +62,7 @@ class Grid(nn.Module):
             self.register_buffer("zero_point", zero_point)
 
     def valid_scale(self) -> Tensor:
-        """The scale without gradient, with what an optimizer has driven out of range put back."""
+        """The scale without gradient; values out of range are reset."""
         scale = self.scale.detach()
         if not self.learnable_scale:
             return scale
@@ -70,12 +70,12 @@ class Grid(nn.Module):
         return torch.where(torch.isfinite(scale), raised, self.initial_scale)
 
     def rounded_zero(self) -> Tensor:
-        """The zero point without gradient, float32 holding a code; 0 where it is not finite."""
+        """The zero point without gradient, float32 holding a code; 0 if it is not finite."""
         zero = torch.nan_to_num(self.zero_point.detach().float(), 0.0, 0.0, 0.0)
         return torch.round(zero).clamp(self.qmin, self.qmax)
 
     def restore_invalid(self) -> None:
-        """In training: write back what had to be put back, count it and report it."""
+        """In training: write resets back to the parameters, count and report them."""
         if not self.training or in_backward():
             return
         with torch.no_grad():
@@ -92,7 +92,7 @@ class Grid(nn.Module):
         self._forwards += 1
 
     def report_clamped(self) -> int:
-        """How many learned values had to be put back so far; the first time it is not zero, a warning says so."""
+        """The number of resets so far; warns the first time it is not zero."""
         count = int(self.clamped_scales) if self.learnable_scale else 0
         if count and not self._warned:
             self._warned = True
@@ -119,7 +119,7 @@ def straight_through(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` of `nn.Module._apply` as far as it moves tensors; what it casts is moved without the cast."""
+    """`fn` of `nn.Module._apply`, limited to moving tensors: a cast is replaced by a move."""
 
     def move(tensor: Tensor) -> Tensor:
         moved = fn(tensor)
@@ -129,5 +129,5 @@ def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def in_backward() -> bool:
-    """True while gradient checkpointing computes a forward again: what it sees was seen before."""
+    """True while gradient checkpointing repeats a forward, whose values were already observed."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""An edge: one layer's output that reaches the layers which read it as int8."""
+"""An edge: a layer's output, and the layers that read it as int8."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Edge:
 
     Attributes:
         producer: name of the Linear or norm.
-        steps: what its epilogue computes on the way (tritonq/nn/epilogue_steps.py), in order.
-        consumers: names of the Linears that read the result; none where a residual sum stays float, which the epilogue
-            computes all the same.
-        partner: name of the other Linear of a product of two, None for any other edge.
+        steps: the steps that its epilogue computes, in order (tritonq/nn/epilogue_steps.py).
+        consumers: names of the Linears that read the result; none for a residual sum that stays float, which the
+            epilogue still computes.
+        partner: name of the other Linear of a product of two; None for any other edge.
         lead: False for the factor of a product whose partner holds the grid.
     """
 

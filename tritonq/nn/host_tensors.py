@@ -1,4 +1,4 @@
-"""What hosts do to a layer's tensors between two calls: split them over processes, or keep them elsewhere."""
+"""Detects what hosts do with a layer's tensors: split them over processes, or keep them elsewhere between calls."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is one process's part of a larger one (a DTensor, as FSDP2 and tensor parallelism make them)."""
+    """True if a tensor is one process's part of a larger one: a DTensor, from FSDP2 or tensor parallelism."""
     return hasattr(tensor, "full_tensor")
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is split over processes; any other as it is. All processes must ask for it."""
+    """The whole of a tensor that is split over processes (all of them must call this); another tensor unchanged."""
     whole: Any = tensor
     return whole.full_tensor() if is_sharded(tensor) else tensor
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate brings the module's tensors before each call and takes them away after it."""
+    """True if accelerate loads the module's tensors before each call and removes them after it."""
     hook = vars(module).get("_hf_hook")
     return any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ())))

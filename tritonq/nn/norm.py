@@ -1,7 +1,7 @@
-"""`QuantizedNorm`: a LayerNorm or RMSNorm that hands its output to int8 Linears as int8, in one pass over its input.
+"""`QuantizedNorm`: a LayerNorm or RMSNorm that returns int8 for int8 Linears, in one pass over its input.
 
 static     on the calibrated grid of the layers that read it
-dynamic    each row on a grid of its own, as those layers would quantize it
+dynamic    with one grid per row, as those layers would quantize it
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tritonq.util.fixed_dtype import FixedDtypeModule
 
 
 class QuantizedNorm(FixedDtypeModule):
-    """float [..., K] → QuantizedTensor [..., K]; with a residual, (that, the sum), as pre-norm Transformers want it:
+    """float [..., K] → QuantizedTensor [..., K]; with a residual (that, the sum), as pre-norm Transformers need it:
 
         y, x = norm(attention, x)        x ← attention + x, rounded to its dtype;  y ← norm(x), int8
 
@@ -30,12 +30,12 @@ class QuantizedNorm(FixedDtypeModule):
         norm: the formula.
         weight, bias: Parameters [K] of the float norm, or None; shared with it.
         scale: float32 [1], > 0, or None for a grid per token; zero_point: int8 [1], None where scale is.
-        symmetric: codes in -127 … 127 rather than -128 … 127; per token, the zero point is 0 then.
-        name: the module's, for messages.
+        symmetric: codes in -127 … 127 instead of -128 … 127; per token, the zero point is then 0.
+        name: the module's name, for messages.
 
     Attributes:
-        edge: which Linears read the codes.
-        input_name: what the float norm calls its input.
+        edge: the Linears that read the codes.
+        input_name: the name of the float norm's input argument.
     """
 
     weight: nn.Parameter | None
@@ -72,13 +72,13 @@ class QuantizedNorm(FixedDtypeModule):
         edge: Edge | None = None,
         name: str = "",
     ) -> QuantizedNorm:
-        """What takes the place of a float norm, or of another QuantizedNorm: its parameters, and a grid of its own.
+        """The replacement of a float norm, or of another QuantizedNorm, with the same parameters and a new grid.
 
         Args:
-            module: nn.LayerNorm, nn.RMSNorm or a norm that computes what one of them does.
-            norm: what it computes; None finds out.
-            qparams: the grid, None for one per token.
-            symmetric: as the layers that read it quantize their activations; w8a8 and w4a8 do so symmetrically.
+            module: nn.LayerNorm, nn.RMSNorm or a norm with the same results.
+            norm: its formula; None finds it out.
+            qparams: the grid; None for one per token.
+            symmetric: must match the layers that read it; w8a8 and w4a8 are symmetric.
 
         Raises:
             TypeError: `module` is no norm over its last dimension.
@@ -102,7 +102,7 @@ class QuantizedNorm(FixedDtypeModule):
     ) -> QuantizedTensor | tuple[QuantizedTensor, Tensor]:
         """int8 of norm(input), or (int8 of norm(input + residual), that sum in input's dtype).
 
-        `input` may be given by the name that the float norm knows it by, as callers of that do.
+        `input` may also be passed by the name of the float norm's argument.
         """
         x = named.pop(self.input_name, None) if input is None else input
         if named:
@@ -161,7 +161,7 @@ class QuantizedNorm(FixedDtypeModule):
 
     @property
     def dynamic(self) -> bool:
-        """Whether every token gets a grid of its own."""
+        """True if every token gets its own grid."""
         return self.output_scale is None
 
     @property

@@ -1,11 +1,11 @@
-"""Layer normalizations, told by what they compute.
+"""Recognizes layer normalizations by their results.
 
     RMSNorm     y = x / √(mean(x²) + ε) · (offset + weight)         offset 0, or 1 in Gemma's models
     LayerNorm   y = (x − mean(x)) / √(var(x) + ε) · weight + bias
 
-nn.LayerNorm and nn.RMSNorm are known. Models bring norms of their own, which agree in little but the name: a module
-whose class is called …RMSNorm, with one weight per feature and an ε, or derives from torch's with a forward of its own,
-is run on random numbers, and taken for one if it gives what the formula gives.
+nn.LayerNorm and nn.RMSNorm are known. Models define many other norm classes, which share little but the name. A module
+is tested if its class is called …RMSNorm and it has one weight per feature and an ε, or if it derives from torch's
+classes with another forward. It is run on random numbers, and counts as a norm if its results match the formula.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-#: What models call ε.
+#: Names of ε in models.
 _EPSILON_NAMES = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 _TOLERANCE = 1e-5
-#: Sizes of the rows that a norm is tried on: where ε stands shows in small ones alone.
+#: Magnitudes of the test rows: only small ones reveal where ε is added.
 _SIZES = (1.0, 1e-2, 1e-4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """What a norm computes.
+    """The formula of a norm.
 
     Attributes:
         kind: "rms_norm" or "layer_norm".
         features: K.
         eps: ε.
-        weight_offset: what is added to the weight.
+        weight_offset: added to the weight.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Norm:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module looks like a norm over the last dimension; `norm_of` says whether it is one."""
+    """True if a module looks like a norm over the last dimension; `norm_of` tests it."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return len(module.normalized_shape) == 1
     return (
@@ -62,7 +62,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def norm_of(module: nn.Module) -> Norm | None:
-    """What a norm computes, or None if it is none, or another one. Modules on the meta device may be asked too."""
+    """The formula of a norm; None for any other module. It works on the meta device too."""
     if not is_norm(module) or "forward" in vars(module) or not _has_plain_parameters(module):
         return None
     if isinstance(module, nn.LayerNorm):
@@ -80,12 +80,12 @@ def norm_of(module: nn.Module) -> Norm | None:
 
 
 def _has_plain_parameters(module: nn.Module) -> bool:
-    """Whether weight and bias are what `_parameters` holds, not computed from something (torch's parametrizations)."""
+    """True if weight and bias are in `_parameters`, not computed (torch's parametrizations)."""
     return all(getattr(module, name, None) is module._parameters.get(name) for name in ("weight", "bias"))
 
 
 def _computes(module: nn.Module, norm: Norm) -> bool:
-    """Whether a copy of the module, with random weights, gives on random rows what the formula gives."""
+    """True if a copy of the module with random weights matches the formula on random rows."""
     generator = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
@@ -101,7 +101,7 @@ def _computes(module: nn.Module, norm: Norm) -> bool:
                 norm(x, getattr(stand_in, "weight", None), getattr(stand_in, "bias", None)),
             )
             return bool(torch.allclose(y, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
-    except Exception:  # whatever it is, it is not this
+    except Exception:  # then it is no such norm
         return False
 
 

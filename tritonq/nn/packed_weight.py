@@ -1,8 +1,8 @@
-"""What a QuantizedLinear holds: frozen Parameters under the names of files, in one of two layouts.
+"""The tensors of a QuantizedLinear: frozen Parameters with the names of checkpoint files, in one of two layouts.
 
-A host sees the tensors that it expects of a layer: `next(parameters())` is a floating-point scale, DDP broadcasts
-once, FSDP2 shards rows, accelerate moves the packed bytes by name. Kernels read another layout than files have. A
-Parameter in the layout of kernels has one dimension more: its shape says which of the two it is, wherever it is put.
+So a host finds what it expects of a layer: `next(parameters())` is a floating-point scale, DDP broadcasts once, FSDP2
+shards rows, and accelerate moves the packed bytes by name. Kernels need another layout than files. A Parameter in the
+kernels' layout has one more dimension, so its shape always tells its layout.
 
     name                files (compressed-tensors)                       kernels
     weight_scale        [N, G], per tensor [1]                           [G, N, 1]
@@ -13,13 +13,13 @@ Parameter in the layout of kernels has one dimension more: its shape says which 
     weight_shape        int64 [2], beside weight_packed                  the same
     bias                [N]                                              the same
 
-What is quantized or loaded is in the layout of kernels. Empty layers are in that of files, and so is what a host puts
-in by name; the first call repacks it. `state_dict` returns and takes the layout of files. Slabs: numerics/slabs.py.
+Quantized and loaded weights have the kernels' layout. Empty layers, and tensors that a host assigns by name, have the
+files' layout; the first call repacks them. `state_dict` returns and takes the files' layout. Slabs: numerics/slabs.py.
 
-The grids of a static layer's activations are buffers, under their names in files too:
+The grids of a static layer's activations are buffers, also with their names in files:
 
     input_scale float32 [1]     input_zero_point int8 [1] (not in files if symmetric)
-    output_scale float32 [1]    output_zero_point int8 [1], where it hands over int8
+    output_scale float32 [1]    output_zero_point int8 [1], if it hands over int8
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from tritonq.numerics.checkpoint_layout import CodeReader
 from tritonq.numerics.config import QuantConfig
 from tritonq.util.fixed_dtype import FixedDtypeModule
 
-#: Values of a weight that are repacked at once.
+#: Values of a weight to repack at a time.
 _BLOCK_VALUES = 1 << 20
-#: What accelerate sets on a module before it moves the module's tensors by their names in `state_dict`.
+#: accelerate sets this attribute on a module before it moves the module's tensors by their names in `state_dict`.
 _HOOKED = "_old_forward"
 
 
@@ -52,8 +52,8 @@ class KernelWeight(NamedTuple):
         packed_weight: the slabs, [N, ·].
         scales: [G, N] in the dtype that stores them; zero_points: int8 [G, N] or None.
         code_sums: int32 [N], Σ_k of the codes (int8 × int8 only, else None).
-        input_order: int32 [K] or None: where groups are not runs of columns (GPTQ's activation order), slabs hold the
-            columns sorted by group, and this is the order in which the input's features are taken.
+        input_order: int32 [K] or None. If the columns of a group are not adjacent (GPTQ's activation order), slabs hold
+            the columns sorted by group, and the input's features must be taken in this order.
     """
 
     packed_weight: Tensor
@@ -64,7 +64,7 @@ class KernelWeight(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What kernels read of the Parameters, these, and the count of changes in place that the sums of codes are of."""
+    """The cached weight for kernels, with the Parameters and the version of the codes that it was made from."""
 
     codes: Tensor
     scale: Tensor
@@ -80,12 +80,12 @@ class PackedWeight(FixedDtypeModule):
         config: the QuantConfig.
         group_size: columns that share a scale.
         layout: of the slabs.
-        dtype: the float dtype that the layer stands for; follows `.to(dtype)`, unlike codes, scales and zero points.
+        dtype: the layer's float dtype; follows `.to(dtype)`, unlike codes, scales and zero points.
         bias: Parameter [N] or None.
         packed_weight, scales, zero_points, code_sums, input_order: those of `kernel_weight()`.
         input_scale, input_zero_point, output_scale, output_zero_point: float32 [1] and int8 [1], or None.
-        activation_symmetric: whether activations are quantized symmetrically, here and where they are handed over.
-        weight_sqnr: signal to quantization noise of the weight in dB, None where it is not known.
+        activation_symmetric: True if activations are quantized symmetrically, here and by the layers that read them.
+        weight_sqnr: signal to quantization noise of the weight in dB; None if unknown.
     """
 
     input_scale: Tensor | None
@@ -128,20 +128,20 @@ class PackedWeight(FixedDtypeModule):
             self.register_buffer(f"{side}_zero_point", zero)
 
     def _hold(self, name: str, tensor: Tensor | None) -> None:
-        """Register a frozen Parameter; None takes it away. `weight` is a property too, which nn.Module would refuse."""
+        """Register a frozen Parameter; None removes it. nn.Module refuses `weight`, because it is also a property."""
         if tensor is None:
             self._parameters.pop(name, None)
         else:
             self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
     def _stores_zero_point(self, side: str) -> bool:
-        """Whether files have a zero point for the input or the output."""
+        """True if files have a zero point for this side, "input" or "output"."""
         return side == "output" or not self.activation_symmetric
 
-    # --- what kernels read ------------------------------------------------------------------------------------------
+    # --- for kernels ------------------------------------------------------------------------------------------------
 
     def kernel_weight(self) -> KernelWeight:
-        """The weight for kernels: views of the Parameters, found again only where these are others than before."""
+        """The weight for kernels: views of the Parameters, made again only if these have changed."""
         parameters, found = self._parameters, self._found
         if torch.compiler.is_compiling():
             return self._traced()
@@ -155,20 +155,20 @@ class PackedWeight(FixedDtypeModule):
         return self._find()
 
     def held_bias(self) -> Tensor | None:
-        """The bias, found faster than nn.Module's attributes are where it lies as usual."""
+        """The bias, read faster than through nn.Module's attributes in the usual case."""
         parameters = self._parameters
         if "bias" in parameters:
             return parameters["bias"]
         return self.bias
 
     def grid(self, side: str) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and zero point of the "input" or the "output", found as fast."""
+        """Scale and zero point of the "input" or the "output", read as fast."""
         buffers = self._buffers
         return buffers[f"{side}_scale"], buffers[f"{side}_zero_point"]
 
     @property
     def in_kernel_layout(self) -> bool:
-        """Whether the Parameters are as kernels read them, rather than as files have them."""
+        """True if the Parameters have the kernels' layout, False if the files'."""
         return self._weight_parameter("weight_scale").dim() == 3
 
     def _find(self) -> KernelWeight:
@@ -182,7 +182,7 @@ class PackedWeight(FixedDtypeModule):
             weight = self._repacked()
             if not sharded and not is_offloaded(self):
                 self.hold_weight(weight)
-            return weight  # else for this call: the host takes its tensors away again
+            return weight  # not cached if sharded or offloaded: the host removes its tensors after the call
 
     def _remember(self, weight: KernelWeight) -> None:
         codes = self._weight_parameter(self._codes_name)
@@ -190,7 +190,7 @@ class PackedWeight(FixedDtypeModule):
         self._found = _Found(codes, self._weight_parameter("weight_scale"), version, weight)
 
     def _traced(self) -> KernelWeight:
-        """The same in a trace, whose inputs are the Parameters: torch.compile takes them to stay where they are."""
+        """`kernel_weight` in a trace. The Parameters are its inputs; torch.compile assumes that they do not move."""
         if not self.in_kernel_layout:
             return self._repacked()
         sums = None
@@ -220,7 +220,7 @@ class PackedWeight(FixedDtypeModule):
         )
 
     def _repacked(self) -> KernelWeight:
-        """Parameters in the layout of files → what kernels read."""
+        """Parameters in the files' layout → the weight for kernels."""
         state = {name: gathered(tensor.detach()) for name, tensor in self.weight_parameters().items()}
         return self._packed(*self._read(state))
 
@@ -241,7 +241,7 @@ class PackedWeight(FixedDtypeModule):
     ) -> KernelWeight:
         """Rows of codes int8 [·, K], scale [N or 1, G], zero point int8 [N or 1, G] or None → the same for kernels.
 
-        Packed in blocks of rows, so that a large weight is there once, packed, and never as a whole in int8.
+        It packs blocks of rows, so that memory never holds a whole large weight as unpacked int8.
         """
         shape, device = (self.out_features, self.layout.groups), scale.device
         packed = torch.empty(self.out_features, self.layout.words, dtype=self.layout.dtype, device=device)
@@ -256,10 +256,10 @@ class PackedWeight(FixedDtypeModule):
         return KernelWeight(packed, copy(scale.expand(shape).t()), zero_points, sums, order)
 
     def hold_weight(self, weight: KernelWeight) -> None:
-        """Hold a weight in the layout of kernels, in the memory that it has."""
+        """Register a weight in the kernels' layout as Parameters, without copying."""
         codes = weight.packed_weight
         if self._codes_name == "weight_packed":
-            codes = codes.view(torch.int32)  # as in files; not every collective operation knows int16
+            codes = codes.view(torch.int32)  # as in files; some collective operations do not support int16
             shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64)
             self._hold("weight_shape", shape.to(codes.device))
         self._hold("weight_scale", weight.scales.unsqueeze(2))
@@ -271,7 +271,7 @@ class PackedWeight(FixedDtypeModule):
         self._remember(weight)
 
     def show_file_layout(self) -> None:
-        """Hold the weight as files have it, for a host that moves tensors by their names in `state_dict`."""
+        """Switch to the files' layout, for a host that moves tensors by their names in `state_dict`."""
         if self.in_kernel_layout:
             for name, tensor in self._weight_state().items():
                 self._hold(name, tensor)
@@ -291,7 +291,7 @@ class PackedWeight(FixedDtypeModule):
         return _in_columns_order(layouts.unpack(weight.packed_weight, self.layout), weight.input_order)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight as float [N, K], in `dtype` (the layer's own if None)."""
+        """The weight as float [N, K], in `dtype` (None: the layer's)."""
         weight, zero = self.kernel_weight(), None
         if weight.zero_points is not None:
             zero = qparams.expand_groups(weight.zero_points.t(), self.in_features, self.group_size)
@@ -304,7 +304,7 @@ class PackedWeight(FixedDtypeModule):
     def weight(self) -> Tensor:
         """The dequantized weight [N, K], computed at each access; writing to it raises.
 
-        A host that fills the layer or moves its tensors by their names in files sees the stored codes of that name.
+        A host that fills the layer, or moves its tensors by their names in files, gets the stored codes instead.
         """
         if "weight" in self._parameters and not self.in_kernel_layout:
             held = self.weight_parameters()
@@ -314,14 +314,14 @@ class PackedWeight(FixedDtypeModule):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that codes, scales, zero points, sums and the order of columns take now."""
+        """Current bytes of codes, scales, zero points, sums and the order of columns."""
         held = [tensor for name, tensor in self.weight_parameters().items() if name != "weight_shape"]
         return sum(tensor.nbytes for tensor in held) + 4 * self.out_features * self._has_sums
 
     # --- moving, saving and loading -----------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse what would vanish; and show a host that will move tensors by name what files have."""
+        """Refuse assignments that would be lost. If accelerate hooks the layer, switch to the files' layout."""
         if name == "weight" and not (isinstance(value, Tensor) and value.dtype == torch.int8):
             raise AttributeError(
                 f"the weight of a {type(self).__name__} is read-only, found an assignment: put an nn.Linear in the "
@@ -347,7 +347,7 @@ class PackedWeight(FixedDtypeModule):
         return self
 
     def _find_again(self) -> None:
-        """After the Parameters have become others: now rather than in the next call, which may be traced."""
+        """Update the cache after the Parameters have changed: now, because the next call may be traced."""
         self._found = None
         if self.in_kernel_layout and not is_sharded(self._weight_parameter("weight_scale")):
             self._find()
@@ -360,7 +360,7 @@ class PackedWeight(FixedDtypeModule):
         return {**vars(self), "_found": None}
 
     def canonical_state(self) -> dict[str, Tensor]:
-        """The layer's tensors in the layout of files, bias aside; see the module's docstring."""
+        """The layer's tensors in the files' layout, without bias; see the module's docstring."""
         state = self._weight_state()
         for side in ("input", "output"):
             scale, zero_point = self._buffers[f"{side}_scale"], self._buffers[f"{side}_zero_point"]
@@ -382,10 +382,10 @@ class PackedWeight(FixedDtypeModule):
         return state
 
     def load_canonical_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take tensors in the layout of files (bias aside, others ignored), on the device that they are on.
+        """Load tensors in the files' layout, without bias, on their device; other tensors are ignored.
 
         Raises:
-            ValueError: for a tensor that is missing or has a wrong dtype, shape or value; the layer is unchanged then.
+            ValueError: a tensor is missing or has a wrong dtype, shape or value. The layer is then unchanged.
         """
         read = self._read(state)
         sides = {}
@@ -418,7 +418,7 @@ class PackedWeight(FixedDtypeModule):
         own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         wanted = {*self.canonical_state(), *(["bias"] if self.bias is not None else [])}
         missing = wanted - own.keys()
-        wanted |= {"weight_g_idx"} & own.keys()  # the state says whether columns are grouped in order
+        wanted |= {"weight_g_idx"} & own.keys()  # only the state tells whether columns are sorted by group
         missing_keys += [prefix + key for key in sorted(missing)]
         if strict:
             unexpected_keys += [prefix + key for key in own if key not in wanted]
@@ -443,7 +443,7 @@ class PackedWeight(FixedDtypeModule):
 
 
 def _in_columns_order(by_group: Tensor, order: Tensor | None) -> Tensor:
-    """[N, K] as the slabs hold it → with column k where the input has feature k."""
+    """[N, K] in the slabs' order of columns → in the order of the input's features."""
     if order is None:
         return by_group
     return torch.empty_like(by_group).index_copy_(1, order.long(), by_group)

@@ -1,10 +1,10 @@
-"""`QATLinear`: an nn.Linear that computes in float what its quantized counterpart will compute in integers.
+"""`QATLinear`: an nn.Linear that computes in float what the quantized layer will compute in integers.
 
-    y = fq_in(x) · fq_w(W)ᵀ + b            without QuantStubs, or a dynamic scheme
-    y = fq_out(x · fq_w(W)ᵀ + b)           static, between QuantStub and DeQuantStub: x is on a grid already
+    y = fq_in(x) · fq_w(W)ᵀ + b            without QuantStubs, or with a dynamic scheme
+    y = fq_out(x · fq_w(W)ᵀ + b)           static, between QuantStub and DeQuantStub: x is already on a grid
 
-Weight and bias are the Parameter objects of the float layer, so that an optimizer's references stay valid. `convert`
-takes the codes that the forward used.
+Weight and bias are the Parameter objects of the float layer, so an optimizer's references stay valid. `convert` keeps
+the codes of the forward.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class QATLinear(nn.Linear):
 
     Attributes:
         config: the QuantConfig.
-        weight, bias: Parameters [N, K] and [N] or None, float, trained as ever.
+        weight, bias: Parameters [N, K] and [N] or None, float, trained as usual.
         weight_fake_quant: the FakeQuantize of the weight.
-        activation_post_process: that of the input or output, None where activations stay in float.
-        fakes: which of the two: "input", "output" or None.
+        activation_post_process: that of the input or output; None if activations stay in float.
+        fakes: the side it rounds: "input", "output" or None.
     """
 
     config: QuantConfig
@@ -53,13 +53,12 @@ class QATLinear(nn.Linear):
         Args:
             linear: weight [N, K], finite, float32, float16 or bfloat16.
             config: how it will be quantized.
-            fakes: "input" or "output": where a static activation is rounded.
-            learnable_scale, learnable_zero_point: let scales (and zero points, where affine) learn; dynamic ones
-                cannot.
-            name: the layer's, for messages.
+            fakes: the side where a static activation is rounded, "input" or "output".
+            learnable_scale, learnable_zero_point: learn scales, and zero points if affine; dynamic ones cannot learn.
+            name: the layer's name, for messages.
 
         Raises:
-            TypeError, ValueError: naming the layer, what was found and what is allowed.
+            TypeError, ValueError: the message names the layer, what was found and what is allowed.
         """
         check_linear(linear, config, name)
         if fakes not in ("input", "output"):
@@ -108,7 +107,7 @@ class QATLinear(nn.Linear):
 
     @property
     def _where(self) -> str:
-        """How messages begin. Nothing else looks at the name: one compiled forward then serves all layers alike."""
+        """The beginning of messages. Nothing else reads the name, so all layers can share one compiled forward."""
         return f"QATLinear {self.module_name!r}"
 
     def _check_input(self, x: Any) -> None:
@@ -124,7 +123,7 @@ class QATLinear(nn.Linear):
 def activation_fake_quantize(
     config: QuantConfig, device: torch.device, learnable_scale: bool, learnable_zero_point: bool, name: str
 ) -> FakeQuantize:
-    """The FakeQuantize of an activation; only a static one learns, and a zero point only where it is affine."""
+    """The FakeQuantize of an activation. Only a static one can learn, and its zero point only if it is affine."""
     assert config.activation is not None
     learns = learnable_scale and config.static
     return FakeQuantize(

@@ -1,13 +1,13 @@
-"""An int8 activation on its way from one quantized layer to the next.
+"""`QuantizedTensor`: an int8 activation between two quantized layers.
 
     value = (data - zero_point) · scale
 
     static     one scale [1] and one zero point for the whole tensor, from calibration
     dynamic    a scale [..., 1] for every row of features, from the row itself ("per token")
 
-It is a plain class, not a tensor subclass: it does what leaves scale and zero point alone (max with zero, and
-moving elements about; per token, moving whole rows), and refuses the rest by naming DeQuantStub. torch functions reach
-it through `__torch_function__`, so nn.ReLU, nn.Flatten, nn.Identity and nn.Dropout in eval mode take it as they are.
+It is a plain class, not a tensor subclass. It supports operations that keep scale and zero point: max with zero, and
+moving elements (per token: whole rows). Any other operation raises an error that names DeQuantStub. torch functions
+reach it through `__torch_function__`, so nn.ReLU, nn.Flatten, nn.Identity and nn.Dropout in eval mode accept it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from torch.nn import functional
 from tritonq.numerics.qparams import dequantize
 from tritonq.util.operator_overloads import refuse_operators
 
-#: What a QuantizedTensor says of itself without its values being read.
+#: Attributes and methods that do not read values.
 METADATA = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel", "__len__"})
 ALLOWED = "relu, reshape, view, flatten, unflatten, transpose of leading dimensions, dropout in eval mode and indexing"
 
 
 class QuantizedTensor:
-    """int8 codes with the scale and zero point that give them meaning.
+    """int8 codes with their scale and zero point.
 
     Args:
-        data: int8, any shape: the codes, signed.
-        scale: float32 [1]; or per token, of data's shape but 1 for the last dimension. > 0, or NaN for a row that
-            was not finite.
-        zero_point: int8 of scale's shape, the code of 0.0; None where that is 0.
-        dtype: the floating-point dtype the values stand for, what `dequantize` returns.
+        data: the signed codes, int8, any shape.
+        scale: float32 [1]; per token, data's shape with 1 as last dimension. > 0, or NaN for a row that was not finite.
+        zero_point: int8 of scale's shape, the code of 0.0; None for 0.
+        dtype: the floating-point dtype that `dequantize` returns.
     """
 
     data: Tensor
@@ -52,18 +51,18 @@ class QuantizedTensor:
     def dequantize(self) -> Tensor:
         """The values as a tensor of `dtype`: (data - zero_point) · scale in float32, rounded once."""
         values = dequantize(self.data, self.scale, self.zero_point, self._dtype)
-        return values.reshape(self.data.shape)  # the scale's [1] would give a scalar a dimension
+        return values.reshape(self.data.shape)  # the scale's shape [1] has broadcast a scalar to [1]
 
     def int_repr(self) -> Tensor:
-        """The int8 codes (torch's word)."""
+        """The int8 codes (torch's name)."""
         return self.data
 
     def q_scale(self) -> float:
-        """The scale as a number (torch's word); a ValueError where every token has its own."""
+        """The scale as a number (torch's name); a ValueError if every token has its own scale."""
         return float(self._of_tensor("q_scale", self.scale))
 
     def q_zero_point(self) -> int:
-        """The zero point as a number, in the signed range (torch's word); a ValueError as `q_scale`."""
+        """The zero point as a number in the signed range (torch's name); a ValueError like `q_scale`."""
         return 0 if self.zero_point is None else int(self._of_tensor("q_zero_point", self.zero_point))
 
     def _of_tensor(self, word: str, values: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ class QuantizedTensor:
 
     @property
     def per_token(self) -> bool:
-        """Whether rows have scales of their own. A tensor of one dimension is one row."""
+        """True if every row has its own scale. A one-dimensional tensor is one row."""
         return self.scale.dim() > 1
 
     @property
@@ -132,13 +131,13 @@ class QuantizedTensor:
         return self._reshaped(self.data.flatten(start_dim, end_dim), "flatten")
 
     def unflatten(self, dim: Any, sizes: Any) -> QuantizedTensor:
-        """One dimension as several, as nn.Unflatten wants it."""
+        """Split one dimension into several, for nn.Unflatten."""
         if not isinstance(dim, int):
             raise refusal(f"unflatten({dim!r}, …) by a name")
         return self._reshaped(self.data.unflatten(dim, sizes), "unflatten")
 
     def transpose(self, dim0: Any, dim1: Any) -> QuantizedTensor:
-        """Swap two dimensions, neither of them the last, which holds a layer's features."""
+        """Swap two dimensions. Neither may be the last, which holds the features."""
         if not (isinstance(dim0, int) and isinstance(dim1, int)):
             raise refusal(f"transpose({dim0!r}, {dim1!r}) by names")
         last = self.data.ndim - 1
@@ -147,13 +146,13 @@ class QuantizedTensor:
         return self._each(lambda part: part.transpose(dim0, dim1))
 
     def dropout(self, p: float = 0.5, training: bool = True, inplace: bool = False) -> QuantizedTensor:
-        """Nothing, in eval mode or with p = 0."""
+        """Return the tensor itself, in eval mode or with p = 0."""
         if training and p > 0:
             raise refusal("dropout in training mode")
         return self
 
     def add(self, other: Any) -> Any:
-        """The sum with the output of a layer whose epilogue waits for it; no other."""
+        """The sum with the output of a layer whose epilogue computes it; other sums are refused."""
         return self + other
 
     def contiguous(self) -> QuantizedTensor:
@@ -180,23 +179,23 @@ class QuantizedTensor:
             picked = self._each(lambda part: data if part is self.data else part[index])
         shape = _token_shape(data, self.data.shape[-1:]) if self.per_token else self.scale.shape
         if picked is None or picked.scale.shape != shape:
-            raise refusal("an index that takes rows apart, which have a scale each")
+            raise refusal("an index that splits rows, which have one scale each")
         return picked
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> QuantizedTensor:
-        """Move elements about, and per token their scales and zero points along with them."""
+        """Move elements, and per token their scales and zero points with them."""
         if not self.per_token:
             return QuantizedTensor(move(self.data), self.scale, self.zero_point, self._dtype)
         zero_point = None if self.zero_point is None else move(self.zero_point)
         return QuantizedTensor(move(self.data), move(self.scale), zero_point, self._dtype)
 
     def _reshaped(self, data: Tensor, what: str) -> QuantizedTensor:
-        """`data` are the codes in another shape; per token, one that leaves rows whole."""
+        """The tensor with its codes in the shape of `data`; per token, that must keep rows whole."""
         if not self.per_token:
             return QuantizedTensor(data, self.scale, self.zero_point, self._dtype)
         shape = _token_shape(data, self.data.shape[-1:])
         if shape is None:
-            raise refusal(f"{what} that takes rows apart, which have a scale each")
+            raise refusal(f"{what} that splits rows, which have one scale each")
         zero_point = None if self.zero_point is None else self.zero_point.reshape(shape)
         return QuantizedTensor(data, self.scale.reshape(shape), zero_point, self._dtype)
 
@@ -219,7 +218,7 @@ class QuantizedTensor:
     ) -> Any:
         method, words = _METHODS.get(func), dict(kwargs or {})
         if any(getattr(operand, "takes_residual", False) for operand in args):
-            return NotImplemented  # torch asks that one next
+            return NotImplemented  # torch then asks the other object
         this, *others = args or (words.pop("input", None),)
         if method is None or not isinstance(this, QuantizedTensor):
             raise refusal(getattr(func, "__name__", str(func)))
@@ -244,7 +243,7 @@ def _refusal_text(what: str) -> str:
 
 
 def _token_shape(data: Tensor, features: torch.Size) -> torch.Size | None:
-    """The shape of scales per token of `data`, None if its rows are not of so many features."""
+    """The shape of scales per token of `data`; None if its rows do not have these features."""
     return torch.Size((*data.shape[:-1], 1)) if data.shape[-1:] == features else None
 
 

@@ -1,7 +1,7 @@
-"""The dequantized weight that a quantized layer shows: a tensor that can be read, and raises where it is written to.
+"""The dequantized weight of a quantized layer, as a tensor that can be read, but raises if it is written to.
 
 Hosts write into `layer.weight` to merge adapters (`layer.weight.data += delta`). The weight is computed at each access,
-so the write would vanish without a word.
+so the write would be lost silently.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Methods with a name like that of an operator in place.
+#: Methods that are named like in-place operators but do not write.
 _READS = {"requires_grad_", "__index__", "__int__", "__invert__"}
 
 
 class ReadOnlyWeight(Tensor):
-    """See the module. What is computed of it is an ordinary tensor."""
+    """See the module's docstring. Results computed from it are ordinary tensors."""
 
     @classmethod
     def __torch_function__(
@@ -31,7 +31,7 @@ class ReadOnlyWeight(Tensor):
         words = kwargs or {}
         target = next(iter((*args, *words.values())), None) if _writes(name) else words.get("out")
         if isinstance(target, cls):
-            # No TypeError: of `weight += delta` torch would make `weight + delta`.
+            # Not a TypeError: torch would then compute `weight + delta` for `weight += delta`.
             raise ValueError(
                 f"the weight of a quantized layer is dequantized at each access, and a write to it ({name}) would "
                 "vanish: merge adapters into float layers, or quantize the float weight again"
@@ -45,12 +45,12 @@ class ReadOnlyWeight(Tensor):
 
 
 def read_only(weight: Tensor) -> Tensor:
-    """The tensor, refusing to be written to; as it is in a trace, where nothing is written to it by hand."""
+    """The tensor as a ReadOnlyWeight; unchanged in a trace, where user code does not write to it."""
     return weight if torch.compiler.is_compiling() else weight.as_subclass(ReadOnlyWeight)
 
 
 def _writes(name: str) -> bool:
-    """Whether a torch function of that name changes its first argument: add_, __iadd__, __setitem__, `.data = …`."""
+    """True if a torch function of this name changes its first argument: add_, __iadd__, __setitem__, `.data = …`."""
     in_place = name.endswith("_") and not name.endswith("__")
     operator = name.startswith("__i") and name.endswith("__")
     return (in_place or operator or name in ("__setitem__", "__set__")) and name not in _READS

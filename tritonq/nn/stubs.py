@@ -1,8 +1,7 @@
-"""Where a model's values become int8, and where they become float again.
+"""Stubs that mark where a model's values become int8, and where they become float again.
 
-Before conversion QuantStub and DeQuantStub hand their input on; they only mark the two places. `convert` puts
-a `Quantize` with a calibrated scale and zero point at the first and a `DeQuantize` at the second. Between the
-two, layers hand each other a `QuantizedTensor`.
+Before conversion QuantStub and DeQuantStub return their input. `convert` replaces the first by a `Quantize` with a
+calibrated scale and zero point, the second by a `DeQuantize`. Between them, layers pass a `QuantizedTensor`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class QuantStub(nn.Module):
     """Marks where float values become int8. Identity until `convert`.
 
     Args:
-        qconfig: a QConfig for this place; None takes the enclosing module's.
+        qconfig: a QConfig for this stub; None takes the enclosing module's.
     """
 
     def __init__(self, qconfig: Any = None) -> None:
@@ -38,7 +37,7 @@ class DeQuantStub(nn.Module):
     """Marks where int8 values become float again. Identity until `convert`.
 
     Args:
-        qconfig: accepted as torch does; nothing here depends on it.
+        qconfig: accepted for torch's sake and ignored.
     """
 
     def __init__(self, qconfig: Any = None) -> None:
@@ -56,8 +55,8 @@ class Quantize(FixedDtypeModule):
     Args:
         scale: float32 [1], > 0.
         zero_point: int8 [1].
-        symmetric: codes in -127 … 127 rather than -128 … 127.
-        name: the module's, for messages.
+        symmetric: codes in -127 … 127 instead of -128 … 127.
+        name: the module's name, for messages.
     """
 
     scale: Tensor
@@ -89,7 +88,7 @@ class Quantize(FixedDtypeModule):
 
 
 class DeQuantize(nn.Module):
-    """A converted DeQuantStub: QuantizedTensor → tensor of the dtype it stands for; a float tensor passes."""
+    """A converted DeQuantStub: QuantizedTensor → float tensor of its dtype; a float tensor passes unchanged."""
 
     def forward(self, x: QuantizedTensor | Tensor) -> Tensor:
         return x.dequantize() if isinstance(x, QuantizedTensor) else x
@@ -99,7 +98,7 @@ class QuantWrapper(nn.Module):
     """A module between a QuantStub and a DeQuantStub: dequant(module(quant(x))).
 
     Args:
-        module: takes and returns one tensor; its `qconfig`, if it has one, is the stubs' too.
+        module: takes and returns one tensor; the stubs get its `qconfig`, if it has one.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -1,14 +1,14 @@
-"""`fuse_activations_`: dynamic INT8 from layer to layer, where a recorded run of the model proves it.
+"""`fuse_activations_`: dynamic INT8 from layer to layer, if a recorded run of the model proves that it is safe.
 
-A dynamic layer (w8a8, w4a8) quantizes what it reads, row by row. Behind a norm that is done several times over, for q,
-k and v, and in a pass of its own each time; behind an activation too. What quantizes as it computes needs no such pass:
+A dynamic layer (w8a8, w4a8) quantizes its input row by row. After a norm, q, k and v each do this in a separate pass;
+after an activation, the next layer does too. A kernel that quantizes the values it computes saves these passes:
 
-    norm → q, k, v                     the norm writes codes and one scale per row, once for all that read them
+    norm → q, k, v                     the norm writes codes and one scale per row, once for all readers
     silu(gate(x)) · up(x) → down       one kernel reads two products and writes codes and scales
-    gelu(fc1(x)) → fc2                 the same, of one product
+    gelu(fc1(x)) → fc2                 the same for one product
 
-Proofs are those of static chaining (tritonq/flow/prove.py): nothing else may read the value in float. Codes and
-scales are those that each layer would find itself from the same float32 values.
+The proof is that of static models (tritonq/flow/prove.py): nothing else may read the value in float. Codes and scales
+equal those that each layer would compute from the same float32 values.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ from tritonq.select.replace import move_hooks
 
 
 def fuse_activations_(model: Model, inputs: Iterable[Any]) -> Model:
-    """Quantize what dynamic layers read in the pass that computes it, in place.
+    """Quantize the inputs of dynamic layers in the kernels that compute them, in place.
 
         tritonq.quantize_(model, "w8a8")
         tritonq.fuse_activations_(model, [batch])
 
-    In float32 the results are those of the model before, but for the order in which a norm sums a row. In bfloat16 and
-    float16 the roundings between the steps that are fused are left out, and results differ by those.
+    In float32 the results stay the same, except for the order in which a norm sums a row. In bfloat16 and float16 they
+    differ slightly, because values are no longer rounded between the fused steps.
 
     Args:
-        model: with dynamic INT8 layers (w8a8, w4a8). What cannot be proven stays as it is, as do all other layers.
-        inputs: batches that take every path through the model that it will take later, one for each path is enough. A
-            tensor is run as m(x), a tuple or list as m(*x), a dictionary as m(**x).
+        model: has dynamic INT8 layers (w8a8, w4a8). Unproven edges and all other layers stay unchanged.
+        inputs: batches that take every path that the model will take later; one per path is enough. A tensor is run as
+            m(x), a tuple or list as m(*x), a dictionary as m(**x).
 
     Returns:
-        The model. `tritonq.summary` lists what was fused; `tritonq.save` keeps it.
+        The model. `tritonq.summary` lists the fused edges; `tritonq.save` keeps them.
 
     Raises:
-        TypeError, ValueError: bad inputs, or no dynamic layer. The model is unchanged then; so it is if it raises.
+        TypeError, ValueError: bad inputs, or no dynamic layer. The model is then unchanged, as it is if its forward
+            raises.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
@@ -91,7 +92,7 @@ def _record(model: nn.Module, inputs: Iterable[Any]) -> list[Dataflow]:
 def _proven(
     layers: Mapping[str, QuantizedLinear], norms: Sequence[str], flows: Sequence[Dataflow]
 ) -> Chaining:
-    """The edges whose layers all quantize their activations alike."""
+    """The edges whose layers are all symmetric or all affine in their activations."""
     refused = {name: "it hands over int8 already" for name, layer in layers.items() if layer.edge is not None}
     while True:
         chaining = find_edges(flows, list(layers), norms, refused, dynamic=True)
@@ -106,10 +107,10 @@ def _proven(
 
 
 def _apply(edge: Edge, layers: Mapping[str, QuantizedLinear], norms: Mapping[str, Place]) -> None:
-    """Let an edge's producer hand over int8."""
+    """Make an edge's producer hand over int8."""
 
     def known(name: str) -> str:
-        """Edges know layers by the names that these had when they were quantized."""
+        """A layer's name in edges, which is that from the time of quantization."""
         if name not in layers:
             return name
         layers[name].module_name = layers[name].module_name or name

@@ -1,13 +1,14 @@
-"""`TritonQConfig`: how `from_pretrained` quantizes, and what `config.json` says afterwards.
+"""`TritonQConfig`: tells `from_pretrained` how to quantize, and what `config.json` gets afterwards.
 
-It stands for one of three things:
+It has one of three forms:
 
-    a recipe        TritonQConfig("w4a16"): float weights are quantized as they are loaded
-    nothing         TritonQConfig(): the checkpoint says how it is quantized
-    a checkpoint    what either becomes once a model is loaded: the compressed-tensors dictionary of its layers
+    a recipe        TritonQConfig("w4a16"): float weights are quantized during loading
+    empty           TritonQConfig(): the checkpoint says how it is quantized
+    a checkpoint    the form of both after loading: the compressed-tensors dictionary of the model's layers
 
-As a dictionary a recipe is {"quant_method": "tritonq", "config": … or "layers": {pattern: …}, "ignore": […]}. A float
-model whose config.json has one under "quantization_config" is quantized by whoever has imported tritonq.TritonQConfig.
+As a dictionary a recipe is {"quant_method": "tritonq", "config": … or "layers": {pattern: …}, "ignore": […]}. If a
+float model's config.json has one under "quantization_config", every program that has imported tritonq.TritonQConfig
+quantizes the model.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class TritonQConfig(QuantizationConfigMixin):
 
     Args:
         config: as for `tritonq.quantize_`: a preset's name, a QuantConfig or QConfig, or a dictionary {pattern: config
-            or None, "_default": config}; static ones need calibration, which loading cannot do. None takes a checkpoint
-            that is quantized already as it is.
-        ignore: patterns of layers to leave in float, instead of the default: `lm_head` and the model's output embedding
-            under any other name.
-        options: with a preset's name, its own arguments: `TritonQConfig("w4a16", group_size=64, symmetric=False)`.
+            or None, "_default": config}. Static configs are refused, because loading cannot calibrate. None loads a
+            quantized checkpoint.
+        ignore: patterns of layers to leave in float, instead of the default: `lm_head`, or the model's output embedding
+            if it has another name.
+        options: arguments of the preset: `TritonQConfig("w4a16", group_size=64, symmetric=False)`.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was found and what is allowed.
+        TypeError, ValueError: the message names the argument, what was found and what is allowed.
     """
 
     quant_method = METHOD
@@ -55,14 +56,14 @@ class TritonQConfig(QuantizationConfigMixin):
             given = ", ".join([*options, *(["ignore"] if ignore is not None else [])])
             raise TypeError(f"TritonQConfig: {given} needs a config, found config=None")
         self.ignore = None if ignore is None else _read_ignore(ignore)
-        #: The quantization_config of a checkpoint: of the one that is being loaded, then of the model that was.
+        #: The quantization_config of the checkpoint during loading, then that of the loaded model.
         self.checkpoint: dict[str, Any] | None = None
 
     def for_checkpoint(self, fields: Any) -> TritonQConfig:
         """The config for loading a checkpoint whose config.json has `fields` under quantization_config.
 
         Raises:
-            ValueError: it is quantized already and this config says how to quantize.
+            ValueError: the checkpoint is already quantized, but this config is a recipe.
         """
         fields = dict(fields if isinstance(fields, Mapping) else fields.to_dict())
         if fields.get("quant_method") == METHOD:
@@ -94,10 +95,10 @@ class TritonQConfig(QuantizationConfigMixin):
     def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """The inverse of `to_dict` for a recipe; "config" holds one config for all layers, "layers" patterns.
+        """The inverse of `to_dict` for a recipe; "config" has one config for all layers, "layers" has patterns.
 
         Raises:
-            ValueError: unknown or contradicting keys, and whatever the constructor refuses.
+            ValueError: unknown or contradicting keys, or anything that the constructor refuses.
         """
         unknown = sorted(set(config_dict) - set(_KEYS))
         if unknown:
@@ -121,7 +122,7 @@ class TritonQConfig(QuantizationConfigMixin):
 
 
 def _with_options(config: Any, options: dict[str, Any]) -> Any:
-    """A preset's name and its arguments → the QuantConfig; anything else is returned as it is."""
+    """A preset's name and its arguments → the QuantConfig; anything else is returned unchanged."""
     if not options:
         return config
     preset = PRESETS.get(config.lower()) if isinstance(config, str) else None
@@ -137,7 +138,7 @@ def _with_options(config: Any, options: dict[str, Any]) -> Any:
 
 
 def _read_layers(config: Any) -> Layers:
-    """Any form of config → {pattern: config or None}, "_default" standing for what no pattern matches."""
+    """Any form of config → {pattern: config or None}; "_default" is for layers that no pattern matches."""
     if not isinstance(config, Mapping):
         return {DEFAULT_KEY: _read_config(config, "TritonQConfig: ")}
     layers: Layers = {}

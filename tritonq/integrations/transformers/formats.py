@@ -1,7 +1,7 @@
-"""What a quantization_config makes of one layer: which tensors it has in the files, and what they are here.
+"""The storage formats of quantized layers: the names of a layer's tensors, and their conversion to tritonq's layout.
 
-A format has a `layer` for each Linear that is quantized in the files. That is compressed-tensors' own way of saying
-so, by config groups, or that of GPTQ and AWQ, where the layers that have a `qweight` are quantized.
+A format has a `layer` for each Linear that is quantized in the files. In compressed-tensors, config groups name these
+layers. In GPTQ and AWQ, they are the layers with a `qweight`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tritonq.checkpoint.foreign import ForeignTensors, Method
 from tritonq.checkpoint.source import read_quantization_config
 from tritonq.numerics.config import QuantConfig
 
-#: local name of a tensor → whether the files have it for the layer in question
+#: local name of a tensor → True if the files have it for the layer
 Has = Callable[[str], bool]
 
 
@@ -28,7 +28,7 @@ class LayerFormat(Protocol):
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The local names of its tensors, bias aside."""
+        """The local names of its tensors, without bias."""
 
     def to_canonical(
         self, name: str, linear: nn.Linear, state: Mapping[str, Tensor]
@@ -44,11 +44,11 @@ class Format(Protocol):
     """How all layers are stored."""
 
     def layer(self, names: list[str], linear: nn.Linear, has: Has) -> LayerFormat | None:
-        """The layer of that name, under which it may be known in several ways; None if it is in float."""
+        """The layer with these names; None if it is in float."""
 
 
 def read_format(quantization_config: dict[str, Any]) -> Format:
-    """The format that a quantization_config speaks of; errors as `read_quantization_config`."""
+    """The format of a quantization_config; errors as `read_quantization_config`."""
     _, read = read_quantization_config(quantization_config)
     return CompressedTensors(read) if isinstance(read, Scheme) else Foreign(read)
 
@@ -123,9 +123,9 @@ class ForeignLayer:
 
 
 class Held(TensorFiles):
-    """Tensors that have been read already, looked at as if they were still in a file."""
+    """Tensors in memory, presented as if they were in a file."""
 
-    #: What messages call it.
+    #: Its name in messages.
     FILE = "the checkpoint"
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

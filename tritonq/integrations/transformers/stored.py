@@ -1,8 +1,8 @@
-"""Layers as a checkpoint stores them, on their way from transformers' loader to a QuantizedLinear.
+"""Placeholders for quantized layers while transformers loads a checkpoint.
 
-transformers assigns tensors to parameters by name, in any order and on any device. A StoredLayer has a parameter for
-each tensor that the file has for the layer, so that renaming, sharding and placement are transformers' business;
-when all are there, they become the QuantizedLinear.
+transformers assigns tensors to parameters by name, in any order and on any device. A StoredLayer has one parameter for
+each tensor of the layer in the file, so transformers does renaming, sharding and placement. When all tensors are
+loaded, they become the QuantizedLinear.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tritonq.select.select import is_plain_linear
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: A quantized expert of its own in a file.
+#: Tensor names of experts that are quantized one by one.
 _EXPERT = re.compile(r"\.experts\.\d+\..*\.(weight_scale|qweight)$")
 
 
 class StoredLayer(nn.Module):
-    """The tensors of one quantized layer under the names of its file: empty on the meta device, then filled.
+    """The tensors of one quantized layer with their names in the file: empty on the meta device, then filled.
 
     Attributes:
         linear: the float layer of the model, on the meta device.
@@ -43,7 +43,7 @@ class StoredLayer(nn.Module):
 
     def __init__(self, linear: nn.Linear, layout: LayerFormat, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self._linear, self.layout = [linear], layout  # a list, or the Linear would be a child
+        self._linear, self.layout = [linear], layout  # in a list, because the Linear must not become a child
         self.training = linear.training
         self.register_parameter("bias", linear.bias)  # which the file may lack
         for local, tensor in tensors.items():
@@ -84,13 +84,13 @@ class StoredLayer(nn.Module):
 def place_stored_layers(
     model: PreTrainedModel, quantization_config: dict[str, Any], checkpoint_files: list[str]
 ) -> dict[str, Place]:
-    """Put a StoredLayer in the place of each Linear that the checkpoint has quantized.
+    """Replace each Linear that is quantized in the checkpoint by a StoredLayer.
 
     Returns:
         {name of a tensor: the place of its layer}.
 
     Raises:
-        ValueError: experts are quantized, or no layer is; or as `read_format`.
+        ValueError: experts are quantized, or no layer is; also as `read_format`.
     """
     layouts = read_format(quantization_config)
     found: dict[str, Place] = {}
@@ -108,7 +108,7 @@ def place_stored_layers(
             if layout is None:
                 continue
             local_names = [*layout.tensors]
-            if "bias" in tensors:  # also one of zeros: GPTQ writers of old gave every layer one
+            if "bias" in tensors:  # may be zeros: old GPTQ writers gave every layer a bias
                 local_names.append("bias")
             empty = {local: _empty(files, tensors.get(local)) for local in local_names}
             stored = Place(StoredLayer(linear, layout, empty), place.names, place.parents)
@@ -122,12 +122,12 @@ def place_stored_layers(
 
 
 def read_edges(model: PreTrainedModel) -> list[Edge]:
-    """The hand-overs of int8 that the key `tritonq` of the model's config.json names; the key is taken out.
+    """The edges under the key `tritonq` of the model's config.json; the key is removed.
 
     Raises:
         ValueError: the key is damaged, or the model has stubs.
     """
-    extras = read_extras(vars(model.config).pop(KEY, None))  # it speaks of the files that are loaded
+    extras = read_extras(vars(model.config).pop(KEY, None))  # it describes only the loaded files
     if extras.stubs or extras.hands_over:
         raise ValueError(
             "the checkpoint must have no layers between QuantStub and DeQuantStub, found some: use "
@@ -137,7 +137,7 @@ def read_edges(model: PreTrainedModel) -> list[Edge]:
 
 
 def restore_edges(model: PreTrainedModel, edges: list[Edge]) -> None:
-    """Let the layers hand over int8 again; errors as `check_edges`."""
+    """Make the layers hand over int8 again; errors as `check_edges`."""
     everything = places(model)
     layers = {
         name: place.module
@@ -152,7 +152,7 @@ def restore_edges(model: PreTrainedModel, edges: list[Edge]) -> None:
 
 
 class NamesInFiles:
-    """The tensors that a checkpoint's files have for the modules of a model, whatever transformers renames."""
+    """Finds the tensors of a model's modules in a checkpoint's files, even if transformers renames them."""
 
     def __init__(self, names: Iterable[str], prefix: str) -> None:
         """`prefix` is the model's `base_model_prefix`."""
@@ -165,11 +165,11 @@ class NamesInFiles:
             self._by_last_part.setdefault(owner.rpartition(".")[2], {})[local] = name
 
     def variants(self, name: str) -> list[str]:
-        """A module's name here, in the whole model where this is its base, and in the base where this is the whole."""
+        """A module's possible names: in this model, and with and without the base model's prefix."""
         return [name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}.")]
 
     def of_layer(self, name: str) -> dict[str, str]:
-        """{local name: name in the files} of a module, or of others with the same last part where it is renamed."""
+        """{local name: name in the files} of a module; if it is renamed, of modules with the same last part."""
         for variant in self.variants(name):
             if variant in self._by_layer:
                 return self._by_layer[variant]
@@ -177,18 +177,18 @@ class NamesInFiles:
 
 
 def _empty(files: TensorFiles, stored: str | None) -> Tensor:
-    """What a stored tensor will be, on the meta device; something empty where there is none, which will be noticed."""
+    """A tensor on the meta device like the stored one. If none is stored, its shape cannot fit, so a check fails."""
     if stored is None:
         return torch.empty(0, device="meta")
     return torch.empty(files.shapes[stored], dtype=files.dtypes[stored], device="meta")
 
 
 def _refuse_experts(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Raise if the files have quantized experts, each apart, and the model stacks them into one parameter."""
+    """Raise if the files have experts quantized one by one, and the model stacks them into one parameter."""
     expert = next((name for name in sorted(names) if _EXPERT.search(name)), None)
     if expert is not None and next(stacked_weights(model), None) is not None:
         raise ValueError(
-            f"experts must be in float, since the model stacks their weights into one parameter, found {expert}"
+            f"experts must be in float, because the model stacks their weights into one parameter, found {expert}"
         )
 
 

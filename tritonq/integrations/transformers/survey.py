@@ -1,4 +1,4 @@
-"""What a model of transformers has that a plain module has not: a known head, tied weights, stacked experts."""
+"""Finds the special parts of a transformers model: its head, tied weights, stacked experts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def default_ignore(model: PreTrainedModel) -> tuple[Pattern, ...]:
 
 
 def split_off_tied(model: PreTrainedModel, selected: list[Selected]) -> tuple[list[Selected], list[Selected]]:
-    """(layers with a weight of their own, layers whose weight comes from another module once all is loaded).
+    """(layers with a separate weight, layers whose weight comes from another module after loading).
 
     Warns:
-        UserWarning: naming the latter.
+        UserWarning: names the latter.
     """
     ties: dict[str, str] = model.all_tied_weights_keys
     own: list[Selected] = []
@@ -38,8 +38,8 @@ def split_off_tied(model: PreTrainedModel, selected: list[Selected]) -> tuple[li
         if sources:
             name, owner = layer.place.name, sources[0].rpartition(".")[0]
             warnings.warn(
-                f"the weight of {name} is tied to {owner}: quantized, {name} has a weight of its own (ignore it to "
-                "keep them tied)",
+                f"the weight of {name} is tied to {owner}: quantizing gives {name} a separate weight (add {name} to "
+                "ignore to keep them tied)",
                 UserWarning,
                 stacklevel=2,
             )
@@ -47,7 +47,7 @@ def split_off_tied(model: PreTrainedModel, selected: list[Selected]) -> tuple[li
 
 
 def untie(model: PreTrainedModel, quantized: Collection[str]) -> None:
-    """Make the model's own account of its tied weights true again once layers of these names are quantized."""
+    """Update the model's list of tied weights after layers with these names are quantized."""
     tied = [key for key in model.all_tied_weights_keys if key.rpartition(".")[0] in quantized]
     for key in tied:
         del model.all_tied_weights_keys[key]
@@ -57,10 +57,10 @@ def untie(model: PreTrainedModel, quantized: Collection[str]) -> None:
 
 
 def warn_of_experts(model: PreTrainedModel) -> None:
-    """Name the weights of mixtures of experts, which are stacked into one parameter and belong to no Linear.
+    """Warn about experts, whose weights are stacked into one parameter and belong to no Linear.
 
     Warns:
-        UserWarning: if there are any.
+        UserWarning: names them, if there are any.
     """
     found: dict[str, int] = {}
     for name in stacked_weights(model):
@@ -69,7 +69,7 @@ def warn_of_experts(model: PreTrainedModel) -> None:
     if found:
         listed = ", ".join(f"{pattern} ({count})" for pattern, count in found.items())
         warnings.warn(
-            f"experts stay in float, their weights being stacked in parameters that belong to no nn.Linear: {listed}",
+            f"experts stay in float, because their weights are stacked in parameters outside of nn.Linear: {listed}",
             UserWarning,
             stacklevel=2,
         )
@@ -87,16 +87,16 @@ def stacked_weights(model: PreTrainedModel) -> Iterator[str]:
 
 
 def check_complete(model: PreTrainedModel, quantized: Collection[str]) -> None:
-    """Raise if a parameter is not from the checkpoint, or holds codes without a layer that knows them as such.
+    """Raise if a parameter is not from the checkpoint, or if it holds codes but its layer is not quantized.
 
-    transformers makes up what is missing, and only logs it; codes in the place of a float weight it takes as numbers.
+    transformers fills missing weights at random and only logs it. It also accepts codes in place of a float weight.
 
     Args:
         model: all weights are loaded.
         quantized: names of the tensors of quantized layers.
 
     Raises:
-        ValueError: naming the first few.
+        ValueError: names the first few.
     """
     optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     missing = [
@@ -114,5 +114,5 @@ def check_complete(model: PreTrainedModel, quantized: Collection[str]) -> None:
         if name not in quantized and not parameter.is_floating_point():
             found = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(
-                f"{name} must be in float, since its layer is no quantized one in the checkpoint, found {found}"
+                f"{name} must be in float, because its layer is not quantized in the checkpoint, found {found}"
             )
