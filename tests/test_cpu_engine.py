@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import tritonq
 from tests.cpu_engines import same_bits
 from tritonq import ops
-from tritonq.cpu import choose, processor
+from tritonq.cpu import choose, processor, threads
 
 _SECONDS = 120
 _PRODUCT = """
@@ -99,6 +100,22 @@ def test_threads_call_it_at_once() -> None:
     for worker in workers:
         worker.join()
     assert wrong == []
+
+
+@pytest.mark.usefixtures("needs_engine")
+def test_python_threads_take_the_place_of_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = tritonq.quantize_(torch.nn.Sequential(torch.nn.Linear(512, 700)), "w8a8", ignore=())
+    x = torch.randn(9, 512)
+    expected, taken = layer(x), []
+
+    def team() -> Any:
+        taken.append(True)
+        return threads._on_python_threads
+
+    monkeypatch.setattr(threads, "_team", team)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(layer(x), expected)
+    assert taken
 
 
 @pytest.mark.usefixtures("needs_engine")
