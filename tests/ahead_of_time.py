@@ -269,8 +269,7 @@ def _fake_quantize_both_ways(dtype: torch.dtype, rows_share: bool, group_size: i
     scale = torch.ones(1 if rows_share else FEATURES, COLUMNS // group_size)
     grid = (scale, torch.zeros_like(scale) if affine else None, group_size, -8, 7)
     tile_columns = straight_through.tile_columns(group_size)
-    _, mask = fake_quantize.fake_quantize(x, *grid, tile_columns, True)
-    assert mask is not None
+    _, mask = fake_quantize.fake_quantize_with_mask(x, *grid, tile_columns)
     fake_quantize.masked(x, mask, scale.shape[1], group_size, tile_columns)
     return fake_quantize_gradients.gradients(x, x, *grid, tile_columns, 1.0, (True, True, affine))
 

@@ -100,13 +100,13 @@ def define(
             from tritonq.kernels.rows import norm_quantize
 
             x, w = torch.zeros(4, columns, dtype=dtype), torch.zeros(columns, dtype=dtype)
-            given = None if mode == "token" else grid[:2]
+            given = () if mode == "token" else grid[:2]
             if name == "rms":
-                return norm_quantize.rms_norm_quantize(x, w, 1e-6, False, given)
+                return norm_quantize.rms_norm_quantize(x, w, 1e-6, False, *given)
             if name == "add-rms":
-                return norm_quantize.add_rms_norm_quantize(x, x, w, 1e-6, False, given)
+                return norm_quantize.add_rms_norm_quantize(x, x, w, 1e-6, False, *given)
             if name == "layer":
-                return norm_quantize.layer_norm_quantize(x, w, w, 1e-6, False, given)
+                return norm_quantize.layer_norm_quantize(x, w, w, 1e-6, False, *given)
             if name == "activation":
                 return norm_quantize.gated_quantize_per_token(x, None, "gelu", True)
             return norm_quantize.gated_quantize_per_token(x, x, "silu", False)

@@ -9,7 +9,7 @@ middle of a larger allocation that is filled with
 
 so that an element left unwritten differs from what is expected, and a store beyond the edge hits a fence on either
 side, which `check` finds changed. What `zeros` returned are split-K counters: `check` wants them back at zero. The
-counters that a process keeps of a GPU are set aside, so that every test sees its own zeroed.
+counters that a process keeps of a GPU, and its plans, are set aside, so that every test sees its own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def poisoned_kernels(monkeypatch: pytest.MonkeyPatch) -> Poison:
     for name, module in list(sys.modules.items()):
         if name.startswith("tritonq.kernels.") and hasattr(module, "torch"):
             monkeypatch.setattr(module, "torch", poison)
-    counters = sys.modules.get("tritonq.kernels.launch.counters")
-    if counters is not None:
-        monkeypatch.setattr(counters, "_buffers", {})
+    for name, kept in (("counters", "_buffers"), ("plans", "made")):
+        keeper = sys.modules.get(f"tritonq.kernels.launch.{name}")
+        if keeper is not None:
+            monkeypatch.setattr(keeper, kept, {})
     return poison

@@ -1,4 +1,4 @@
-"""Layers in a row give the same bits as called, as replayed from their records, and in a CUDA graph."""
+"""Layers in a row give the same bits run plainly, compiled, and in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ REPLAYS = 200
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("scheme", chains.SCHEMES)
-def test_called_replayed_and_in_a_graph(scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritonq.kernels.launch import replay
+def test_plain_compiled_and_in_a_graph(scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tritonq.kernels.launch import plans
 
-    monkeypatch.undo()  # poisoned memory: filling it is no kernel of ours, so no call would have a record
-    replay.forget()
+    monkeypatch.undo()  # poisoned memory: filling it would lie between two layers
+    plans.forget()
     check = chains.ChainCheck(scheme, rows)
     assert run_check(check, "cuda", repeats=-(-REPLAYS // 3)) == Outcome(0.0, None)
-    assert {type(state).__name__ for state in replay._kinds.values()} == {"PreparedCall"}
+    assert plans.made
+    assert all(plan.compiled is not None for plan in plans.made.values())
 
 
 @pytest.mark.parametrize("scheme", chains.SCHEMES)

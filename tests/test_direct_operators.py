@@ -1,12 +1,13 @@
 """An operator leaves the dispatcher out only where nobody listens to it.
 
-The tests run anywhere: `on_gpu` is made to say yes, and what would replay the call is made to say that it was asked.
+The tests run anywhere: `on_gpu` is made to say yes, and what would run a call's plan is made to say that it was asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,12 +29,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The arguments of calls that left the dispatcher out; they are computed all the same."""
     found: list[tuple[Any, ...]] = []
 
-    def prepared(name: str, arguments: tuple[Any, ...], implementation: Any, otherwise: Any) -> Any:
+    def call(planner: Any, arguments: tuple[Any, ...], operator: Any) -> Any:
         found.append(arguments)
-        return implementation(*arguments)
+        return operator(*arguments)
 
     monkeypatch.setattr(bypass, "on_gpu", lambda value: isinstance(value, Tensor))
-    monkeypatch.setattr(bypass, "_prepared", lambda: prepared)
+    monkeypatch.setattr(bypass, "plans", lambda: types.SimpleNamespace(call=call))
     return found
 
 

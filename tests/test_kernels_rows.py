@@ -34,10 +34,16 @@ Row = tuple[Tensor, Tensor, Tensor]
 
 
 def normalize(
-    norm: str, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
+    norm: str,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    symmetric: bool,
+    grid: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Row]:
-    """(float32 values that the codes should stand for, what the kernel returned); `rest` is (symmetric, grid)."""
-    eps = 1e-5
+    """(float32 values that the codes should stand for, what the kernel returned)."""
+    eps, rest = 1e-5, (symmetric, *(grid or ()))
     if norm == "layer":
         return reference.layer_norm(x, weight, bias, eps), kernels.layer_norm_quantize(
             x, weight, bias, eps, *rest

@@ -28,7 +28,9 @@ from tools.ptx_emulator import (
 )
 from tools.ptx_emulator.launches import compiled_for, emulated_launches, execute
 from tools.ptx_emulator.specialization import launch_of
-from tritonq.kernels.launch.launch import launch
+from tritonq.kernels.launch.launch import Launch
+from tritonq.kernels.launch.operands import operands_of
+from tritonq.kernels.launch.plans import Plan
 
 unpack: Any = pytest.importorskip("tritonq.kernels.blocks.unpack")
 
@@ -227,7 +229,9 @@ def test_memory_before_the_kernel_in_front_has_ended() -> None:
 def test_launches_are_emulated() -> None:
     weight, x, y = torch.tensor([3.0]), torch.tensor([5.0]), torch.zeros(1)
     with emulated_launches(seed=1) as emulated:
-        launch(kernels.dependent_kernel, (1,), weight, x, y, WAIT=True, num_warps=1)
+        operands = operands_of([weight, x, y])
+        launch = Launch(kernels.dependent_kernel, (1,), *operands, WAIT=True, num_warps=1)
+        Plan(operands[2], launch).run([weight, x, y])
     assert emulated.kernels == ["dependent_kernel"]
     assert y.item() == 15
 

@@ -10,15 +10,11 @@ may run at once may share them (counters.py sees to both).
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..launch.counters import zeroed_counters
-from ..launch.recording import ask_again
+from ..launch.operands import Counters, Operand
 from ..launch.target import Target
 
 
@@ -89,13 +85,13 @@ def partials_of(acc, partials_ptr, tile, SPLITS: tl.constexpr):
 
 
 def workspace(
-    device: torch.device, dtype: torch.dtype, splits: int, tiles: int, tile_elements: int
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """(partial tiles of `dtype`, zeroed int32 counters) on the current stream of `device`; Nones for one split."""
+    x: Operand, dtype: torch.dtype, splits: int, tiles: int, tile_elements: int
+) -> tuple[Operand, Operand] | tuple[None, None]:
+    """(partial tiles of `dtype`, zeroed int32 counters) on x's device; Nones for one split."""
     if splits == 1:
         return None, None
-    partials = torch.empty(tiles * splits * tile_elements, dtype=dtype, device=device)
-    return partials, ask_again(functools.partial(zeroed_counters, device, tiles))
+    partials = x.new_empty(tiles * splits * tile_elements, dtype=dtype)
+    return partials, Operand(Counters(), torch.int32, (tiles,), x.device)
 
 
 def split_count(target: Target, tiles: int, steps: int, programs_per_multiprocessor: int) -> int:

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from ..launch import replay
+from ..launch import plans
 from ..launch.target import Target
 from . import tuned_file
 from .limits import why_not
@@ -91,7 +91,7 @@ def asked() -> Iterator[list[Explanation]]:
     before = _chosen, _listener
     _chosen, _listener = {}, []
     try:
-        with replay.set_aside():
+        with plans.set_aside():
             yield _listener
     finally:
         _chosen, _listener = before
@@ -100,5 +100,5 @@ def asked() -> Iterator[list[Explanation]]:
 def forget() -> None:
     """Forget all choices and the tuned file. Call it after the file was written."""
     _chosen.clear()
-    replay.forget()
+    plans.forget()
     tuned_file.forget()

@@ -16,7 +16,6 @@ A group's scale is applied to the int32 sum of its columns, in float32; one scal
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -29,7 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..blocks.split_k import arrive, store_partial, sum_of_partials, workspace
 from ..config.tile import TileConfig
 from ..launch.gluon_versions import wait_for_previous_kernel
-from ..launch.launch import launch
+from ..launch.launch import Launch
+from ..launch.operands import Operand
 from ..launch.target import Target
 from .output import copy_out, halves, partial_pointers
 from .producer import produce
@@ -217,30 +217,28 @@ def finish(sums, n0, m0, out_desc, staging, vectors, M, N):
         copy_out(y.permute((1, 0)), n0, m0, out_desc, staging)
 
 
-def launch_hopper(
-    x: Tensor,
-    x_scale: Tensor,
-    w: Tensor,
-    w_scale: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
+def hopper_launch(
+    x: Operand,
+    x_scale: Operand,
+    w: Operand,
+    w_scale: Operand,
+    bias: Operand | None,
+    out: Operand,
     slab_width: int,
     slabs_per_group: int,
     slabs_per_scale: int,
     config: TileConfig,
     target: Target,
-) -> None:
+) -> Launch:
     """Compute ../int4_int8_matmul.py's product: x, w and out addressable, groups not padded."""
     rows, features = x.shape[0], w.shape[0]
     groups = w_scale.shape[0]
     parts = config.block_n // GROUP_ROWS.value
     tiles = config.tiles(features, rows)
     dtype = torch.int32 if groups == 1 else torch.float32
-    partials, counters = workspace(
-        x.device, dtype, config.splits, parts * tiles, GROUP_ROWS.value * config.block_m
-    )
+    partials, counters = workspace(x, dtype, config.splits, parts * tiles, GROUP_ROWS.value * config.block_m)
     width = _STAGING_BYTES // (GROUP_ROWS.value * out.element_size())
-    launch(
+    return Launch(
         int4_int8_matmul_kernel,
         (min(tiles * config.splits, target.multiprocessors),),
         tile_descriptor(x, config.block_m, 2 * slab_width),

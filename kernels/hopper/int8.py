@@ -19,7 +19,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -33,7 +32,8 @@ from ..blocks.epilogue import finished, subtract_w_zero
 from ..blocks.split_k import arrive, store_partial, sum_of_partials, workspace
 from ..config.tile import TileConfig
 from ..launch.gluon_versions import wait_for_previous_kernel
-from ..launch.launch import launch
+from ..launch.launch import Launch
+from ..launch.operands import Operand
 from ..launch.target import Target
 from .output import accumulator_layout, copy_out, halves, partial_pointers, turn
 from .producer import produce
@@ -212,32 +212,32 @@ def finish(
         copy_out(values.permute((1, 0)), n0, m0, out_desc, staging)
 
 
-def launch_hopper(
-    x: Tensor,
-    w: Tensor,
-    operands: tuple[Tensor | None, ...],
-    out: Tensor,
+def hopper_launch(
+    x: Operand,
+    w: Operand,
+    operands: tuple[Operand | None, ...],
+    out: Operand,
     stride_residual: int,
     constants: dict[str, Any],
     config: TileConfig,
     target: Target,
-) -> None:
+) -> Launch:
     """Compute ../int8_matmul.py's product: x [M, K] and w [N, ≥ K] addressable, the rest as its kernel takes it."""
     (rows, columns), features = x.shape, w.shape[0]
     w_zero = operands[3]
     pieces = config.tiles(features, rows) * config.splits
     tile_elements = config.block_n * config.block_m
-    partials, counters = workspace(
-        x.device, torch.int32, config.splits, pieces // config.splits, tile_elements
-    )
-    launch(
+    partials, counters = workspace(x, torch.int32, config.splits, pieces // config.splits, tile_elements)
+    return Launch(
         int8_matmul_kernel,
         (min(pieces, target.multiprocessors),),
         tile_descriptor(x, config.block_m, config.block_k),
         tile_descriptor(w, config.block_n, config.block_k, columns),
         *operands,
         tile_descriptor(out, config.block_m, min(config.block_n, width_at_a_time(out))),
-        None if w_zero is None else x.sum(dim=1, dtype=torch.int32),
+        None
+        if w_zero is None
+        else x.computed(lambda x: x.sum(dim=1, dtype=torch.int32), (rows,), torch.int32),
         partials,
         counters,
         rows,
@@ -255,6 +255,6 @@ def launch_hopper(
     )
 
 
-def width_at_a_time(out: Tensor) -> int:
+def width_at_a_time(out: Operand) -> int:
     """Columns of out that are finished together: the registers allow 128 where they leave as 16-bit floats, else 64."""
     return 128 if out.element_size() == 2 else 64

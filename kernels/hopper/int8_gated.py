@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -23,7 +22,8 @@ from ..blocks.epilogue import gated_finished, subtract_w_zero
 from ..blocks.split_k import arrive, store_partial, sum_of_partials, workspace
 from ..config.tile import TileConfig
 from ..launch.gluon_versions import wait_for_previous_kernel
-from ..launch.launch import launch
+from ..launch.launch import Launch
+from ..launch.operands import Operand
 from ..launch.target import Target
 from .output import accumulator_layout, copy_out, halves, partial_pointers, turn
 from .producer import produce
@@ -225,23 +225,23 @@ def finish(
         copy_out(values.permute((1, 0)), n0, m0, out_desc, staging)
 
 
-def launch_hopper(
-    x: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    operands: tuple[Tensor | None, ...],
-    out: Tensor,
+def hopper_launch(
+    x: Operand,
+    gate: Operand,
+    up: Operand,
+    operands: tuple[Operand | None, ...],
+    out: Operand,
     constants: dict[str, Any],
     config: TileConfig,
     target: Target,
-) -> None:
+) -> Launch:
     """Compute ../int8_gated_matmul.py's product: its matrices addressable, the rest as its kernel takes it."""
     (rows, columns), features = x.shape, gate.shape[0]
     is_affine = operands[3] is not None or operands[7] is not None
     tiles = config.tiles(features, rows)
     tile_elements = 2 * config.block_n * config.block_m
-    partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-    launch(
+    partials, counters = workspace(x, torch.int32, config.splits, tiles, tile_elements)
+    return Launch(
         int8_gated_matmul_kernel,
         (min(tiles * config.splits, target.multiprocessors),),
         tile_descriptor(x, config.block_m, config.block_k),
@@ -249,7 +249,7 @@ def launch_hopper(
         tile_descriptor(up, config.block_n, config.block_k, columns),
         *operands,
         tile_descriptor(out, config.block_m, min(config.block_n, WIDTH)),
-        x.sum(dim=1, dtype=torch.int32) if is_affine else None,
+        x.computed(lambda x: x.sum(dim=1, dtype=torch.int32), (rows,), torch.int32) if is_affine else None,
         partials,
         counters,
         rows,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..launch import descriptors
+from ..launch.operands import Operand
 
 
 def tile_descriptor(
-    matrix: Tensor, block_rows: int, block_columns: int, columns: int | None = None, swizzled: bool = True
+    matrix: Operand, block_rows: int, block_columns: int, columns: int | None = None, swizzled: bool = True
 ) -> TensorDescriptor:
     """`descriptors.tile_descriptor`.
 

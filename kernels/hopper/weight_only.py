@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..blocks.split_k import workspace
 from ..config.hopper_weight_only_shapes import (
@@ -15,24 +14,25 @@ from ..config.hopper_weight_only_shapes import (
 )
 from ..config.tile import TileConfig
 from ..launch.descriptors import is_addressable
-from ..launch.launch import launch
+from ..launch.launch import Launch
+from ..launch.operands import Operand
 from ..launch.target import Target
 from .tile_descriptors import tile_descriptor
 from .weight_only_kernel import weight_only_matmul_kernel
 
 
-def launch_hopper(
-    x: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
+def hopper_launch(
+    x: Operand,
+    w: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
+    bias: Operand | None,
+    out: Operand,
     group_size: int,
     slab_width: int,
     config: TileConfig,
     target: Target,
-) -> None:
+) -> Launch:
     """Compute ../weight_only_matmul.py's product into out [M, N]; all but bias and out addressable."""
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
     x = _addressable_rows(x)
@@ -42,11 +42,9 @@ def launch_hopper(
     tiles = config.tiles(features, rows)
     pieces = tiles * config.splits
     # The two groups of consumer warps exchange the partial sums of their halves each by itself.
-    partials, counters = workspace(
-        x.device, torch.float32, config.splits, 2 * tiles, BLOCK_N // 2 * config.block_m
-    )
+    partials, counters = workspace(x, torch.float32, config.splits, 2 * tiles, BLOCK_N // 2 * config.block_m)
     groups_of_step = max(1, step // group_size)
-    launch(
+    return Launch(
         weight_only_matmul_kernel,
         (min(pieces, target.multiprocessors * programs_per_multiprocessor(config)),),
         tile_descriptor(x, config.block_m, rings.x_columns),
@@ -78,11 +76,11 @@ def launch_hopper(
     )
 
 
-def _addressable_rows(x: Tensor) -> Tensor:
+def _addressable_rows(x: Operand) -> Operand:
     """x [M, K], or a copy of it where the copy engine cannot reach its rows; K · 2 bytes are a multiple of 16."""
     rows, columns = x.shape
     if rows == 1:
-        x = x.as_strided((1, columns), (columns, 1))  # a stride that is never taken may be anything
+        x = x.with_row_stride(columns)  # a stride that is never taken may be anything
     if is_addressable(x) and x.stride(0) >= columns:
         return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return x.computed(lambda x: x.clone(memory_format=torch.contiguous_format))

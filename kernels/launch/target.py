@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import triton
@@ -45,7 +46,7 @@ INTERPRETER = Target("interpreter", 0, 4, 64 * 1024)
 _pretended: Target | None = None
 
 
-def target_of(x: Tensor) -> Target:
+def target_of(x: Any) -> Target:
     """The target that a tensor lies on.
 
     Raises:
@@ -67,7 +68,7 @@ def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def operand_dtype(x: Tensor) -> triton.language.dtype:
+def operand_dtype(x: Any) -> triton.language.dtype:
     """The dtype of the matrix instruction's operands: x's own; the interpreter has no bfloat16 arithmetic."""
     if INTERPRETED:
         return triton.language.float32

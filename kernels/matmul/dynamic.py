@@ -13,10 +13,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from torch import Tensor
-
 from ..config.choose import Problem, configured
 from ..config.tile import APART, TileConfig
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
 from ..launch.target import target_of
 from ..rows.quantize import quantize_per_token
 from . import int4_int8 as int4
@@ -28,16 +28,17 @@ from .int8 import int8_matmul
 _MOST_BYTES, _MOST_ROWS = 1 << 15, 16
 
 
+@launcher
 def int8_dynamic_matmul(
-    x: Tensor,
+    x: Operand,
     symmetric: bool,
-    w: Tensor,
-    w_scale: Tensor,
-    w_zero: Tensor | None,
-    w_sum: Tensor,
-    bias: Tensor | None,
+    w: Operand,
+    w_scale: Operand,
+    w_zero: Operand | None,
+    w_sum: Operand,
+    bias: Operand | None,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """x [M, K] · wᵀ → [M, N] of x's dtype.
 
     Args:
@@ -58,20 +59,23 @@ def int8_dynamic_matmul(
         )
     if config.path == "quantizing":
         return int8.quantizing_int8_matmul(x, symmetric, w, w_scale, w_zero, w_sum, bias, config)
-    codes, scale, zero = quantize_per_token(x, symmetric)
-    return int8_matmul(codes, scale, None if symmetric else zero, w, w_scale, w_zero, w_sum, bias, x.dtype)
+    quantized = quantize_per_token(x, symmetric)
+    codes, scale, zero = quantized.results
+    zero = None if symmetric else zero
+    return quantized.then(int8_matmul(codes, scale, zero, w, w_scale, w_zero, w_sum, bias, x.dtype))
 
 
+@launcher
 def int4_int8_dynamic_matmul(
-    x: Tensor,
-    w: Tensor,
-    w_scale: Tensor,
-    bias: Tensor | None,
+    x: Operand,
+    w: Operand,
+    w_scale: Operand,
+    bias: Operand | None,
     group_size: int,
     padded_group: int,
     slab_width: int,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """x [M, K] · wᵀ → [M, N] of x's dtype.
 
     Args:
@@ -101,11 +105,12 @@ def int4_int8_dynamic_matmul(
     layout = (group_size, padded_group, slab_width)
     if config.path == "quantizing":
         return int4.int4_int8_matmul(x, None, w, w_scale, bias, *layout, x.dtype, config)
-    codes, scale, _ = quantize_per_token(x, True)
-    return int4.int4_int8_matmul(codes, scale, w, w_scale, bias, *layout, x.dtype)
+    quantized = quantize_per_token(x, True)
+    codes, scale, _ = quantized.results
+    return quantized.then(int4.int4_int8_matmul(codes, scale, w, w_scale, bias, *layout, x.dtype))
 
 
-def chosen(x: Tensor, inside: Callable[[], TileConfig]) -> TileConfig:
+def chosen(x: Operand, inside: Callable[[], TileConfig]) -> TileConfig:
     """The rule: `inside` for rows that are few, short, and aligned."""
     rows, columns = x.shape
     few = rows <= _MOST_ROWS and x.numel() * x.element_size() <= _MOST_BYTES

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.split_k import split_count, sum_of_splits, workspace
 from ..blocks.unpack import byte_to_int8
@@ -20,8 +19,10 @@ from ..config.hopper_shapes import choose_int4_int8_config, is_hopper
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
 from ..launch.descriptors import is_addressable
 from ..launch.gluon_versions import AVAILABLE
-from ..launch.launch import launch
-from ..launch.target import Target, on_device_of, target_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
+from ..launch.target import Target, target_of
 from .quantize_inside import codes_of_tile, grids_of_rows
 from .weight_only_pointers import slabs_per_scale
 
@@ -123,18 +124,19 @@ def int4_int8_matmul_kernel(
     tl.store(out_ptrs, total.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
 
 
+@launcher
 def int4_int8_matmul(
-    x: Tensor,
-    x_scale: Tensor | None,
-    w: Tensor,
-    w_scale: Tensor,
-    bias: Tensor | None,
+    x: Operand,
+    x_scale: Operand | None,
+    w: Operand,
+    w_scale: Operand,
+    bias: Operand | None,
     group_size: int,
     padded_group: int,
     slab_width: int,
     out_dtype: torch.dtype,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """x [M, K] · wᵀ → [M, N] of out_dtype.
 
     Args:
@@ -152,9 +154,9 @@ def int4_int8_matmul(
     groups = w_scale.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
-    out = torch.empty(rows, features, dtype=out_dtype, device=x.device)
+    out = x.new_empty(rows, features, dtype=out_dtype)
     if rows == 0:
-        return out
+        return Plan(out)
     blocks = w.shape[1] // slab_width
     per_scale = slabs_per_scale(groups, padded_group, slab_width, _SLABS)
     is_padded = groups > 1 and padded_group != group_size
@@ -167,51 +169,49 @@ def int4_int8_matmul(
             lambda: choose_config(target, rows, features, blocks, slab_width, 1, groups == 1, copied),
         )
     if config.path == "hopper":
-        from ..hopper.int4_int8 import launch_hopper
+        from ..hopper.int4_int8 import hopper_launch
 
         assert x_scale is not None
-        with on_device_of(x):
-            operands = (x, x_scale, w, w_scale, bias, out)
-            launch_hopper(*operands, slab_width, padded_group // slab_width, per_scale, config, target)
-        return out
+        operands = (x, x_scale, w, w_scale, bias, out)
+        slabs = (slab_width, padded_group // slab_width, per_scale)
+        return Plan(out, hopper_launch(*operands, *slabs, config, target))
     tiles = config.tiles(features, rows)
     dtype = torch.int32 if groups == 1 else torch.float32
     tile_elements = config.block_n * config.block_m
-    with on_device_of(x):
-        partials, counters = workspace(x.device, dtype, config.splits, tiles, tile_elements)
-        launch(
-            int4_int8_matmul_kernel,
-            (tiles, config.splits),
-            x,
-            x_scale,
-            w,
-            w_scale,
-            bias,
-            out,
-            partials,
-            counters,
-            rows,
-            features,
-            columns,
-            x.stride(0),
-            w.shape[1],
-            blocks,
-            groups,
-            group_size,
-            padded_group,
-            SLAB=slab_width,
-            SLABS_PER_SCALE=per_scale,
-            GROUPS_ARE_PADDED=is_padded,
-            EVEN_K=columns == blocks * _SLABS * slab_width,
-            SPLITS=config.splits,
-            ROWS=1 if x_scale is None and rows == 1 else config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_M=config.block_m,
-            GROUP=8,
-            enable_fp_fusion=False,
-            **config.launch_options,
-        )
-    return out
+    partials, counters = workspace(x, dtype, config.splits, tiles, tile_elements)
+    launch = Launch(
+        int4_int8_matmul_kernel,
+        (tiles, config.splits),
+        x,
+        x_scale,
+        w,
+        w_scale,
+        bias,
+        out,
+        partials,
+        counters,
+        rows,
+        features,
+        columns,
+        x.stride(0),
+        w.shape[1],
+        blocks,
+        groups,
+        group_size,
+        padded_group,
+        SLAB=slab_width,
+        SLABS_PER_SCALE=per_scale,
+        GROUPS_ARE_PADDED=is_padded,
+        EVEN_K=columns == blocks * _SLABS * slab_width,
+        SPLITS=config.splits,
+        ROWS=1 if x_scale is None and rows == 1 else config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        GROUP=8,
+        enable_fp_fusion=False,
+        **config.launch_options,
+    )
+    return Plan(out, launch)
 
 
 def choose_config(

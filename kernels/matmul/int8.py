@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.epilogue import finished
 from ..blocks.split_k import split_count, sum_of_splits, workspace
@@ -25,10 +24,12 @@ from ..config.hopper_shapes import choose_int8_config, is_for_hopper
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
 from ..launch.descriptors import is_addressable
 from ..launch.gluon_versions import AVAILABLE
-from ..launch.launch import launch
-from ..launch.target import Target, on_device_of, target_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
+from ..launch.target import Target, target_of
 from .int8_tile import product_of_split
-from .int8_tma import choose_descriptor_config, has_copy_engine, launch_descriptors
+from .int8_tma import choose_descriptor_config, descriptors_launch, has_copy_engine
 
 
 @triton.jit
@@ -110,25 +111,26 @@ def int8_matmul_kernel(
     tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@launcher
 def int8_matmul(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    w: Tensor,
-    w_scale: Tensor,
-    w_zero: Tensor | None,
-    w_sum: Tensor,
-    bias: Tensor | None,
+    x: Operand,
+    x_scale: Operand,
+    x_zero: Operand | None,
+    w: Operand,
+    w_scale: Operand,
+    w_zero: Operand | None,
+    w_sum: Operand,
+    bias: Operand | None,
     out_dtype: torch.dtype,
-    out_scale: Tensor | None = None,
-    out_zero: Tensor | None = None,
+    out_scale: Operand | None = None,
+    out_zero: Operand | None = None,
     out_symmetric: bool = False,
     activation: str = "none",
-    residual: Tensor | None = None,
-    residual_scale: Tensor | None = None,
-    residual_zero: Tensor | None = None,
+    residual: Operand | None = None,
+    residual_scale: Operand | None = None,
+    residual_zero: Operand | None = None,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """x [M, K] · wᵀ → [M, N].
 
     Args:
@@ -153,11 +155,9 @@ def int8_matmul(
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1:
         residual = residual.contiguous()
-    out = torch.empty(
-        rows, features, dtype=torch.int8 if out_scale is not None else out_dtype, device=x.device
-    )
+    out = x.new_empty(rows, features, dtype=torch.int8 if out_scale is not None else out_dtype)
     if rows == 0:
-        return out
+        return Plan(out)
     target = target_of(x)
     if config is None:
         short_epilogue = residual is None and w_zero is None and activation in ("none", "relu")
@@ -178,32 +178,31 @@ def int8_matmul(
         "X_QPARAM_STRIDE": int(x_scale.numel() > 1),
         "OUT_QMIN": -127.0 if out_symmetric else -128.0,
     }
-    with on_device_of(x):
-        if config.path == "hopper":
-            from ..hopper.int8 import launch_hopper
+    if config.path == "hopper":
+        from ..hopper.int8 import hopper_launch
 
-            launch_hopper(x, w, operands, out, stride_residual, constants, config, target)
-        elif config.path == "descriptors":
-            launch_descriptors(x, w, operands, out, stride_residual, constants, config, target)
-        else:
-            _launch_pointers(x, w, operands, out, stride_residual, constants, config)
-    return out
+        launch = hopper_launch(x, w, operands, out, stride_residual, constants, config, target)
+    elif config.path == "descriptors":
+        launch = descriptors_launch(x, w, operands, out, stride_residual, constants, config, target)
+    else:
+        launch = _pointers_launch(x, w, operands, out, stride_residual, constants, config)
+    return Plan(out, launch)
 
 
-def _launch_pointers(
-    x: Tensor,
-    w: Tensor,
-    operands: tuple[Tensor | None, ...],
-    out: Tensor,
+def _pointers_launch(
+    x: Operand,
+    w: Operand,
+    operands: tuple[Operand | None, ...],
+    out: Operand,
     stride_residual: int,
     constants: dict[str, Any],
     config: TileConfig,
-) -> None:
+) -> Launch:
     (rows, columns), features = x.shape, w.shape[0]
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
-    partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-    launch(
+    partials, counters = workspace(x, torch.int32, config.splits, tiles, tile_elements)
+    return Launch(
         int8_matmul_kernel,
         (tiles, config.splits),
         x,

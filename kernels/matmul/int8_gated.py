@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.epilogue import gated_finished, subtract_w_zero
 from ..blocks.split_k import split_count, sums_of_splits, workspace
@@ -24,8 +23,10 @@ from ..config.hopper_shapes import choose_gated_config, is_for_hopper
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
 from ..launch.descriptors import is_addressable
 from ..launch.gluon_versions import AVAILABLE
-from ..launch.launch import launch
-from ..launch.target import Target, on_device_of, target_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
+from ..launch.target import Target, target_of
 
 
 @triton.jit
@@ -132,27 +133,28 @@ def int8_gated_matmul_kernel(
     tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@launcher
 def int8_gated_matmul(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    gate: Tensor,
-    gate_scale: Tensor,
-    gate_zero: Tensor | None,
-    gate_sum: Tensor,
-    gate_bias: Tensor | None,
-    up: Tensor,
-    up_scale: Tensor,
-    up_zero: Tensor | None,
-    up_sum: Tensor,
-    up_bias: Tensor | None,
+    x: Operand,
+    x_scale: Operand,
+    x_zero: Operand | None,
+    gate: Operand,
+    gate_scale: Operand,
+    gate_zero: Operand | None,
+    gate_sum: Operand,
+    gate_bias: Operand | None,
+    up: Operand,
+    up_scale: Operand,
+    up_zero: Operand | None,
+    up_sum: Operand,
+    up_bias: Operand | None,
     out_dtype: torch.dtype,
     activation: str,
-    out_scale: Tensor | None = None,
-    out_zero: Tensor | None = None,
+    out_scale: Operand | None = None,
+    out_zero: Operand | None = None,
     out_symmetric: bool = False,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """activation(x [M, K] · gateᵀ) · (x · upᵀ) → [M, N].
 
     Args:
@@ -167,11 +169,9 @@ def int8_gated_matmul(
     features = gate.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
-    out = torch.empty(
-        rows, features, dtype=torch.int8 if out_scale is not None else out_dtype, device=x.device
-    )
+    out = x.new_empty(rows, features, dtype=torch.int8 if out_scale is not None else out_dtype)
     if rows == 0:
-        return out
+        return Plan(out)
     target = target_of(x)
     if config is None:
         addressable = is_addressable(x) and is_addressable(gate) and is_addressable(up)
@@ -187,30 +187,29 @@ def int8_gated_matmul(
         "X_QPARAM_STRIDE": int(x_scale.numel() > 1),
         "OUT_QMIN": -127.0 if out_symmetric else -128.0,
     }
-    with on_device_of(x):
-        if config.path == "hopper":
-            from ..hopper.int8_gated import launch_hopper
+    if config.path == "hopper":
+        from ..hopper.int8_gated import hopper_launch
 
-            launch_hopper(x, gate, up, operands, out, constants, config, target)
-        else:
-            _launch_pointers(x, gate, up, operands, out, constants, config)
-    return out
+        launch = hopper_launch(x, gate, up, operands, out, constants, config, target)
+    else:
+        launch = _pointers_launch(x, gate, up, operands, out, constants, config)
+    return Plan(out, launch)
 
 
-def _launch_pointers(
-    x: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    operands: tuple[Tensor | None, ...],
-    out: Tensor,
+def _pointers_launch(
+    x: Operand,
+    gate: Operand,
+    up: Operand,
+    operands: tuple[Operand | None, ...],
+    out: Operand,
     constants: dict[str, Any],
     config: TileConfig,
-) -> None:
+) -> Launch:
     (rows, columns), features = x.shape, gate.shape[0]
     tiles = config.tiles(features, rows)
     tile_elements = 2 * config.block_n * config.block_m
-    partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-    launch(
+    partials, counters = workspace(x, torch.int32, config.splits, tiles, tile_elements)
+    return Launch(
         int8_gated_matmul_kernel,
         (tiles, config.splits),
         x,

@@ -11,12 +11,12 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.epilogue import finished, subtract_w_zero
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
 from ..launch.descriptors import tile_descriptor
-from ..launch.launch import launch
+from ..launch.launch import Launch
+from ..launch.operands import Operand
 from ..launch.target import Target
 
 
@@ -101,20 +101,20 @@ def int8_descriptor_matmul_kernel(
             tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
 
 
-def launch_descriptors(
-    x: Tensor,
-    w: Tensor,
-    operands: tuple[Tensor | None, ...],
-    out: Tensor,
+def descriptors_launch(
+    x: Operand,
+    w: Operand,
+    operands: tuple[Operand | None, ...],
+    out: Operand,
     stride_residual: int,
     constants: dict[str, Any],
     config: TileConfig,
     target: Target,
-) -> None:
+) -> Launch:
     """Compute int8_matmul.py's product: x [M, K] and w [N, ≥ K] addressable, the rest as its kernel takes it."""
     (rows, columns), features = x.shape, w.shape[0]
     programs = min(target.multiprocessors, config.tiles(features, rows))
-    launch(
+    return Launch(
         int8_descriptor_matmul_kernel,
         (programs,),
         tile_descriptor(x, config.block_m, config.block_k),

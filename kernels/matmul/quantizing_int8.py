@@ -10,13 +10,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.epilogue import subtract_x_zeros, with_scales_and_bias
 from ..blocks.split_k import split_count, sum_of_splits, workspace
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
-from ..launch.launch import launch
-from ..launch.target import Target, on_device_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
+from ..launch.target import Target
 from .int8_tile import product_of_split
 from .quantize_inside import grids_of_rows
 
@@ -72,16 +73,17 @@ def quantizing_int8_matmul_kernel(
     tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
 
 
+@launcher
 def quantizing_int8_matmul(
-    x: Tensor,
+    x: Operand,
     symmetric: bool,
-    w: Tensor,
-    w_scale: Tensor,
-    w_zero: Tensor | None,
-    w_sum: Tensor,
-    bias: Tensor | None,
+    w: Operand,
+    w_scale: Operand,
+    w_zero: Operand | None,
+    w_sum: Operand,
+    bias: Operand | None,
     config: TileConfig,
-) -> Tensor:
+) -> Plan:
     """x [M, K] · wᵀ → [M, N] of x's dtype, x quantized on the way.
 
     Args:
@@ -91,42 +93,41 @@ def quantizing_int8_matmul(
         config: tile shape.
     """
     (rows, columns), features = x.shape, w.shape[0]
-    out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
+    out = x.new_empty(rows, features, dtype=x.dtype)
     if rows == 0:
-        return out
+        return Plan(out)
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
-    with on_device_of(x):
-        partials, counters = workspace(x.device, torch.int32, config.splits, tiles, tile_elements)
-        launch(
-            quantizing_int8_matmul_kernel,
-            (tiles, config.splits),
-            x,
-            w,
-            w_scale,
-            w_zero,
-            w_sum,
-            bias,
-            out,
-            partials,
-            counters,
-            rows,
-            features,
-            columns,
-            x.stride(0),
-            w.shape[1],
-            SYMMETRIC=symmetric,
-            EVEN_K=columns % (config.block_k * config.splits) == 0,
-            SPLITS=config.splits,
-            ROWS=1 if rows == 1 else config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_M=config.block_m,
-            BLOCK_K=config.block_k,
-            GROUP=8,
-            enable_fp_fusion=False,
-            **config.launch_options,
-        )
-    return out
+    partials, counters = workspace(x, torch.int32, config.splits, tiles, tile_elements)
+    launch = Launch(
+        quantizing_int8_matmul_kernel,
+        (tiles, config.splits),
+        x,
+        w,
+        w_scale,
+        w_zero,
+        w_sum,
+        bias,
+        out,
+        partials,
+        counters,
+        rows,
+        features,
+        columns,
+        x.stride(0),
+        w.shape[1],
+        SYMMETRIC=symmetric,
+        EVEN_K=columns % (config.block_k * config.splits) == 0,
+        SPLITS=config.splits,
+        ROWS=1 if rows == 1 else config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k,
+        GROUP=8,
+        enable_fp_fusion=False,
+        **config.launch_options,
+    )
+    return Plan(out, launch)
 
 
 def choose_config(target: Target, features: int, columns: int, element_size: int) -> TileConfig:

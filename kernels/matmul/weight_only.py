@@ -11,28 +11,30 @@ from __future__ import annotations
 
 import torch
 import triton
-from torch import Tensor
 
 from ..blocks.split_k import split_count
 from ..config import hopper_weight_only_shapes
 from ..config.choose import Problem, configured
 from ..config.tile import TileConfig, stages_that_fit
 from ..launch.descriptors import is_addressable
-from ..launch.target import Target, on_device_of, target_of
-from .weight_only_pointers import int8_slab_width, launch_pointers
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
+from ..launch.target import Target, target_of
+from .weight_only_pointers import int8_slab_width, pointers_launch
 
 
+@launcher
 def weight_only_matmul(
-    x: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bias: Tensor | None,
+    x: Operand,
+    w: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
+    bias: Operand | None,
     group_size: int,
     padded_group: int,
     slab_width: int,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """x [M, K] · dequantized wᵀ + bias → [M, N] of x's dtype.
 
     Args:
@@ -47,9 +49,9 @@ def weight_only_matmul(
     rows, features, groups = x.shape[0], w.shape[0], scale.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
-    out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
+    out = x.new_empty(rows, features, dtype=x.dtype)
     if rows == 0:
-        return out
+        return Plan(out)
     slabs = 4 if w.dtype == torch.int16 else 1
     target = target_of(x)
     if slabs == 1:
@@ -57,21 +59,20 @@ def weight_only_matmul(
     if config is None:
         config = _config(x, w, scale, zero_point, target, group_size, padded_group, slab_width)
     operands = (w, scale, zero_point, bias, out)
-    with on_device_of(x):
-        if config.path == "hopper":
-            from ..hopper.weight_only import launch_hopper
+    if config.path == "hopper":
+        from ..hopper.weight_only import hopper_launch
 
-            launch_hopper(x, *operands, group_size, slab_width, config, target)
-        else:
-            launch_pointers(x, *operands, group_size, padded_group, slab_width, config, target)
-    return out
+        launch = hopper_launch(x, *operands, group_size, slab_width, config, target)
+    else:
+        launch = pointers_launch(x, *operands, group_size, padded_group, slab_width, config, target)
+    return Plan(out, launch)
 
 
 def _config(
-    x: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
+    x: Operand,
+    w: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
     target: Target,
     group_size: int,
     padded_group: int,

@@ -15,13 +15,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.split_k import split_count, sum_of_splits, workspace
 from ..config.choose import Problem, configured
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
-from ..launch.launch import launch
-from ..launch.target import Target, on_device_of, operand_dtype, target_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
+from ..launch.target import Target, operand_dtype, target_of
 
 #: A float32 with these bits and an integer n < 2^23 in the lowest ones is 2^23 + n: a conversion without a conversion.
 FLOAT_2_23_BITS = tl.constexpr(0x4B000000)
@@ -109,17 +110,18 @@ def weight_only_gradient_kernel(
     tl.store(dx_ptrs, acc.to(dx_ptr.dtype.element_ty), mask=m_inside[:, None] & k_inside[None, :])
 
 
+@launcher
 def weight_only_gradient(
-    dy: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
+    dy: Operand,
+    w: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
     columns: int,
     group_size: int,
     padded_group: int,
     slab_width: int,
     config: TileConfig | None = None,
-) -> Tensor:
+) -> Plan:
     """dY [M, N] · dequantized w → [M, K] of dY's dtype.
 
     Args:
@@ -135,9 +137,9 @@ def weight_only_gradient(
     groups = scale.shape[0]
     if dy.stride(-1) != 1:
         dy = dy.contiguous()
-    dx = torch.empty(rows, columns, dtype=dy.dtype, device=dy.device)
+    dx = dy.new_empty(rows, columns, dtype=dy.dtype)
     if rows == 0:
-        return dx
+        return Plan(dx)
     is_int4 = w.dtype == torch.int16
     slabs = 4
     if not is_int4:
@@ -155,40 +157,39 @@ def weight_only_gradient(
         )
     tiles = tiles_k * triton.cdiv(rows, config.block_m)
     tile_elements = config.block_m * slabs * slab_width
-    with on_device_of(dy):
-        partials, counters = workspace(dy.device, torch.float32, config.splits, tiles, tile_elements)
-        launch(
-            weight_only_gradient_kernel,
-            (tiles, config.splits),
-            dy,
-            w,
-            scale,
-            zero_point,
-            dx,
-            partials,
-            counters,
-            rows,
-            features,
-            columns,
-            dy.stride(0),
-            w.shape[1],
-            stored_columns,
-            groups,
-            group_size,
-            padded_group,
-            SLAB=slab_width,
-            SLABS=slabs,
-            IS_INT4=is_int4,
-            GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
-            OPERAND=operand_dtype(dy),
-            SPLITS=config.splits,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            GROUP=8,
-            enable_fp_fusion=True,
-            **config.launch_options,
-        )
-    return dx
+    partials, counters = workspace(dy, torch.float32, config.splits, tiles, tile_elements)
+    launch = Launch(
+        weight_only_gradient_kernel,
+        (tiles, config.splits),
+        dy,
+        w,
+        scale,
+        zero_point,
+        dx,
+        partials,
+        counters,
+        rows,
+        features,
+        columns,
+        dy.stride(0),
+        w.shape[1],
+        stored_columns,
+        groups,
+        group_size,
+        padded_group,
+        SLAB=slab_width,
+        SLABS=slabs,
+        IS_INT4=is_int4,
+        GROUPS_ARE_PADDED=groups > 1 and padded_group != group_size,
+        OPERAND=operand_dtype(dy),
+        SPLITS=config.splits,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        GROUP=8,
+        enable_fp_fusion=True,
+        **config.launch_options,
+    )
+    return Plan(dx, launch)
 
 
 def _int8_slabs(padded_group: int, groups: int) -> tuple[int, int]:

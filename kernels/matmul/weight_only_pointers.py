@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.split_k import sum_of_splits, workspace
 from ..blocks.unpack import byte_to_float, word_to_float
 from ..config.tile import TileConfig, tile_of_program
-from ..launch.launch import launch
+from ..launch.launch import Launch
+from ..launch.operands import Operand
 from ..launch.target import Target, operand_dtype
 
 
@@ -127,27 +127,27 @@ def weight_only_matmul_kernel(
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & m_inside[None, :])
 
 
-def launch_pointers(
-    x: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
+def pointers_launch(
+    x: Operand,
+    w: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
+    bias: Operand | None,
+    out: Operand,
     group_size: int,
     padded_group: int,
     slab_width: int,
     config: TileConfig,
     target: Target,
-) -> None:
+) -> Launch:
     """Compute weight_only_matmul.py's product."""
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
     slabs = 4 if w.dtype == torch.int16 else 1
     blocks = triton.cdiv(w.shape[1], slab_width)
     tiles = config.tiles(features, rows)
     tile_elements = config.block_n * config.block_m
-    partials, counters = workspace(x.device, torch.float32, config.splits, tiles, tile_elements)
-    launch(
+    partials, counters = workspace(x, torch.float32, config.splits, tiles, tile_elements)
+    return Launch(
         weight_only_matmul_kernel,
         (tiles, config.splits),
         x,

@@ -20,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..blocks.rounding import round_to_even
-from ..launch.launch import launch
-from ..launch.target import on_device_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
 
 NUM_WARPS = 8
 _ELEMENTS_PER_TILE = 4096
@@ -133,16 +134,16 @@ def masked_kernel(
     tl.store(dx_ptr + rows * C + columns, dx, mask=exists)
 
 
+@launcher
 def fake_quantize(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
+    x: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
     group_size: int,
     qmin: int,
     qmax: int,
     tile_columns: int,
-    with_mask: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> Plan:
     """Quantize and dequantize x.
 
     Args:
@@ -152,24 +153,51 @@ def fake_quantize(
         group_size: columns per scale.
         qmin, qmax: the code range.
         tile_columns: a power of two ≥ 8.
-        with_mask: also return the mask, which a backward pass needs.
 
     Returns:
-        [R, C] of x's dtype, and the mask uint8 [R, tiles · tile_columns / 8] or None.
+        [R, C] of x's dtype.
     """
+    y = x.new_empty(*x.shape, dtype=x.dtype)
+    return Plan(y, *_launches(x, scale, zero_point, group_size, qmin, qmax, tile_columns, y, None))
+
+
+@launcher
+def fake_quantize_with_mask(
+    x: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
+    group_size: int,
+    qmin: int,
+    qmax: int,
+    tile_columns: int,
+) -> Plan:
+    """The same, and the mask that a backward pass wants, uint8 [R, tiles · tile_columns / 8]."""
+    y = x.new_empty(*x.shape, dtype=x.dtype)
+    width = scale.shape[1] * triton.cdiv(group_size, tile_columns) * tile_columns // 8
+    mask = x.new_empty(x.shape[0], width, dtype=torch.uint8)
+    launches = _launches(x, scale, zero_point, group_size, qmin, qmax, tile_columns, y, mask)
+    return Plan((y, mask if launches else mask.computed(Tensor.zero_)), *launches)
+
+
+def _launches(
+    x: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
+    group_size: int,
+    qmin: int,
+    qmax: int,
+    tile_columns: int,
+    y: Operand,
+    mask: Operand | None,
+) -> list[Launch]:
     rows, columns = x.shape
+    if rows == 0 or columns == 0:
+        return []
     x = with_dense_rows(x)
     tiles_per_group = triton.cdiv(group_size, tile_columns)
-    y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    mask = None
-    if with_mask:
-        width = scale.shape[1] * tiles_per_group * tile_columns // 8
-        mask = torch.empty(rows, width, dtype=torch.uint8, device=x.device)
-    if rows == 0 or columns == 0:
-        return y, None if mask is None else mask.zero_()
     tile_rows = rows_of_tile(rows, tile_columns)
-    with on_device_of(x):
-        launch(
+    return [
+        Launch(
             fake_quantize_kernel,
             (triton.cdiv(rows, tile_rows) * scale.shape[1] * tiles_per_group,),
             x,
@@ -191,39 +219,39 @@ def fake_quantize(
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,
         )
-    return y, mask
+    ]
 
 
-def masked(dy: Tensor, mask: Tensor, groups: int, group_size: int, tile_columns: int) -> Tensor:
-    """dy [R, C] where the mask of `fake_quantize` is 1, else 0; other arguments as there."""
+@launcher
+def masked(dy: Operand, mask: Operand, groups: int, group_size: int, tile_columns: int) -> Plan:
+    """dy [R, C] where the mask of `fake_quantize_with_mask` is 1, else 0; other arguments as there."""
     rows, columns = dy.shape
     dy = with_dense_rows(dy)
-    dx = torch.empty(rows, columns, dtype=dy.dtype, device=dy.device)
+    dx = dy.new_empty(rows, columns, dtype=dy.dtype)
     if rows == 0 or columns == 0:
-        return dx
+        return Plan(dx)
     tiles_per_group = triton.cdiv(group_size, tile_columns)
     tile_rows = rows_of_tile(rows, tile_columns)
-    with on_device_of(dy):
-        launch(
-            masked_kernel,
-            (triton.cdiv(rows, tile_rows) * groups * tiles_per_group,),
-            dy,
-            mask,
-            dx,
-            rows,
-            columns,
-            groups,
-            group_size,
-            tiles_per_group,
-            dy.stride(0),
-            ROWS=tile_rows,
-            COLUMNS=tile_columns,
-            num_warps=NUM_WARPS,
-        )
-    return dx
+    launch = Launch(
+        masked_kernel,
+        (triton.cdiv(rows, tile_rows) * groups * tiles_per_group,),
+        dy,
+        mask,
+        dx,
+        rows,
+        columns,
+        groups,
+        group_size,
+        tiles_per_group,
+        dy.stride(0),
+        ROWS=tile_rows,
+        COLUMNS=tile_columns,
+        num_warps=NUM_WARPS,
+    )
+    return Plan(dx, launch)
 
 
-def with_dense_rows(x: Tensor) -> Tensor:
+def with_dense_rows(x: Operand) -> Operand:
     """x, or a copy of it whose columns are contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

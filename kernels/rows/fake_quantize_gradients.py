@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch.launch import launch
-from ..launch.target import on_device_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
 from .fake_quantize import (
     NUM_WARPS,
     grid_of_rows,
@@ -126,18 +127,19 @@ def sum_partials_kernel(
         tl.store(dzero_ptr + outs, (sums * factor).to(dzero_ptr.dtype.element_ty), mask=inside)
 
 
+@launcher
 def gradients(
-    dy: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
+    dy: Operand,
+    x: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
     group_size: int,
     qmin: int,
     qmax: int,
     tile_columns: int,
     gradient_factor: float,
     wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Plan:
     """Gradients of x, scale and zero point.
 
     Args:
@@ -147,17 +149,17 @@ def gradients(
         the others: as `fake_quantize`.
 
     Returns:
-        dx, dscale, dzero, with the shapes and dtypes of x, scale and zero point; None if not wanted.
+        dx, dscale, dzero, with the shapes and dtypes of x, scale and zero point; [0] if not wanted.
     """
     rows, columns = x.shape
+    likes = (x, scale, scale if zero_point is None else zero_point)
+    wanted = (*wanted[:2], wanted[2] and zero_point is not None)
+    results = tuple(
+        like.new_empty(*(like.shape if want else (0,)), dtype=like.dtype)
+        for like, want in zip(likes, wanted, strict=True)
+    )
     if rows == 0 or columns == 0:
-        empty = [
-            torch.zeros(*like.shape, dtype=like.dtype, device=x.device) if want else None
-            for like, want in zip(
-                (x, scale, scale if zero_point is None else zero_point), wanted, strict=True
-            )
-        ]
-        return empty[0], empty[1], empty[2]
+        return Plan(tuple(result.computed(Tensor.zero_) for result in results))
     dy, x, scale = with_dense_rows(dy), with_dense_rows(x), scale.contiguous()
     scale_rows, groups = scale.shape
     tiles_per_group = triton.cdiv(group_size, tile_columns)
@@ -166,67 +168,60 @@ def gradients(
     row_blocks = triton.cdiv(rows, tile_rows)
     rows_share = scale_rows == 1
 
-    def partials() -> Tensor:
+    def partials() -> Operand:
         summed_rows = row_blocks if rows_share else rows
-        return torch.empty(summed_rows, tiles, dtype=torch.float32, device=x.device)
+        return x.new_empty(summed_rows, tiles, dtype=torch.float32)
 
-    x_learns, scale_learns, zero_learns = wanted
-    dx = torch.empty(rows, columns, dtype=x.dtype, device=x.device) if x_learns else None
-    scale_partials = partials() if scale_learns else None
-    zero_partials = partials() if zero_learns else None
-    dscale = dzero = None
-    with on_device_of(x):
-        launch(
-            gradients_kernel,
-            (row_blocks * tiles,),
-            dy,
-            x,
-            scale,
-            None if zero_point is None else zero_point.contiguous(),
-            dx,
-            scale_partials,
-            zero_partials,
-            rows,
-            columns,
-            groups,
-            group_size,
-            tiles_per_group,
-            dy.stride(0),
-            x.stride(0),
-            0 if rows_share else groups,
-            QMIN=qmin,
-            QMAX=qmax,
-            ROWS_SHARE=rows_share,
-            ROWS=tile_rows,
-            COLUMNS=tile_columns,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
-        )
-        if not scale_learns and not zero_learns:
-            return dx, None, None
-        if scale_learns:
-            dscale = torch.empty(scale_rows, groups, dtype=scale.dtype, device=x.device)
-        if zero_learns and zero_point is not None:
-            dzero = torch.empty(scale_rows, groups, dtype=zero_point.dtype, device=x.device)
-        terms = tiles_per_group * (row_blocks if rows_share else 1)
-        block = min(_PARTIALS_PER_PROGRAM, triton.next_power_of_2(terms))
-        outs = _PARTIALS_PER_PROGRAM // block
-        launch(
-            sum_partials_kernel,
-            (triton.cdiv(scale.numel(), outs),),
-            scale_partials,
-            zero_partials,
-            scale,
-            dscale,
-            dzero,
-            gradient_factor,
-            scale.numel(),
-            tiles,
-            tiles_per_group,
-            terms,
-            OUTS=outs,
-            TERMS=block,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
-    return dx, dscale, dzero
+    dx, dscale, dzero = (result if want else None for result, want in zip(results, wanted, strict=True))
+    scale_partials = None if dscale is None else partials()
+    zero_partials = None if dzero is None else partials()
+    products = Launch(
+        gradients_kernel,
+        (row_blocks * tiles,),
+        dy,
+        x,
+        scale,
+        None if zero_point is None else zero_point.contiguous(),
+        dx,
+        scale_partials,
+        zero_partials,
+        rows,
+        columns,
+        groups,
+        group_size,
+        tiles_per_group,
+        dy.stride(0),
+        x.stride(0),
+        0 if rows_share else groups,
+        QMIN=qmin,
+        QMAX=qmax,
+        ROWS_SHARE=rows_share,
+        ROWS=tile_rows,
+        COLUMNS=tile_columns,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
+    )
+    if dscale is None and dzero is None:
+        return Plan(results, products)
+    terms = tiles_per_group * (row_blocks if rows_share else 1)
+    block = min(_PARTIALS_PER_PROGRAM, triton.next_power_of_2(terms))
+    outs = _PARTIALS_PER_PROGRAM // block
+    sums = Launch(
+        sum_partials_kernel,
+        (triton.cdiv(scale.numel(), outs),),
+        scale_partials,
+        zero_partials,
+        scale,
+        dscale,
+        dzero,
+        gradient_factor,
+        scale.numel(),
+        tiles,
+        tiles_per_group,
+        terms,
+        OUTS=outs,
+        TERMS=block,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return Plan(results, products, sums)

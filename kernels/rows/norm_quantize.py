@@ -13,13 +13,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.epilogue import activate
 from ..blocks.rounding import to_code
 from ..blocks.row_grid import extremes, grid_of_extremes
-from ..launch.launch import launch
-from ..launch.target import on_device_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
 
 #: The longest row that stays in registers; and the block of a longer row; in columns.
 _LONGEST_SINGLE_READ = 16384
@@ -131,12 +131,15 @@ def row_quantize_kernel(
         tl.store(zero_ptr + row, zero.to(tl.int8))
 
 
-Grid = tuple[Tensor, Tensor]
-
-
+@launcher
 def rms_norm_quantize(
-    x: Tensor, weight: Tensor | None, eps: float, symmetric: bool, grid: Grid | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Operand,
+    weight: Operand | None,
+    eps: float,
+    symmetric: bool,
+    scale: Operand | None = None,
+    zero_point: Operand | None = None,
+) -> Plan:
     """Quantize the RMSNorm of x.
 
     Args:
@@ -144,91 +147,107 @@ def rms_norm_quantize(
         weight: float [K], or None for 1.
         eps: ≥ 0.
         symmetric: codes in [-127, 127].
-        grid: (scale float32 [1], zero point int8 [1]); None computes one for each row.
+        scale, zero_point: float32 [1] and int8 [1]; None computes them for each row.
 
     Returns:
         codes int8 [M, K], and the grid: the given one, or scale float32 [M, 1] and zero point int8 [M, 1].
     """
-    return _launch("rms_norm", x, None, weight, None, None, eps, "none", symmetric, grid)
+    row, launches = _quantized(
+        "rms_norm", x, None, weight, None, None, eps, "none", symmetric, scale, zero_point
+    )
+    return Plan(row, *launches)
 
 
+@launcher
 def add_rms_norm_quantize(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, symmetric: bool, grid: Grid | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(sum, *`rms_norm_quantize`(sum)), sum = x + residual, both float [M, K], rounded to x's dtype."""
-    total = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
-    return total, *_launch("rms_norm", x, residual, weight, None, total, eps, "none", symmetric, grid)
-
-
-def layer_norm_quantize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    x: Operand,
+    residual: Operand,
+    weight: Operand | None,
     eps: float,
     symmetric: bool,
-    grid: Grid | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    scale: Operand | None = None,
+    zero_point: Operand | None = None,
+) -> Plan:
+    """(sum, *`rms_norm_quantize`(sum)), sum = x + residual, both float [M, K], rounded to x's dtype."""
+    total = x.new_empty(*x.shape, dtype=x.dtype)
+    grid = (scale, zero_point)
+    row, launches = _quantized("rms_norm", x, residual, weight, None, total, eps, "none", symmetric, *grid)
+    return Plan((total, *row), *launches)
+
+
+@launcher
+def layer_norm_quantize(
+    x: Operand,
+    weight: Operand | None,
+    bias: Operand | None,
+    eps: float,
+    symmetric: bool,
+    scale: Operand | None = None,
+    zero_point: Operand | None = None,
+) -> Plan:
     """Quantize the LayerNorm of x. bias: float [K] or None for 0; the rest as `rms_norm_quantize`."""
-    return _launch("layer_norm", x, None, weight, bias, None, eps, "none", symmetric, grid)
+    row, launches = _quantized(
+        "layer_norm", x, None, weight, bias, None, eps, "none", symmetric, scale, zero_point
+    )
+    return Plan(row, *launches)
 
 
-def gated_quantize_per_token(
-    gate: Tensor, up: Tensor | None, activation: str, symmetric: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+@launcher
+def gated_quantize_per_token(gate: Operand, up: Operand | None, activation: str, symmetric: bool) -> Plan:
     """activation(gate) · up, up None for 1, float [M, K] → codes int8 [M, K], scale float32, zero int8 [M, 1]."""
-    return _launch("gated", gate, up, None, None, None, 0.0, activation, symmetric, None)
+    row, launches = _quantized("gated", gate, up, None, None, None, 0.0, activation, symmetric, None, None)
+    return Plan(row, *launches)
 
 
-def _launch(
+def _quantized(
     operation: str,
-    a: Tensor,
-    b: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    total: Tensor | None,
+    a: Operand,
+    b: Operand | None,
+    weight: Operand | None,
+    bias: Operand | None,
+    total: Operand | None,
     eps: float,
     activation: str,
     symmetric: bool,
-    grid: Grid | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scale and zero point; see the kernel for the arguments."""
+    scale: Operand | None,
+    zero_point: Operand | None,
+) -> tuple[tuple[Operand, Operand, Operand], list[Launch]]:
+    """(codes, scale and zero point; what writes them); see the kernel for the arguments."""
     rows, columns = a.shape
-    codes = torch.empty(rows, columns, dtype=torch.int8, device=a.device)
-    if grid is None:
-        scale = torch.empty(rows, 1, dtype=torch.float32, device=a.device)
-        zero_point = torch.empty(rows, 1, dtype=torch.int8, device=a.device)
-    else:
-        scale, zero_point = grid
+    codes = a.new_empty(rows, columns, dtype=torch.int8)
+    per_token = scale is None or zero_point is None
+    if scale is None or zero_point is None:
+        scale = a.new_empty(rows, 1, dtype=torch.float32)
+        zero_point = a.new_empty(rows, 1, dtype=torch.int8)
     if rows == 0:
-        return codes, scale, zero_point
+        return (codes, scale, zero_point), []
     if a.stride(-1) != 1:
         a = a.contiguous()
     if b is not None and b.stride(-1) != 1:
         b = b.contiguous()
     block = triton.next_power_of_2(columns) if columns <= _LONGEST_SINGLE_READ else _BLOCK_OF_LONG_ROW
-    with on_device_of(a):
-        launch(
-            row_quantize_kernel,
-            (rows,),
-            a,
-            b,
-            None if weight is None else weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            total,
-            codes,
-            scale,
-            zero_point,
-            columns,
-            a.stride(0),
-            0 if b is None else b.stride(0),
-            eps,
-            OPERATION=operation,
-            ACTIVATION=activation,
-            PER_TOKEN=grid is None,
-            SYMMETRIC=symmetric,
-            BLOCKS=triton.cdiv(columns, block),
-            BLOCK=block,
-            num_warps=max(1, min(16, block // 512)),
-            enable_fp_fusion=False,
-        )
-    return codes, scale, zero_point
+    launch = Launch(
+        row_quantize_kernel,
+        (rows,),
+        a,
+        b,
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        total,
+        codes,
+        scale,
+        zero_point,
+        columns,
+        a.stride(0),
+        0 if b is None else b.stride(0),
+        eps,
+        OPERATION=operation,
+        ACTIVATION=activation,
+        PER_TOKEN=per_token,
+        SYMMETRIC=symmetric,
+        BLOCKS=triton.cdiv(columns, block),
+        BLOCK=block,
+        num_warps=max(1, min(16, block // 512)),
+        enable_fp_fusion=False,
+    )
+    return (codes, scale, zero_point), [launch]

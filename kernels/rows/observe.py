@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..blocks.rounding import FLOAT_INFINITY_BITS
-from ..launch.launch import launch
-from ..launch.target import on_device_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
 
 _BLOCK = 4096
 #: Blocks per program: more give fewer partial results, fewer fill the GPU with smaller inputs.
@@ -91,54 +92,62 @@ def histogram_kernel(
     )
 
 
-def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """x float, contiguous, `rows` rows of at least one element → smallest and largest of each, float32 [rows]."""
+@launcher
+def extremes(x: Operand, rows: int) -> Plan:
+    """x float, `rows` rows of at least one element → smallest and largest of each, float32 [rows]."""
     columns = x.numel() // rows
     block = min(triton.next_power_of_2(columns), _BLOCK)
     blocks = min(triton.cdiv(columns, block), _BLOCKS_PER_PROGRAM)
     splits = triton.cdiv(columns, block * blocks)
-    low = torch.empty(rows, splits, dtype=torch.float32, device=x.device)
-    high = torch.empty(rows, splits, dtype=torch.float32, device=x.device)
-    with on_device_of(x):
-        launch(
-            extremes_kernel,
-            (rows * splits,),
-            x,
-            low,
-            high,
-            columns,
-            splits,
-            BLOCKS=blocks,
-            BLOCK=block,
-            num_warps=max(1, min(8, block // 512)),
-            enable_fp_fusion=False,
-        )
-    return low.amin(dim=1), high.amax(dim=1)
+    low = x.new_empty(rows, splits, dtype=torch.float32)
+    high = x.new_empty(rows, splits, dtype=torch.float32)
+    launch = Launch(
+        extremes_kernel,
+        (rows * splits,),
+        _readable(x),
+        low,
+        high,
+        columns,
+        splits,
+        BLOCKS=blocks,
+        BLOCK=block,
+        num_warps=max(1, min(8, block // 512)),
+        enable_fp_fusion=False,
+    )
+    lowest = low.computed(lambda low: low.amin(dim=1), (rows,))
+    highest = high.computed(lambda high: high.amax(dim=1), (rows,))
+    return Plan((lowest, highest), launch)
 
 
-def histogram(x: Tensor, counts: Tensor, inverse_width: Tensor, origin: Tensor) -> Tensor:
-    """x float, contiguous, any shape; counts int64 [bins] → counts plus those of x; see the reference."""
-    total = counts.clone()
+@launcher
+def histogram(x: Operand, counts: Operand, inverse_width: Operand, origin: Operand) -> Plan:
+    """x float, any shape; counts int64 [bins] → counts plus those of x; see the reference."""
+    total = counts.computed(Tensor.clone)
     elements, bins = x.numel(), counts.numel()
     if elements == 0:
-        return total
+        return Plan(total)
     blocks = min(triton.cdiv(elements, _BLOCK), _BLOCKS_PER_PROGRAM)
     bins_at_once = max(_FEWEST_BINS, min(triton.next_power_of_2(bins), _MOST_BINS))
-    grid = (triton.cdiv(elements, _BLOCK * blocks), triton.cdiv(bins, bins_at_once))
-    with on_device_of(x):
-        launch(
-            histogram_kernel,
-            grid,
-            x,
-            total,
-            inverse_width,
-            origin,
-            elements,
-            bins,
-            BINS=bins_at_once,
-            BLOCKS=blocks,
-            BLOCK=_BLOCK,
-            num_warps=_HISTOGRAM_WARPS,
-            enable_fp_fusion=False,
-        )
-    return total
+    launch = Launch(
+        histogram_kernel,
+        (triton.cdiv(elements, _BLOCK * blocks), triton.cdiv(bins, bins_at_once)),
+        _readable(x),
+        total,
+        inverse_width,
+        origin,
+        elements,
+        bins,
+        BINS=bins_at_once,
+        BLOCKS=blocks,
+        BLOCK=_BLOCK,
+        num_warps=_HISTOGRAM_WARPS,
+        enable_fp_fusion=False,
+    )
+    return Plan(total, launch)
+
+
+def _readable(x: Operand) -> Operand:
+    """Contiguous, of a dtype that kernels read: float64 is observed in float32."""
+    if x.dtype == torch.float64:
+        return x.computed(lambda x: x.float().contiguous(), dtype=torch.float32)
+    return x.contiguous()

@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..blocks.rounding import to_code
 from ..blocks.row_grid import extremes, grid_of_extremes
-from ..launch.launch import launch
-from ..launch.target import on_device_of
+from ..launch.launch import Launch
+from ..launch.operands import Operand
+from ..launch.plans import Plan, launcher
 
 _LARGEST_ROW_BLOCK = 16384
 _ELEMENTS_PER_PROGRAM = 4096
@@ -87,34 +87,34 @@ def quantize_per_tensor_kernel(
     tl.store(codes_ptr + offsets, codes, mask=offsets < elements)
 
 
-def quantize_per_token(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+@launcher
+def quantize_per_token(x: Operand, symmetric: bool) -> Plan:
     """x float [M, K] → codes int8 [M, K], scale float32 [M, 1], zero point int8 [M, 1]; see the reference."""
     rows, columns = x.shape
-    codes = torch.empty(rows, columns, dtype=torch.int8, device=x.device)
-    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    zero_point = torch.empty(rows, 1, dtype=torch.int8, device=x.device)
-    _launch_per_token(x, codes, scale, zero_point, symmetric)
-    return codes, scale, zero_point
+    codes = x.new_empty(rows, columns, dtype=torch.int8)
+    scale = x.new_empty(rows, 1, dtype=torch.float32)
+    zero_point = x.new_empty(rows, 1, dtype=torch.int8)
+    return Plan((codes, scale, zero_point), *_per_token(x, codes, scale, zero_point, symmetric))
 
 
-def fake_quantize_per_token(x: Tensor, symmetric: bool) -> Tensor:
+@launcher
+def fake_quantize_per_token(x: Operand, symmetric: bool) -> Plan:
     """x float [M, K], quantized per token and dequantized to x's dtype; a row that is not finite becomes NaN."""
-    y = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
-    _launch_per_token(x, y, None, None, symmetric)
-    return y
+    y = x.new_empty(*x.shape, dtype=x.dtype)
+    return Plan(y, *_per_token(x, y, None, None, symmetric))
 
 
-def _launch_per_token(
-    x: Tensor, out: Tensor, scale: Tensor | None, zero_point: Tensor | None, symmetric: bool
-) -> None:
+def _per_token(
+    x: Operand, out: Operand, scale: Operand | None, zero_point: Operand | None, symmetric: bool
+) -> list[Launch]:
     rows, columns = x.shape
     if rows == 0:
-        return
+        return []
     if x.stride(-1) != 1:
         x = x.contiguous()
     block = min(triton.next_power_of_2(columns), _LARGEST_ROW_BLOCK)
-    with on_device_of(x):
-        launch(
+    return [
+        Launch(
             quantize_per_token_kernel,
             (rows,),
             x,
@@ -130,27 +130,28 @@ def _launch_per_token(
             num_warps=max(1, min(16, block // 512)),
             enable_fp_fusion=False,
         )
+    ]
 
 
-def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric: bool) -> Tensor:
+@launcher
+def quantize_per_tensor(x: Operand, scale: Operand, zero_point: Operand, symmetric: bool) -> Plan:
     """x float, any shape; scale float32 [1]; zero point int8 [1] → int8 codes, contiguous; see the reference."""
     x = x.contiguous()
-    codes = torch.empty_like(x, dtype=torch.int8)
+    codes = x.new_empty(*x.shape, dtype=torch.int8)
     elements = x.numel()
     if elements == 0:
-        return codes
-    with on_device_of(x):
-        launch(
-            quantize_per_tensor_kernel,
-            (triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),),
-            x,
-            codes,
-            scale,
-            zero_point,
-            elements,
-            SYMMETRIC=symmetric,
-            BLOCK=_ELEMENTS_PER_PROGRAM,
-            num_warps=8,
-            enable_fp_fusion=False,
-        )
-    return codes
+        return Plan(codes)
+    launch = Launch(
+        quantize_per_tensor_kernel,
+        (triton.cdiv(elements, _ELEMENTS_PER_PROGRAM),),
+        x,
+        codes,
+        scale,
+        zero_point,
+        elements,
+        SYMMETRIC=symmetric,
+        BLOCK=_ELEMENTS_PER_PROGRAM,
+        num_warps=8,
+        enable_fp_fusion=False,
+    )
+    return Plan(codes, launch)

@@ -1,4 +1,4 @@
-"""Checks of layers in a row: called, replayed from their records, and in a CUDA graph.
+"""Checks of layers in a row: run plainly, compiled, and in a CUDA graph.
 
     x → layer 0 → layer 1 → … → layer 5 → y
 
@@ -32,7 +32,7 @@ class ChainCheck:
     scheme: str
     rows: int
     width: int = 4096
-    path: str = "called, replayed, in a graph"
+    path: str = "called, compiled, in a graph"
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class ChainCheck:
         ways: list[Callable[[Tensor], Tensor]] = [layers]
         if inputs[0].is_cuda:
             for x in inputs:
-                layers(x)  # from the third call on replayed, with everything compiled
+                layers(x)  # the first makes the plans; later calls run them compiled
             ways.append(_in_graph(layers, inputs[0]))
         return compared(
             lambda: tuple(way(x) for way in ways for x in inputs),
@@ -79,12 +79,12 @@ def chained_layers(scheme: str, width: int, device: str) -> nn.Sequential:
 
 
 def _one_by_one(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """Call each layer, without replay, after the previous one has ended."""
+    """Run each layer plainly, after the previous one has ended."""
     if not x.is_cuda:
         return layers(x)
-    from tritonq.kernels.launch import replay
+    from tritonq.kernels.launch import plans
 
-    with replay.set_aside():
+    with plans.set_aside():
         for layer in layers:
             x = layer(x)
             torch.cuda.synchronize(x.device)

@@ -1,8 +1,8 @@
 """Calling an operator past torch's dispatcher, where the dispatcher would add nothing.
 
 The dispatcher lets autograd, torch.compile, export, vmap, profilers and modes see an operator. It costs several times
-what a small product takes. If none of them is active, a call on a GPU is repeated as it was recorded
-(kernels/launch/replay.py), and a call on a CPU goes to the implementation. If one is, the call goes through the
+what a small product takes. If none of them is active, a call on a GPU runs the plan of its kind
+(kernels/launch/plans.py), and a call on a CPU goes to the implementation. If one is, the call goes through the
 dispatcher. Autocast does not count: it changes nothing in our operators.
 
 torch answers in private functions, which it may rename. If one is missing, it counts as active.
@@ -11,6 +11,7 @@ torch answers in private functions, which it may rename. If one is missing, it c
 from __future__ import annotations
 
 import functools
+import inspect
 import operator as python_operator
 from collections.abc import Callable
 from typing import Any
@@ -59,18 +60,18 @@ _PLAIN_VALUES = frozenset((type(None), bool, int, float, str, torch.dtype))
 
 
 def directly(
-    implementation: Callable[..., Any], on_cpu: Callable[..., Any], operator: Any
+    implementation: Callable[..., Any], on_cpu: Callable[..., Any], operator: Any, torch_only: bool
 ) -> Callable[..., Any]:
     """The operator as a function that leaves the dispatcher out where that makes no difference.
 
     Args:
-        implementation: what the operator does on a GPU, made of nothing but new memory and launches.
-        on_cpu: what it does on a CPU, called as it is.
+        implementation: given operands, it returns what the operator launches on a GPU.
+        on_cpu: what the operator does on a CPU, or everywhere if it is `torch_only`; called as it is.
         operator: the registered OpOverload, which stays reachable as `.overload`.
     """
     assert not operator._schema.is_mutable, "what is written to counts its versions in the dispatcher"
-    name = operator._schema.name
-    defaults = {argument.name: argument.default_value for argument in operator._schema.arguments}
+    names, defaults = names_and_defaults(implementation)
+    values, required = tuple(defaults.values()), len(names) - len(defaults)
 
     @functools.wraps(implementation)
     def call(*arguments: Any, **words: Any) -> Any:
@@ -80,23 +81,35 @@ def directly(
         if not (gpu or all_on_cpu((*arguments, *words.values()))) or somebody_listens(arguments):
             return operator(*arguments, **words)
         if words:
-            following = list(defaults.items())[len(arguments) :]
-            arguments += tuple([words.pop(word, default) for word, default in following])
-            if words:  # of a word that is unknown, or given twice, the dispatcher complains
-                return operator(*arguments, **words)
-        if gpu:
-            return _prepared()(name, arguments, implementation, operator)
+            for word in names[len(arguments) :]:
+                if word not in words and word not in defaults:
+                    break
+                arguments += (words.pop(word, defaults.get(word)),)
+        if words or len(arguments) < required:  # unknown, given twice, missing: the dispatcher says so
+            return operator(*arguments, **words)
+        if len(arguments) < len(names):
+            arguments += values[len(arguments) - required :]
+        if gpu and not torch_only:
+            return plans().call(implementation, arguments, operator)
         return on_cpu(*arguments)
 
     call.overload = operator  # type: ignore[attr-defined]
     return call
 
 
-@functools.cache
-def _prepared() -> Callable[..., Any]:
-    from tritonq.kernels.launch.replay import prepared
+def names_and_defaults(implementation: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
+    """(the names of a function's parameters, the values of the last of them, which may be left out)."""
+    parameters = inspect.signature(implementation).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return list(parameters), defaults
 
-    return prepared
+
+@functools.cache
+def plans() -> Any:
+    """kernels/launch/plans.py, which imports Triton."""
+    from tritonq.kernels.launch import plans
+
+    return plans
 
 
 def all_on_cpu(arguments: tuple[Any, ...]) -> bool:

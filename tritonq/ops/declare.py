@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonq.ops.bypass import directly
+from tritonq.ops.backends import uses_kernels
+from tritonq.ops.bypass import directly, names_and_defaults, plans
 
 NAMESPACE = "tritonq"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -19,29 +20,49 @@ def operator(
     schema: str,
     fake: Callable[..., Any],
     gradient: tuple[Callable[..., None], Callable[..., Any]],
+    torch_only: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an implementation; what comes back is the dispatched operator.
+
+    Where kernels compute, the implementation is given operands in place of tensors, and returns what its launcher
+    does with them: a plan (kernels/launch/plans.py).
 
     Args:
         schema: in torch.library's language, without the namespace: "name(Tensor x, …) -> Tensor".
         fake: same arguments → empty tensors of the right shape and dtype.
         gradient: (setup_context, backward) as `torch.library.register_autograd` wants them.
+        torch_only: the implementation launches no kernel of ours on any device, and is always given tensors.
     """
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
         setup_context, backward = gradient
         _library.define(schema)
-        implementation_without_autocast = _without_autocast(implementation)
-        _library.impl(name, implementation_without_autocast, "CompositeExplicitAutograd")
+        on_cpu = _without_autocast(implementation)
+        registered = on_cpu if torch_only else _by_plan(implementation, on_cpu)
+        _library.impl(name, registered, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
         )
         overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-        return directly(implementation, implementation_without_autocast, overload)
+        return directly(implementation, on_cpu, overload, torch_only)
 
     return register
+
+
+def _by_plan(implementation: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """What the dispatcher calls: the plan of the call where kernels compute, else the implementation."""
+    names, defaults = names_and_defaults(implementation)
+    values, required = tuple(defaults.values()), len(names) - len(defaults)
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        if not uses_kernels(x):
+            return elsewhere(x, *rest)
+        arguments = (x, *rest, *values[1 + len(rest) - required :])
+        return plans().call(implementation, arguments)
+
+    return run
 
 
 def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:

@@ -119,14 +119,12 @@ def _gradients(
     """dx, dscale, dzero, each in the dtype of what it belongs to; [0] where not wanted."""
     grid = (scale, zero_point, group_size, qmin, qmax)
     wanted = (x_learns, scale_learns, zero_learns)
-    found: tuple[Tensor | None, Tensor | None, Tensor | None]
     if uses_kernels(x):
         from tritonq.kernels.rows import fake_quantize_gradients as kernels
 
         tile_columns = straight_through.tile_columns(group_size)
-        found = kernels.gradients(dy, x, *grid, tile_columns, gradient_factor, wanted)
-    else:
-        found = straight_through.gradients(dy, x, *grid, gradient_factor)
+        return kernels.gradients(dy, x, *grid, tile_columns, gradient_factor, wanted)
+    found = straight_through.gradients(dy, x, *grid, gradient_factor)
     likes = (x, scale, scale if zero_point is None else zero_point)
     dx, dscale, dzero = (
         gradient.to(like.dtype).contiguous() if want and gradient is not None else like.new_empty(0)
@@ -154,6 +152,7 @@ def _masked(dy: Tensor, mask: Tensor, groups: int, group_size: int) -> Tensor:
     "straight_through_once(Tensor dy) -> Tensor",
     lambda dy: torch.empty_like(dy),
     _FIRST_DERIVATIVE_ONLY,
+    torch_only=True,
 )
 def _straight_through_once(dy: Tensor) -> Tensor:
     """A copy of dy that refuses to be differentiated."""
@@ -192,7 +191,10 @@ def _fake_quantize(
 ) -> Tensor:
     """y alone."""
     if uses_kernels(x):
-        return _launch(x, scale, zero_point, group_size, qmin, qmax, with_mask=False)[0]
+        from tritonq.kernels.rows import fake_quantize as kernels
+
+        tile_columns = straight_through.tile_columns(group_size)
+        return kernels.fake_quantize(x, scale, zero_point, group_size, qmin, qmax, tile_columns)
     return straight_through.fake_quantize(x, scale, zero_point, group_size, qmin, qmax).contiguous()
 
 
@@ -223,28 +225,13 @@ def _fake_quantize_with_mask(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, qmin: int, qmax: int
 ) -> tuple[Tensor, Tensor]:
     """y, and the packed mask of the elements inside the range."""
-    if uses_kernels(x):
-        y, packed = _launch(x, scale, zero_point, group_size, qmin, qmax, with_mask=True)
-        assert packed is not None
-        return y, packed
     grid = (scale, zero_point, group_size, qmin, qmax)
+    if uses_kernels(x):
+        from tritonq.kernels.rows import fake_quantize as kernels
+
+        return kernels.fake_quantize_with_mask(x, *grid, straight_through.tile_columns(group_size))
     y, inside = straight_through.fake_quantize_with_mask(x, *grid)
     return y.contiguous(), straight_through.pack_mask(inside, scale.shape[1], group_size)
-
-
-def _launch(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    group_size: int,
-    qmin: int,
-    qmax: int,
-    with_mask: bool,
-) -> tuple[Tensor, Tensor | None]:
-    from tritonq.kernels.rows import fake_quantize as kernels
-
-    tile_columns = straight_through.tile_columns(group_size)
-    return kernels.fake_quantize(x, scale, zero_point, group_size, qmin, qmax, tile_columns, with_mask)
 
 
 # --- forward, with a grid per token ---------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def rms_norm_quantize_per_tensor(
     if uses_kernels(x):
         from tritonq.kernels.rows import norm_quantize as kernels
 
-        return kernels.rms_norm_quantize(x, weight, eps, symmetric, (scale, zero_point))[0]
+        return kernels.rms_norm_quantize(x, weight, eps, symmetric, scale, zero_point)[0]
     return _per_tensor(reference.rms_norm(x, weight, eps), scale, zero_point, symmetric)
 
 
@@ -123,7 +123,7 @@ def add_rms_norm_quantize_per_tensor(
     if uses_kernels(x):
         from tritonq.kernels.rows import norm_quantize as kernels
 
-        return kernels.add_rms_norm_quantize(x, residual, weight, eps, symmetric, (scale, zero_point))[:2]
+        return kernels.add_rms_norm_quantize(x, residual, weight, eps, symmetric, scale, zero_point)[:2]
     total = reference.residual_sum(x, residual).contiguous()
     return total, _per_tensor(reference.rms_norm(total, weight, eps), scale, zero_point, symmetric)
 
@@ -169,7 +169,7 @@ def layer_norm_quantize_per_tensor(
     if uses_kernels(x):
         from tritonq.kernels.rows import norm_quantize as kernels
 
-        return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric, (scale, zero_point))[0]
+        return kernels.layer_norm_quantize(x, weight, bias, eps, symmetric, scale, zero_point)[0]
     return _per_tensor(reference.layer_norm(x, weight, bias, eps), scale, zero_point, symmetric)
 
 

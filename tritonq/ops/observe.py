@@ -24,7 +24,7 @@ def extremes(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     if uses_kernels(x):
         from tritonq.kernels.rows import observe as kernels
 
-        return kernels.extremes(_readable(x), rows)
+        return kernels.extremes(x, rows)
     values = x.reshape(rows, -1)
     # Two passes: on a CPU torch.aminmax of rows is many times slower than both together.
     return values.amin(dim=1).float(), values.amax(dim=1).float()
@@ -40,10 +40,5 @@ def histogram(x: Tensor, counts: Tensor, inverse_width: Tensor, origin: Tensor) 
     if uses_kernels(x):
         from tritonq.kernels.rows import observe as kernels
 
-        return kernels.histogram(_readable(x), counts, inverse_width, origin)
+        return kernels.histogram(x, counts, inverse_width, origin)
     return reference.histogram(x, counts, inverse_width, origin)
-
-
-def _readable(x: Tensor) -> Tensor:
-    """Contiguous, of a dtype that kernels read: float64 is observed in float32."""
-    return (x.float() if x.dtype == torch.float64 else x).contiguous()

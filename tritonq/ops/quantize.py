@@ -60,6 +60,7 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, symmetric:
     "scale_of_codes(Tensor scale, Tensor x) -> Tensor",
     lambda scale, x: torch.empty_like(scale),
     no_gradient("quantize_per_tensor"),
+    torch_only=True,
 )
 def scale_of_codes(scale: Tensor, x: Tensor) -> Tensor:
     """A copy of `scale` that depends on x, as its codes cannot: a backward pass is refused there instead of lost."""

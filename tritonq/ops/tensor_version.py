@@ -34,7 +34,7 @@ def _fake(x: Tensor) -> Tensor:
     return torch.empty((number, x._version, 0), device="meta")
 
 
-@operator("traced_version(Tensor x) -> Tensor", _fake, no_gradient("traced_version"))
+@operator("traced_version(Tensor x) -> Tensor", _fake, no_gradient("traced_version"), torch_only=True)
 def traced_version(x: Tensor) -> Tensor:
     """While a trace runs: an empty tensor of shape [number of the trace, version of x, 0]; outside [0, 0, 0].
 

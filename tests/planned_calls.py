@@ -1,10 +1,10 @@
-"""Operators called three times on a GPU that is not there: as they are written, recorded, replayed.
+"""Operators called on a GPU that is not there: their plan run plainly, through Triton, and compiled.
 
-Run as a program in a process of its own (`python -m tests.prepared_calls`), because the interpreter's variable poisons
-a process for launching. Prints a JSON object: operator → what reached the driver's launch function in a call as it is
-written and in a replay of the same call, addresses named by where they come from. The first call of all, the one that
-is recorded and the two that are compared each have tensors of their own. Likewise, under "chains", six layers of each
-scheme: layers of one kind share a record.
+Run as a program in a process of its own (`python -m tests.planned_calls`), because the interpreter's variable poisons
+a process for launching. Prints a JSON object: operator → what reached the driver's launch function in a plain run and
+in a compiled one, addresses named by where they come from. The first call, for which the plan is made, and the two that
+are compared each have tensors of their own. Likewise, under "chains", six layers of each scheme: layers of one kind
+share a plan.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with stand_in_gpu(), torch.inference_mode():
         from tritonq import ops
-        from tritonq.kernels.launch import replay as prepared
+        from tritonq.kernels.launch import plans
 
         log = Log()
         log.watch()
@@ -134,15 +134,16 @@ def main() -> None:
                     tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
                     return log.take(tensors)
 
-                call()
-                call()
-                with prepared.set_aside():
-                    written = call()
-                states = {type(state).__name__ for kind, state in prepared._kinds.items() if name in kind[0]}
+                plans.forget()
+                first = call()
+                with plans.set_aside():
+                    plain = call()
+                (plan,) = plans.made.values()
                 found[f"{name}, {rows} rows"] = {
-                    "written": written,
-                    "replayed": call(),
-                    "states": list(states),
+                    "first": first,
+                    "plain": plain,
+                    "compiled": call(),
+                    "is_compiled": plan.compiled is not None,
                 }
         found["chains"] = {
             f"{scheme}, {rows} rows": _of_chain(log, scheme, rows) for scheme in SCHEMES for rows in (1, 256)
@@ -153,11 +154,13 @@ def main() -> None:
 
 
 def _of_chain(log: Log, scheme: str, rows: int) -> dict[str, Any]:
-    """What each layer's launches are given, as written and in a replay, and what became of the records."""
-    from tritonq.kernels.launch import replay as prepared
+    """What each layer's launches are given, in plain runs and compiled, and whether all plans are compiled."""
+    from tritonq.kernels.launch import plans
 
     layers = chained_layers(scheme, COLUMNS, "cpu")
-    weights = {f"weight of {index}": layer.get_buffer("packed_weight") for index, layer in enumerate(layers)}
+    weights: dict[str, Any] = {
+        f"weight of {index}": layer.packed_weight for index, layer in enumerate(layers)
+    }
 
     def run() -> list[Any]:
         found, x = [], torch.zeros(rows, COLUMNS, dtype=torch.bfloat16)
@@ -167,17 +170,16 @@ def _of_chain(log: Log, scheme: str, rows: int) -> dict[str, Any]:
             x = y
         return found
 
-    prepared.forget()
-    with prepared.set_aside():
-        written = run()
-    for _ in range(2):
-        run()
-    states = {type(state).__name__ for state in prepared._kinds.values()}
-    return {"written": written, "replayed": run(), "states": list(states)}
+    plans.forget()
+    with plans.set_aside():
+        plain = run()
+    run()
+    are_compiled = all(plan.compiled is not None for plan in plans.made.values())
+    return {"plain": plain, "compiled": run(), "are_compiled": are_compiled}
 
 
 def _with_hooks(log: Log) -> dict[str, int]:
-    """How often each kind of hook runs, in a call that would be replayed without."""
+    """How often each kind of hook runs, in calls whose plan would run compiled without."""
     from triton import knobs
 
     from tritonq import ops
@@ -206,21 +208,21 @@ def _with_hooks(log: Log) -> dict[str, int]:
 
 
 def _with_one_tensor_twice(log: Log) -> dict[str, list[str]]:
-    """Which tensors a launch is given, by calls with two operands and with one twice; the second is recorded."""
+    """Which tensors a launch is given, by calls with two operands and with one twice; the first makes the plan."""
     from tritonq import ops
 
     tensors = {name: torch.zeros(2, 64, dtype=torch.bfloat16) for name in "ab"}
     found = {}
-    for recorded in ("aa", "ab"):
+    for first in ("aa", "ab"):
         scale = torch.ones(1)
-        for call in ("ab", recorded, "ab", "ba", "bb"):
+        for call in (first, "ab", "ba", "bb"):
             x, residual = (tensors[name] for name in call)
-            eps = 1e-6 if recorded == "aa" else 1e-5  # so that these are calls of another kind
+            eps = 1e-6 if first == "aa" else 1e-5  # so that these are calls of another kind
             ops.add_rms_norm_quantize_per_tensor(
                 x, residual, None, eps, scale, torch.zeros(1, dtype=torch.int8), True
             )
             (launch,) = log.take(tensors)
-            found[f"{call} after {recorded}"] = [part for part in _flat(launch) if part in tensors]
+            found[f"{call} after {first}"] = [part for part in _flat(launch) if part in tensors]
     return found
 
 
