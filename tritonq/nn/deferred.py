@@ -1,9 +1,9 @@
-"""A quantized Linear's output before all that its reader's kernel computes has been called for.
+"""`Deferred`: a quantized Linear's output that waits for the calls after it, to compute them in the same kernel.
 
-A layer whose output is quantized behind an activation cannot return codes at once: in `gelu(linear(x))` the grid is
-that of gelu's output. So it returns a `Deferred`, which takes the calls that its layer was converted to expect. The
-last one finishes it (epilogue.py): one kernel computes codes. The model's own code makes these calls; nothing in it is
-rewritten. A call that is not expected is refused by name.
+In `gelu(linear(x))`, the grid is that of gelu's output, so `linear` cannot return codes yet. It returns a `Deferred`,
+which records the calls that its layer was converted to expect. The last of them runs one kernel, which computes the
+codes (epilogue.py). The model's code makes these calls and is not rewritten. An unexpected call raises a TypeError that
+names it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from tritonq.util.operator_overloads import refuse_operators
 
 
 class Finish(Protocol):
-    """What computes a `Deferred` when its last step has come.
+    """Computes a `Deferred` after its last step.
 
     Attributes:
-        advice: what to do about a call that was not expected.
-        takes_residual: whether a sum may be among the steps; a QuantizedTensor then leaves it to the Deferred.
+        advice: what the user can do about an unexpected call.
+        takes_residual: whether a sum may be among the steps. Then a QuantizedTensor leaves the sum to the Deferred.
     """
 
     advice: str
     takes_residual: bool
 
     def __call__(self, deferred: Deferred, taken: Mapping[str, Any]) -> Any:
-        """The result. `deferred` expects the last step; `taken` has all of them: {step: what it multiplies or adds}."""
+        """Return the result. `deferred` expects the last step; `taken` holds all: {step: the other operand or None}."""
 
 
 class Deferred:
-    """`layer`'s output, of which `steps` are still to come.
+    """`layer`'s output, which still expects `steps`.
 
     Args:
-        like: what has the output's dtype and device.
+        like: has the output's dtype and device.
         shape: of the output.
         finish: computes the result.
-        taken: the steps that have come: {step: what it adds, or None}.
+        taken: the steps so far: {step: the other operand or None}.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Deferred:
         return self.shape[0]
 
     def take(self, step: str, other: Any = None) -> Any:
-        """One more step; after the last the result. `other` is what is multiplied or added.
+        """Record a step; the last one returns the result. `other` is the operand that is multiplied or added.
 
         Raises:
-            TypeError: another step is to come, or `other` cannot be taken.
+            TypeError: the layer expects another step, or `other` cannot be used.
         """
         if self.steps[0] != step:
             raise self.refusal(step)
@@ -146,7 +146,7 @@ class Deferred:
         return f"Deferred({self.layer.module_name!r}, shape={tuple(self.shape)}, expects={self.steps[0]})"
 
     def refusal(self, met: str) -> TypeError:
-        """The error of a call that was not expected."""
+        """The error for an unexpected call."""
         return TypeError(self._message(met))
 
     def _message(self, met: str) -> str:
@@ -157,7 +157,7 @@ class Deferred:
 
 
 def _is_training(args: tuple[Any, ...], words: dict[str, Any]) -> bool:
-    """What a call of functional.dropout(input, p, training, inplace) says; with p = 0 training changes nothing."""
+    """Whether a call of functional.dropout(input, p, training, inplace) drops anything: in training, with p > 0."""
     p = args[1] if len(args) > 1 else words.get("p", 0.5)
     return bool(args[2] if len(args) > 2 else words.get("training", True)) and p > 0
 

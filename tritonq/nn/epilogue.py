@@ -1,10 +1,10 @@
-"""What computes a Deferred: a layer's product and all that was called for behind it, quantized in one kernel.
+"""The two ways to compute a Deferred in one kernel.
 
-StaticEpilogue       the product is computed last, with activation, residual and codes in its epilogue
+StaticEpilogue       the product runs last; its epilogue computes activation, residual and codes
     gelu(linear(x))              → QuantizedTensor
-    silu(gate(x)) * up(x)        two of them meet: one kernel with two weights → QuantizedTensor
+    silu(gate(x)) * up(x)        two Deferreds: one kernel with two weights → QuantizedTensor
     relu(r + linear(x))          the residual r is float or int8; the sum may stay float
-DynamicActivation    the product was computed first, in float, by whatever kernel does so best
+DynamicActivation    the product ran first, in float
     gelu(fc1(x))                 one kernel activates and quantizes per token → QuantizedTensor
     silu(gate(x)) * up(x)        one kernel activates, multiplies and quantizes per token → QuantizedTensor
 """
@@ -26,13 +26,13 @@ from tritonq.nn.quantized_tensor import QuantizedTensor
 
 
 class StaticEpilogue:
-    """`layer(x)` with what follows.
+    """`layer(x)` and the steps after it.
 
     Args:
-        layer: static int8; holds the grid of what comes out in the end, unless it is the second factor of a product.
+        layer: static int8. It holds the grid of the result, unless it is the second factor of a product.
         x: its input, [..., K].
-        edge: what follows. The second factor of a product does not lead; all others quantize x at once, since the
-            model may overwrite it before the last step comes.
+        edge: the steps. The second factor of a product does not lead. All other layers quantize x at once, because the
+            model may overwrite x before the last step.
     """
 
     advice = "calibrate with data that takes the same path through the model, or convert(…, chain=False)"
@@ -71,7 +71,7 @@ class DynamicActivation:
     """The activation of a dynamic layer's output.
 
     Args:
-        layer: its activations are quantized as those of the layers that will read the result.
+        layer: the layer. The layers that read the result quantize their activations as it does.
         value: its output, float [..., N].
     """
 

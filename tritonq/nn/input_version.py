@@ -1,7 +1,6 @@
-"""Whether an input is still what it was when another layer read it.
+"""Tells whether an input has changed since another layer read it.
 
-torch counts how often a tensor was changed in place, in eager code as `x._version`; ops/tensor_version.py does so while
-torch.compile traces.
+torch counts a tensor's changes in place: `x._version` in eager code, ops/tensor_version.py while torch.compile traces.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from tritonq.ops.bypass import functorch_level, is_exporting, tracing_state
 
 
 def input_tensors(x: Tensor | QuantizedTensor) -> tuple[Tensor, ...]:
-    """The tensors that an input consists of."""
+    """The tensor itself, or the codes, scale and zero point of a QuantizedTensor."""
     if isinstance(x, Tensor):
         return (x,)
     parts: tuple[Tensor | None, ...] = (x.data, x.scale, x.zero_point)
@@ -23,9 +22,9 @@ def input_tensors(x: Tensor | QuantizedTensor) -> tuple[Tensor, ...]:
 
 
 def input_version(x: Tensor | QuantizedTensor) -> tuple[int, ...] | None:
-    """Another value after each change of x in place; always () for tensors made under torch.inference_mode.
+    """A value that differs after each change of x in place; always () for tensors made under torch.inference_mode.
 
-    None where nothing can be told: under torch.export, torch.jit.trace and vmap.
+    None if changes cannot be seen: under torch.export, torch.jit.trace and vmap.
     """
     tensors = input_tensors(x)
     if torch.compiler.is_compiling():

@@ -1,9 +1,9 @@
 """The product of a layer whose activations are int8: from codes or floats to codes or floats.
 
-int8_product       codes, or floats on a static layer's grid, × int8 or int4; with all that an epilogue holds
-dynamic_product    floats, quantized per token on the way, × int8 or int4
+int8_product       codes, or floats on a static layer's grid, × int8 or int4, with an epilogue
+dynamic_product    floats, which it quantizes per token, × int8 or int4
 gated_product      two static layers of one input, multiplied
-activated          what lies between two dynamic layers, quantized per token as it is computed
+activated          the activation between two dynamic layers, which it quantizes per token
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def int8_product(
     """activation(x · Wᵀ + b + residual) of int8 codes.
 
     Args:
-        layer: static where x is float, with input qparams then. One of int4 weights takes neither activation nor
+        layer: if x is float, a static layer with input qparams. With int4 weights there can be neither activation nor
             residual.
         x: [..., K].
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
         residual: [..., N] or None.
-        in_float: return float although the layer has output qparams.
+        in_float: return float even if the layer has output qparams.
 
     Returns:
-        [..., N]: a QuantizedTensor where the layer has output qparams, else float; of the dtype that x stands for,
-        promoted with the residual's.
+        [..., N]: a QuantizedTensor if the layer has output qparams, else float. The dtype is x's, promoted with the
+        residual's.
     """
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     codes, scale, zero_point = _codes(layer, x)
@@ -100,7 +100,7 @@ def activated(value: Tensor, other: Tensor | None, activation: str, symmetric: b
 def per_token(
     found: Sequence[Tensor], shape: torch.Size, symmetric: bool, dtype: torch.dtype
 ) -> QuantizedTensor:
-    """(codes, scale, zero point) that an operator found for rows [M, K], as a tensor of `shape`."""
+    """An operator's (codes, scale, zero point) for rows [M, K], as a QuantizedTensor of `shape`."""
     codes, scale, zero_point = found
     tokens = (*shape[:-1], 1)
     zero = None if symmetric else zero_point.reshape(tokens)
@@ -108,7 +108,7 @@ def per_token(
 
 
 def quantized_input(layer: PackedWeight, x: Tensor | QuantizedTensor) -> QuantizedTensor:
-    """An input [..., K] on the grid that it came with; else on the layer's, or per token where that is dynamic."""
+    """The input [..., K], quantized. A QuantizedTensor stays as it is; a dynamic layer quantizes per token."""
     if isinstance(x, QuantizedTensor):
         return x
     symmetric = layer.activation_symmetric
@@ -124,7 +124,7 @@ def quantized_input(layer: PackedWeight, x: Tensor | QuantizedTensor) -> Quantiz
 
 
 def _codes(layer: PackedWeight, x: Tensor | QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(codes [M, K], scale float32 [M, 1] or [1], zero point int8 alike or None) of an input."""
+    """An input's (codes [M, K], scale float32 [M, 1] or [1], zero point int8 of the same shape or None)."""
     quantized = quantized_input(layer, x)
     codes = as_rows(quantized.data, layer.in_features)
     order = layer.kernel_weight().input_order
@@ -135,7 +135,7 @@ def _codes(layer: PackedWeight, x: Tensor | QuantizedTensor) -> tuple[Tensor, Te
         scale = scale.reshape(-1, 1).contiguous()
         zero = None if zero is None else zero.reshape(-1, 1).contiguous()
     elif layer.layout.form != "int8":
-        scale = scale.expand(len(codes), 1).contiguous()  # the operator wants one for every row
+        scale = scale.expand(len(codes), 1).contiguous()  # the operator needs one per row
     return codes, scale, zero
 
 
@@ -145,7 +145,7 @@ def as_rows(x: Tensor, features: int) -> Tensor:
 
 
 def shaped_like(x: Tensor | QuantizedTensor, rows: Tensor) -> Tensor:
-    """[M, N] as [..., N] where x is [..., K]."""
+    """[M, N] as [..., N]; x is [..., K]."""
     return rows if x.dim() == 2 else rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 

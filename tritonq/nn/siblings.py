@@ -1,32 +1,30 @@
-"""Layers that read one input, computed by one launch.
+"""Siblings: layers that read the same input and share one launch.
 
-Attention's q, k and v read the same tensor, as do gate and up of an MLP. Their weights, joined along N, are one layer
-with as many outputs as all of them:
+Attention's q, k and v read the same tensor; so do gate and up of an MLP. Their weights are joined along N:
 
-    packed_weight [Nq + Nk + Nv, ·]          rows are contiguous: each sibling's buffer is a view of its rows
-    scales        [G, Nq + Nk + Nv]          each sibling's is a view of its columns
+    packed_weight [Nq + Nk + Nv, ·]          each sibling's weight is a view of its rows, which are contiguous
+    scales        [G, Nq + Nk + Nv]          each sibling's scales are a view of its columns
 
-The model's code goes on to call q, k and v one after the other. The first call computes all of them and keeps the
-outputs; the others take theirs, if they are called with
+The model's code still calls q, k and v one after another. The first call computes all outputs and keeps them. Each
+later call takes its output if these are the same:
 
-    the same input object, not changed in place since (torch's version counter)
-    the same weights, not changed in place either
-    the same thread, stream, graph capture, inference mode and dispatch modes
+    the input object, unchanged since (by torch's version counter)
+    the weights, unchanged since
+    the thread, stream, graph capture, inference mode and dispatch modes
 
-Otherwise a sibling computes all of them anew. So any order of calls and any inputs are right; siblings that read
-different inputs are slower than layers alone. A sibling runs alone, as if it had no others,
+If not, the call computes all outputs again. So results are right for any order of calls and any inputs, but siblings
+that read different inputs are slower than separate layers. A sibling computes only its own output
 
-    while autograd records: its gradients are its own
-    while torch.compile or torch.export traces, whose programs then call each layer by itself; under torch.jit.trace
-    and vmap
-    on inputs made under torch.inference_mode, which carry no version, unless a recorded run has shown that nothing
-    changes them in between
+    while autograd records
+    while torch.compile or torch.export traces, and under torch.jit.trace and vmap
+    for inputs made under torch.inference_mode, which have no version counter, unless a recorded run has shown that
+    nothing changes them between the calls
 
-To autograd outputs are tensors of their own that share one memory: no views, of which it would refuse some changes in
-place, and with version counters of their own.
+The outputs share one memory, but autograd does not see them as views, because it refuses some changes of views in
+place. Each output has a separate version counter.
 
-torch does not see writes through `.data`, by a kernel that declares none, or by replaying a CUDA graph. If one of these
-changes x between two siblings' calls, the second returns the old values.
+torch does not see writes through `.data`, by a kernel that declares none, or by the replay of a CUDA graph. If one of
+these changes x between the calls of two siblings, the second returns the old values.
 """
 
 from __future__ import annotations
@@ -48,17 +46,17 @@ from tritonq.nn.packed_weight import PackedWeight
 from tritonq.nn.quantized_tensor import QuantizedTensor
 from tritonq.ops.bypass import dispatch_modes
 
-#: What of a KernelWeight is joined, and along which dimension N lies.
+#: The tensors of a KernelWeight that are joined, and the dimension of N in each.
 _JOINED_ALONG = {"packed_weight": 0, "scales": 1, "zero_points": 1, "code_sums": 0}
 
 
 class JoinableWeight(PackedWeight):
-    """A weight whose tensors may be views of a group's joined ones.
+    """A weight whose tensors may be views of a group's joined tensors.
 
     Attributes:
-        module_name: the layer's, for messages.
-        edge: the hand-over of int8 to the next layers, None where there is none.
-        siblings, sibling_index: the group and the place in it; None for a layer alone.
+        module_name: the layer's name, for messages.
+        edge: the hand-over of int8 to the next layers, or None.
+        siblings, sibling_index: the group, or None, and the layer's index in it.
     """
 
     module_name: str
@@ -76,7 +74,7 @@ class JoinableWeight(PackedWeight):
         self._join_again()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has tensors of its own, until copies of all its siblings are there."""
+        """A copy has separate tensors until all its siblings are copied too."""
         state = super().__getstate__()
         if self.siblings is not None:
             state["_parameters"] = {**self._parameters, **own_parameters(self)}
@@ -93,21 +91,21 @@ class JoinableWeight(PackedWeight):
             return
         for name, tensor in destination.items():
             if name.startswith(prefix) and tensor.untyped_storage().nbytes() != tensor.nbytes:
-                destination[name] = tensor.clone()  # writers of files refuse a part of a storage
+                destination[name] = tensor.clone()  # file writers refuse a part of a larger storage
 
     def _join_again(self) -> None:
-        """Take the place in the group again if the tensors are no longer the joined ones."""
+        """Join the group again if the layer's tensors are no longer views of the joined ones."""
         siblings, place = self.siblings, self.sibling_index
         if siblings is None or siblings.holds(self):
             return
-        if siblings.members[place] not in (None, self):  # copy.copy made this one, in a place that is taken
+        if siblings.members[place] not in (None, self):  # self is a copy; the original has the place
             self.siblings = None
         else:
             siblings.enter(place, self)
 
 
 class _Kept(threading.local):
-    """The outputs that siblings have not taken yet, in each thread its own: those for the input `x` in one state."""
+    """The outputs for input `x` in one state that siblings have not taken yet, per thread."""
 
     x: Any = None  # a weak reference
     state: tuple[int, ...] = ()
@@ -115,15 +113,15 @@ class _Kept(threading.local):
 
 
 class Siblings:
-    """A group of layers; each has a place in it, and knows both (`layer.siblings`, `layer.sibling_index`).
+    """A group of layers. Each layer knows its group and its index in it: `layer.siblings`, `layer.sibling_index`.
 
     Args:
-        layers: alike, as `are_alike` says. From now on their tensors are views of the joined ones.
-        proven: a run has shown that they read one value.
+        layers: alike by `are_alike`. Their tensors become views of the joined tensors.
+        proven: a run has shown that they read the same value.
 
     Attributes:
-        whole: the joined layer, in no model; None while the siblings cannot be joined: one of them has gone, or is on
-            another device. Then each runs alone.
+        whole: the joined layer, which is in no model. None while the layers cannot be joined, because one was deleted
+            or is on another device; then each runs alone.
     """
 
     def __init__(self, layers: Sequence[JoinableWeight], proven: bool = False) -> None:
@@ -135,17 +133,17 @@ class Siblings:
 
     @property
     def members(self) -> list[JoinableWeight | None]:
-        """The layers that are here, None for those that have gone."""
+        """The layers, with None for each that was deleted."""
         return [None if member is None else member() for member in self._members]
 
     def enter(self, index: int, layer: JoinableWeight) -> None:
-        """Take a place: at first, and again whenever the layer's tensors have become others."""
+        """Put a layer into the group: at first, and again whenever its tensors were replaced."""
         layer.siblings, layer.sibling_index = self, index
         self._members[index] = weakref.ref(layer)
         self._join()
 
     def holds(self, layer: JoinableWeight) -> bool:
-        """Whether the layer's tensors are those that were joined."""
+        """Whether the layer's tensors are still views of the joined ones."""
         if self.whole is None:
             return False
         held, storage = self._held[layer.sibling_index]
@@ -153,7 +151,7 @@ class Siblings:
         return storage == storage_now and len(tensors) == len(held) and all(map(operator.is_, tensors, held))
 
     def _join(self) -> None:
-        """Make `whole`, and the members' tensors views of it, if all are here and alike."""
+        """If all members exist and are alike, make `whole`, and make their tensors views of it."""
         self.whole, self._kept = None, _Kept()
         layers = [layer for layer in self.members if layer is not None]
         if len(layers) < len(self._members) or not all(are_alike(layers[0], layer) for layer in layers[1:]):
@@ -169,7 +167,7 @@ class Siblings:
         self.whole = whole
 
     def part(self) -> None:
-        """Give every member tensors of its own again; none of them is a sibling any more."""
+        """Dissolve the group: copy every member's tensors, so that the layers are separate again."""
         for layer in self.members:
             if layer is not None:
                 with torch.inference_mode(False), torch.no_grad():
@@ -191,7 +189,7 @@ class Siblings:
     # --- computing ------------------------------------------------------------------------------------------------
 
     def output(self, layer: JoinableWeight, x: Tensor | QuantizedTensor) -> Tensor | None:
-        """The layer's output for an input that it accepts; None where it has to compute that alone."""
+        """The layer's output for this input; None if the layer must compute it alone."""
         if torch.compiler.is_compiling() or self.whole is None or not self.holds(layer):
             return None
         state = self._state(x, layer.bias)
@@ -206,7 +204,7 @@ class Siblings:
         return kept.outputs.pop(index)
 
     def _state(self, x: Tensor | QuantizedTensor, bias: Tensor | None) -> tuple[int, ...] | None:
-        """What must not change until the last sibling's call; None where each has to run alone."""
+        """The state that must not change until the last sibling's call; None if each must run alone."""
         tensors = input_tensors(x)
         reads = tensors if bias is None else (*tensors, bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in reads):
@@ -223,7 +221,7 @@ class Siblings:
 
 
 def _held(layer: JoinableWeight) -> tuple[list[Tensor | None], int]:
-    """What tells a layer's tensors apart: they, and the bias's storage, another one if `bias.data` was assigned."""
+    """The layer's tensors, and the storage of its bias, which an assignment to `bias.data` changes."""
     bias = layer.bias
     return [
         *layer._parameters.values(),
@@ -233,7 +231,7 @@ def _held(layer: JoinableWeight) -> tuple[list[Tensor | None], int]:
 
 
 def are_alike(one: JoinableWeight, other: JoinableWeight) -> bool:
-    """Whether two layers can be computed as one: scheme, groups, order of inputs, dtypes and device are the same."""
+    """Whether two layers can be joined: their scheme, groups, order of inputs, dtypes and device are the same."""
     return (
         not (_stays_alone(one) or _stays_alone(other))
         and _kind(one) == _kind(other)
@@ -245,7 +243,7 @@ def are_alike(one: JoinableWeight, other: JoinableWeight) -> bool:
 
 
 def own_parameters(layer: JoinableWeight) -> dict[str, nn.Parameter]:
-    """A layer's weight, as Parameters that share no memory with another layer's."""
+    """Copies of a layer's weight that share no memory with another layer's, as Parameters."""
     return {
         name: nn.Parameter(_dense_copy(tensor.detach()), requires_grad=False)
         for name, tensor in layer.weight_parameters().items()
@@ -253,7 +251,7 @@ def own_parameters(layer: JoinableWeight) -> dict[str, nn.Parameter]:
 
 
 def own_buffers(layer: JoinableWeight) -> dict[str, Tensor | None]:
-    """The same of its buffers."""
+    """Copies of a layer's buffers that share no memory with another layer's."""
     return {name: None if tensor is None else _dense_copy(tensor) for name, tensor in layer._buffers.items()}
 
 
@@ -262,7 +260,9 @@ def _dense_copy(tensor: Tensor) -> Tensor:
 
 
 def _stays_alone(layer: JoinableWeight) -> bool:
-    """A static layer that hands over int8 computes more than a product; an inference tensor cannot become a view."""
+    """True for a static layer that hands over int8, which computes more than a product, and for an inference-mode bias,
+    which cannot become a view.
+    """
     hands_over = layer.config.static and (layer.edge is not None or layer.output_scale is not None)
     return hands_over or (layer.bias is not None and layer.bias.is_inference())
 
@@ -281,7 +281,7 @@ def _kind(layer: JoinableWeight) -> tuple[Any, ...]:
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Equal or both None. Tensors on the meta device may be: who fills them enters again."""
+    """Equal, or both None. Meta tensors count as equal: filling them joins the layer again, with another check."""
     if one is None or other is None:
         return one is other
     return one.is_meta or torch.equal(one, other)
@@ -301,7 +301,7 @@ def _joined(layers: Sequence[JoinableWeight]) -> JoinableWeight:
         joined[part] = torch.cat(tensors, dimension) if tensors else None
     whole.hold_weight(weights[0]._replace(**joined))
     if any(layer.bias is not None for layer in layers):
-        # What a layer without bias adds is -0.0: v + -0.0 is v for every v, while -0.0 + 0.0 would be 0.0.
+        # A layer without bias gets bias -0.0: v + -0.0 is v for every v, but -0.0 + 0.0 is 0.0.
         zeros = weights[0].scales.new_full((features,), -0.0, dtype=first.dtype)
         biases = [zeros[: layer.out_features] if layer.bias is None else layer.bias.data for layer in layers]
         whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)

@@ -1,10 +1,10 @@
-"""`fuse_siblings_`: q, k and v in one launch, gate and up in one launch; which layers those are.
+"""`fuse_siblings_` computes q, k and v in one launch, gate and up in one launch. It finds such layers
 
-    by name    children of one module that are called like siblings in the models that people write
+    by name    children of one module whose names are those of siblings in common models (`FAMILIES`)
     by runs    children of one module that read the same value in every call
 
-Names need no proof: siblings look in every call whether their input is the same (tritonq/nn/siblings.py). Where q reads
-another input than k and v, in a cross-attention, k and v alone are siblings.
+A wrong name does no harm: siblings check in every call that their input is the same (tritonq/nn/siblings.py). In a
+cross-attention, where q does not read the input of k and v, only k and v are siblings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tritonq.nn.siblings import Siblings, are_alike
 from tritonq.select.calibrate import check_calibration, check_not_empty, evaluation, run_batch
 from tritonq.select.patterns import Place, places
 
-#: What siblings are called: Llama and most since; BERT, ViT; DeBERTa; diffusers; T5; Meta's code; DistilBERT; DeepSeek.
+#: Names of siblings. q, k, v: Llama and most later models; BERT, ViT; DeBERTa; diffusers; T5; Meta's code; DistilBERT;
+#: DeepSeek. Then gate and up.
 FAMILIES = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -41,7 +42,7 @@ FAMILIES = (
     ("w1", "w3"),
     ("wi_0", "wi_1"),
 )
-#: Names of modules in which q reads another input than k and v: BART and Whisper; T5; BERT; others; diffusers.
+#: Names of cross-attentions, where q does not read the input of k and v: BART and Whisper; T5; BERT; others; diffusers.
 _CROSS_ATTENTION = re.compile(
     r"encoder_attn|EncDecAttention|cross_?attn|cross_?attention|attn2$", re.IGNORECASE
 )
@@ -49,31 +50,32 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def fuse_siblings_(model: _Module, inputs: Iterable[Any] | None = None) -> _Module:
-    """Compute quantized layers that read the same input by one launch, in place.
+    """Compute quantized layers that read the same input in one launch. Changes the model in place.
 
-    The model's code, its layers, their names and what `state_dict`, `save` and `save_pretrained` write stay as they
-    are: each layer's tensors become views of joined ones. Fuse at the end, when the model is where it shall run; layers
-    that are moved, loaded or copied later are joined again. `unfuse_siblings_` takes it back.
+    Each layer's tensors become views of joined tensors. The model's code, its layers and their names stay the same, and
+    so does what `state_dict`, `save` and `save_pretrained` write. Fuse last, when the model is on the device where it
+    will run. Layers that you move, load or copy later are joined again. `unfuse_siblings_` undoes it.
 
-    Results are bit-equal with int8 activations. With float activations (w8a16, w4a16) products are the same, and sums
-    of them in float32 may be taken in another order, as between two batch sizes. Outputs are slices of one tensor:
-    strided where there is more than one row.
+    With int8 activations, results are bit-equal to those of separate layers. With float activations (w8a16, w4a16) the
+    float32 sums may be added in another order, as they are for another batch size. Outputs are slices of one tensor, so
+    they are strided if they have more than one row.
 
     Args:
         model: quantized.
-        inputs: batches, run as m(x) if a tensor, m(*x) if a tuple or list, m(**x) if a dictionary. Siblings are then
-            those layers of one module that read the same values in all runs, whatever they are called; only these are
-            fused under torch.inference_mode as well. None goes by names (`FAMILIES`), and leaves what is fused.
+        inputs: batches, run as m(x) if a tensor, m(*x) if a tuple or list, m(**x) if a dictionary. Layers of one
+            module that read the same values in all runs are fused, whatever their names. Only layers found this way
+            run in one launch under torch.inference_mode too. None finds layers by name (`FAMILIES`), and keeps the
+            groups that are already fused.
 
     Returns:
-        The model; `summary` and `repr` say what was fused.
+        The model; `summary` and `repr` show what was fused.
 
     Warns:
         UserWarning: no layer has siblings.
 
     Raises:
-        TypeError: `model` is no module, or a batch of no type that can be run.
-        ValueError: the model has no quantized layer, or there is no batch. The model is unchanged if it raises.
+        TypeError: `model` is not a module, or a batch has a type that cannot be run.
+        ValueError: the model has no quantized layer, or there is no batch. Then the model is unchanged.
     """
     layers = _quantized_places(model)
     if not layers:
@@ -97,13 +99,13 @@ def fuse_siblings_(model: _Module, inputs: Iterable[Any] | None = None) -> _Modu
 
 
 def unfuse_siblings_(model: _Module) -> _Module:
-    """Undo `fuse_siblings_`, in place: every layer has tensors of its own, and a launch of its own.
+    """Undo `fuse_siblings_` in place: every layer gets separate tensors and a separate launch again.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
     """
     for place in _quantized_places(model):
         siblings = _layer(place).siblings
@@ -113,7 +115,7 @@ def unfuse_siblings_(model: _Module) -> _Module:
 
 
 def siblings_of(everything: Iterable[Place]) -> list[tuple[str, ...]]:
-    """The names of layers that are computed by one launch, group by group."""
+    """The names of the layers that share a launch, one tuple per group."""
     groups: defaultdict[int, list[str]] = defaultdict(list)
     for place in everything:
         layer = place.module
@@ -129,7 +131,7 @@ def _quantized_places(model: object) -> list[Place]:
 
 
 def _part_incomplete(layers: list[Place]) -> None:
-    """End groups of which a layer has gone from the model, or has tensors of its own again."""
+    """Split groups that are incomplete: a layer is no longer in the model, or no longer uses the joined tensors."""
     here = {_layer(place) for place in layers}
     for layer in here:
         siblings = layer.siblings
@@ -175,7 +177,7 @@ def _families_by_runs(
 def _read_in_runs(
     model: nn.Module, layers: list[Place], inputs: Iterable[Any]
 ) -> dict[nn.Module, list[tuple[int, int]]]:
-    """layer → what it read, call by call: the number of the tensor, and how often that had been changed in place."""
+    """{layer: [(number of its input tensor, that tensor's version counter), one per call]}."""
     check_calibration(inputs, "inputs")
     read: dict[nn.Module, list[tuple[int, int]]] = {place.module: [] for place in layers}
     numbers, count = WeakIdKeyDictionary(), itertools.count()
