@@ -1,5 +1,6 @@
 """Modules: the quantized Linear and norm, blocks of them, and the stubs that mark where int8 begins and ends."""
 
+from tritonq.nn.attention import MultiheadAttention
 from tritonq.nn.blocks import QuantizedGatedMLP, QuantizedMLP, QuantizedProjections
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear
@@ -18,6 +19,7 @@ __all__ = [
     "FakeQuantize",
     "GRUCell",
     "LSTMCell",
+    "MultiheadAttention",
     "QATLinear",
     "QuantStub",
     "QuantWrapper",

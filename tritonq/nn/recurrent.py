@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tritonq.nn.recurrent_cells import STEPS, State, check_input, check_state, linear_of, states_of
+from tritonq.nn.recurrent_cells import STEPS, State, check_state, states_of
+from tritonq.nn.split_parts import check_input, linear_of
 
 
 class Recurrent(nn.Module):
@@ -45,10 +46,12 @@ class Recurrent(nn.Module):
         )
         self.num_layers, self.bias, self.batch_first = layer.num_layers, layer.bias, layer.batch_first
         self.dropout, self.bidirectional = float(layer.dropout), layer.bidirectional
+        parameters = layer._parameters
         for suffix in self._suffixes():
-            for part in ("ih", "hh", "hr"):
-                if f"weight_{part}_{suffix}" in layer._parameters:
-                    self.add_module(f"{part}_{suffix}", linear_of(layer, f"{part}_{suffix}"))
+            for name in (f"ih_{suffix}", f"hh_{suffix}", f"hr_{suffix}"):
+                if f"weight_{name}" in parameters:
+                    bias = parameters.get(f"bias_{name}")
+                    self.add_module(name, linear_of(parameters[f"weight_{name}"], bias))
 
     def _suffixes(self) -> list[str]:
         """Of each layer and direction, in the order of hx."""

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from tritonq.nn.split_parts import check_input, linear_of
+
 #: Of one step: (h,), or (h, c) of an LSTM.
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, Tensor, State], State]
@@ -50,27 +52,6 @@ def states_of(mode: str) -> tuple[str, ...]:
     return ("h_0", "c_0") if mode == "LSTM" else ("h_0",)
 
 
-def linear_of(layer: nn.Module, name: str) -> nn.Linear:
-    """A Linear that holds a layer's Parameters weight_{name} and bias_{name}; there may be no bias."""
-    weight, bias = layer._parameters[f"weight_{name}"], layer._parameters.get(f"bias_{name}")
-    assert weight is not None
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear._parameters.update(weight=weight, bias=bias)
-    return linear
-
-
-def check_input(where: str, x: object, features: int, dims: Sequence[int]) -> None:
-    """Raise unless `x` is a float tensor of `dims` dimensions with `features` last; `where` begins the message."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{where}: input must be a floating-point tensor, found {found}")
-    if x.dim() not in dims or x.shape[-1] != features:
-        allowed = " or ".join(str(dim) for dim in dims)
-        raise ValueError(
-            f"{where}: input must have {allowed} dimensions with {features} features last, found shape {list(x.shape)}"
-        )
-
-
 def check_state(where: str, state: State, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
     """Raise unless a state's tensors have their shapes."""
     if len(state) != len(names) or not all(isinstance(tensor, Tensor) for tensor in state):
@@ -96,8 +77,8 @@ class RecurrentCell(nn.Module):
         super().__init__()
         self.input_size, self.hidden_size = cell.input_size, cell.hidden_size
         self.mode, self.module_name = mode, name
-        self.ih = linear_of(cell, "ih")
-        self.hh = linear_of(cell, "hh")
+        self.ih = linear_of(cell._parameters["weight_ih"], cell._parameters["bias_ih"])
+        self.hh = linear_of(cell._parameters["weight_hh"], cell._parameters["bias_hh"])
 
     def _step(self, input: Tensor, hx: State | None) -> State:
         where = f"{type(self).__name__} {self.module_name!r}"

@@ -1,7 +1,10 @@
 """Layers that are quantized as several Linears: which they are, and what takes their place.
 
-nn.LSTM, nn.GRU, nn.RNN                 recurrent.py
-nn.LSTMCell, nn.GRUCell, nn.RNNCell     recurrent_cells.py
+    nn.LSTM, nn.GRU, nn.RNN                 recurrent.py
+    nn.LSTMCell, nn.GRUCell, nn.RNNCell     recurrent_cells.py
+    nn.MultiheadAttention                   attention.py
+
+Each of these computes what torch's layer does, with Linears that hold its values.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from tritonq.nn import recurrent, recurrent_cells
+from tritonq.nn import attention, recurrent, recurrent_cells
 
 _REPLACEMENTS: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
     nn.LSTM: recurrent.LSTM,
@@ -20,6 +23,7 @@ _REPLACEMENTS: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
     nn.LSTMCell: recurrent_cells.LSTMCell,
     nn.GRUCell: recurrent_cells.GRUCell,
     nn.RNNCell: recurrent_cells.RNNCell,
+    nn.MultiheadAttention: attention.MultiheadAttention,
 }
 #: What torch's quantize_dynamic passes over, and so do configs that do not name it.
 _ONLY_NAMED = (nn.RNN,)
@@ -32,7 +36,7 @@ def is_splittable(module: nn.Module) -> bool:
         kind is not None
         and type(module).forward is kind.forward
         and "forward" not in vars(module)
-        and all(name in module._parameters for name in _weight_names(module))
+        and all(module._parameters.get(name) is not None for name in _weight_names(module))
     )
 
 
@@ -55,5 +59,8 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 def _weight_names(module: nn.Module) -> list[str]:
     """Names of Parameters that weight_norm, pruning and the like take away to compute them."""
     if isinstance(module, nn.RNNBase):
-        return [name for names in module._all_weights for name in names]
+        return [name for names in module._all_weights for name in names if name.startswith("weight")]
+    if isinstance(module, nn.MultiheadAttention):
+        one = module._qkv_same_embed_dim
+        return ["in_proj_weight"] if one else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
     return ["weight_ih", "weight_hh"]

@@ -33,11 +33,12 @@ def quantize_(
     calibration: Iterable[Any] | None = None,
     chain: bool = True,
 ) -> Model:
-    """Quantize a model's Linear and recurrent layers in place.
+    """Quantize a model's Linear, recurrent and attention layers in place.
 
     Args:
-        model: any module that holds nn.Linear layers, nn.LSTM, nn.GRU or their cells; nn.RNN is taken where `config`
-            names it. Static configs leave recurrent layers in float. Layers quantized already are passed over.
+        model: any module that holds nn.Linear layers, nn.LSTM, nn.GRU, their cells or nn.MultiheadAttention; nn.RNN is
+            taken where `config` names it. Static configs leave all but Linears in float. Layers quantized already are
+            passed over.
         config: a preset's name, a QuantConfig or a QConfig; or a dictionary {pattern: config or None,
             "_default": config}, first match wins, None leaves a layer in float. Patterns:
             tritonq/select/patterns.py.
@@ -83,10 +84,10 @@ def quantize_dynamic(
 
     Args:
         model: stays as it is unless `inplace`.
-        qconfig_spec: None for what torch takes (Linear, LSTM, GRU, LSTMCell, GRUCell, RNNCell) but for those that
-            `ignore` names, by default `lm_head`; nn.RNN has to be named. Or as torch takes it: a set of classes and
-            module names, or a dictionary from these to QConfigs (or any other config, or None), each going for the
-            module and all that is in it. Then nothing is ignored by default.
+        qconfig_spec: None for what torch takes (Linear, LSTM, GRU, LSTMCell, GRUCell, RNNCell) and
+            nn.MultiheadAttention, but for those that `ignore` names, by default `lm_head`; nn.RNN has to be named. Or
+            as torch takes it: a set of classes and module names, or a dictionary from these to QConfigs (or any other
+            config, or None), each going for the module and all that is in it. Then nothing is ignored by default.
         dtype: torch.qint8.
         inplace: change `model` instead of a copy.
         ignore, filter_fn: as for `quantize_`; ignore=() with no spec quantizes `lm_head` too, as torch does.

@@ -23,6 +23,7 @@ from tritonq.nn.stubs import is_quant_stub
 from tritonq.numerics.config import QuantConfig
 from tritonq.observers import ObserverBase, make_observer
 from tritonq.quantize.chain.watch import watch
+from tritonq.select.encoder_layer import leave_fast_path
 from tritonq.select.patterns import Model, Pattern
 from tritonq.select.select import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 from tritonq.select.split import split_selected
@@ -79,6 +80,7 @@ def prepare(
         selected = select(model, config, ignore, filter_fn, splittable=True)
     with split_selected(selected) as layers:
         attach(layers)
+    leave_fast_path(model)
     remember(model, layers)
     if any(layer.config.static for layer in layers) and observed_side(layers) == INPUT:
         watch(model)

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from torch import nn
 
+from tritonq.nn.attention import MultiheadAttention
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.qat_linear import QATLinear
 
 
 def leave_fast_path(model: nn.Module) -> None:
-    """Make encoder layers call the QuantizedLinears and QATLinears that they hold."""
+    """Make encoder layers call the QuantizedLinears, QATLinears and attentions of ours that they hold."""
+    ours = (MultiheadAttention, QuantizedLinear, QATLinear)
     bypassed = {
         module
         for module in model.modules()
         if isinstance(module, nn.TransformerEncoderLayer)
-        and any(isinstance(layer, (QuantizedLinear, QATLinear)) for layer in (module.linear1, module.linear2))
+        and any(isinstance(module._modules[name], ours) for name in ("self_attn", "linear1", "linear2"))
     }
     for module in model.modules():
         if module in bypassed:

@@ -192,12 +192,13 @@ def _select(
         if id(place.module) not in adapters
         and (is_plain_linear(place.module) or (splittable and is_splittable(place.module)))
     ]
+    needs_name = _initialized_by_name(model)
     stubs = [place for place in everything if is_quant_stub(place.module)]
     quantized = [place for place in everything if isinstance(place.module, QuantizedLinear)]
     kept = [place for place in layers if not matches_any(ignored, place)]
     kept_stubs = [place for place in stubs if not matches_any(ignored, place)]
 
-    chosen = [(place, _fitting(choose(place), place)) for place in kept]
+    chosen = [(place, _fitting(choose(place), place, place.module in needs_name)) for place in kept]
     selected = [
         Selected(place, config)
         for place, config in chosen
@@ -213,12 +214,19 @@ def _select(
     return selected + selected_stubs
 
 
-def _fitting(choice: Choice, place: Place) -> QuantConfig | None:
+def _initialized_by_name(model: nn.Module) -> set[nn.Module]:
+    """Modules in models of transformers, which read weights by torch's names when they are built to be loaded."""
+    return {
+        child for module in model.modules() if hasattr(module, "_init_weights") for child in module.modules()
+    }
+
+
+def _fitting(choice: Choice, place: Place, needs_name: bool) -> QuantConfig | None:
     """The config of a Linear or splittable layer, None where it stays in float."""
     if choice.config is None or is_plain_linear(place.module):
         return choice.config
     if not choice.config.static:
-        return choice.config if choice.named or not only_named(place.module) else None
+        return choice.config if choice.named or not (needs_name or only_named(place.module)) else None
     if choice.named:
         raise ValueError(
             f"{type(place.module).__name__} {place.name!r} must have float or dynamic activations, found "
