@@ -10,7 +10,7 @@ import torch
 
 import tritonq
 from tritonq import ops
-from tritonq.cpu import compiler, sources
+from tritonq.cpu import choose, compiler, sources
 
 
 def kept(folder: Path) -> list[Path]:
@@ -19,9 +19,7 @@ def kept(folder: Path) -> list[Path]:
 
 def product(engine: Any) -> torch.Tensor:
     """What a new engine for the same instructions computes: its kernels are looked up again."""
-    from tritonq.cpu.engine import Engine
-
-    fresh = Engine(engine.instructions)
+    fresh = choose.engine_for(engine.instructions)
     x, w = torch.arange(12).to(torch.int8).reshape(2, 6), torch.arange(24).to(torch.int8).reshape(4, 6)
     found = fresh.int8.accumulate(fresh, x, None, w, None, w.sum(dim=1, dtype=torch.int32))
     assert torch.equal(found.long(), x.long() @ w.long().t())
