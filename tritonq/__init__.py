@@ -54,7 +54,7 @@ from tritonq.ops import backend
 from tritonq.optimize import equalize
 from tritonq.optimize.activations import fuse_activations_
 from tritonq.optimize.equalize import smooth_
-from tritonq.optimize.siblings import fuse_siblings_, unfuse_siblings_
+from tritonq.optimize.fuse_siblings import fuse_siblings_, unfuse_siblings_
 from tritonq.quantize import hosts, qat
 from tritonq.quantize.api import quantize_, quantize_dynamic
 from tritonq.quantize.convert import convert

@@ -11,7 +11,7 @@ from torch import nn
 from tritonq.flow.model_edges import edges_of
 from tritonq.nn.handover import Edge
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.optimize.siblings import siblings_of
+from tritonq.optimize.fuse_siblings import siblings_of
 from tritonq.select.patterns import places
 from tritonq.util.table import aligned
 

@@ -47,7 +47,7 @@ def convert(
             compute their scales on the fly. Between QuantStub and DeQuantStub a dynamic layer takes int8 and
             returns float.
         chain: without stubs, hand over int8 from layer to layer wherever calibration's runs prove that nothing
-            else reads it (tritonq/chaining/); False: every layer takes and returns float.
+            else reads it (tritonq/quantize/chain/); False: every layer takes and returns float.
 
     Returns:
         The quantized model.
