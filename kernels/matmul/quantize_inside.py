@@ -1,10 +1,10 @@
-"""Rows quantized per token inside of a product's launch: the codes never see memory.
+"""Quantizes rows per token inside a product's launch. The codes are never written to memory.
 
-    prologue    each program reads all of its rows of x once, for their extremes: the grids
-    loop        each tile of x is read again, and becomes codes on its way to the matrix instruction
+    prologue    each program reads all of its rows of x once, and finds their extremes and so their grids
+    loop        each tile of x is read again and quantized just before the matrix instruction
 
-Codes and scales are those of `quantize_per_token` bit for bit. Every program does this for itself. That may cost a
-small product less than a launch of its own, where the rows are few and short enough to lie in a cache.
+Codes and scales are those of `quantize_per_token` bit for bit. Every program that reads a row quantizes it again. If
+the rows are few and short enough for a cache, this may cost less than a separate launch.
 """
 
 import triton

@@ -1,10 +1,10 @@
-"""The engine for CPUs: operators compiled for the processor they run on, through LLVM (the package llvmlite).
+"""The engine for CPUs: LLVM (the package llvmlite) compiles operators for the processor they run on.
 
-    processor.py     which instructions there are        self_test.py    whether they are exact
-    code.py          writing a kernel                    compiler.py     from that to machine code, kept on disk
-    elements.py      parts that kernels share            threads.py      running one on torch's threads
-    engine.py        the kernels of one set              choose.py       the set of this process
-    sources.py       the hash that kept code goes by
+    processor.py     lists instruction sets              self_test.py    checks that a set is exact
+    code.py          writes a kernel as LLVM IR          compiler.py     compiles it; caches machine code on disk
+    elements.py      parts that kernels share            threads.py      runs a kernel on torch's threads
+    engine.py        the kernels of one set              choose.py       chooses the set of this process
+    sources.py       hashes the sources, for the cache
     quantize.py, spread.py                               kernels for activations
     int8.py, int4_int8.py, weight_only.py                kernels for products
     int8_linear.py, int4_linear.py, weight_only_linear.py, tensors.py    operators on torch tensors

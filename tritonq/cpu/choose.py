@@ -1,7 +1,7 @@
-"""The engine of this process: which instructions it uses.
+"""Chooses the engine of this process, and so its instruction set.
 
-`engine()` is None where llvmlite is missing, the processor is not known, or `TRITONQ_CPU=off`: the reference computes
-then. An instruction set is used only after a product of extreme codes has come out right on this machine.
+`engine()` is None if llvmlite is missing, the processor is unknown, or `TRITONQ_CPU=off`. Then the reference computes.
+An instruction set is used only if it passes a self-test on this machine: an exact product of extreme codes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tritonq.cpu.processor import Instructions
 
 
 def engine_for(instructions: Instructions) -> Engine:
-    """The engine of one instruction set. Its operators are imported here, since they import llvmlite."""
+    """The engine of one instruction set. Imports its operators here, because they import llvmlite."""
     from tritonq.cpu import int4_linear, int8_linear, quantize_tensors, weight_only_linear
 
     return Engine(
@@ -30,7 +30,7 @@ def engine_for(instructions: Instructions) -> Engine:
 
 @functools.cache
 def engine() -> Engine | None:
-    """The engine, or None; why there is none is said once, unless it was asked for."""
+    """The engine, or None. Then a warning gives the reason once, unless the user turned the engine off."""
     if os.environ.get(processor.VARIABLE) == processor.OFF:
         return None
     try:
@@ -44,7 +44,7 @@ def engine() -> Engine | None:
         found = engine_for(instructions)
         if is_exact(found):
             return found
-    _say_slower("its instructions are none that the kernels are written for")
+    _say_slower("there are no kernels for its instructions")
     return None
 
 

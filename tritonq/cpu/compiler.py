@@ -1,12 +1,12 @@
-"""From a kernel's IR to machine code that can be called, kept on disk for the next process.
+"""Compiles a kernel's IR to machine code, and caches the machine code on disk.
 
-A file holds one kernel's object code; its name is a hash of all that the code depends on (what the kernel is for, this
-package's sources as this process imported them, LLVM, the processor), so nothing in the folder goes stale. It is
-written to a temporary file first and moved into its place: two processes may compile at once, and none reads half a
-file. If the folder cannot be written, or the sources have changed since they were imported, a process compiles for
-itself alone.
+A file holds one kernel's object code. Its name is a hash of everything that the code depends on: the kernel's
+parameters, this package's sources as this process imported them, LLVM and the processor. So a cached file is never out
+of date. It is written to a temporary file and then renamed, so that processes that compile at the same time never read
+half a file. If the folder cannot be written, or the sources have changed since they were imported, the process caches
+nothing.
 
-`TRITONQ_CACHE` names another folder than ~/.cache/tritonq.
+`TRITONQ_CACHE` replaces the folder ~/.cache/tritonq.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _folder() -> Path:
 
 
 def _read(file: Path) -> bytes | None:
-    """Object code, only from a file that nobody else could have written."""
+    """Object code, only from a file that this user owns."""
     try:
         if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():
             return None

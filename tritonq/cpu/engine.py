@@ -16,11 +16,11 @@ import torch
 from tritonq.cpu import threads
 from tritonq.cpu.processor import Instructions
 
-#: Seconds of compiling that pass before that is said.
+#: Seconds of compiling after which a line on stderr says so.
 _PATIENCE = 1.0
 #: Products (multiplications) below which more threads cost more than they save.
 _PARALLEL_FROM = 1 << 18
-#: The arguments of a kernel behind its counter, by their number, as bytes.
+#: By number of arguments: packs a kernel's counter and arguments into bytes.
 _PACK = [struct.Struct(f"={count + 1}q").pack for count in range(32)]
 
 
@@ -32,7 +32,7 @@ class Kernel:
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
     def __call__(self, work: int, *arguments: int) -> None:
-        # Bytes are the fastest memory that Python makes; nobody else sees these, whose first number is counted on.
+        # Python allocates bytes fastest. The kernel counts in their first number; no other code holds this object.
         packed = _PACK[len(arguments)](0, *arguments)
         if work < _PARALLEL_FROM:
             self._call(packed)
@@ -45,7 +45,7 @@ class Engine:
 
     Args:
         instructions: the set.
-        int4, int8, quantize, weight_only: the modules with the operators, whose first argument this engine is.
+        int4, int8, quantize, weight_only: the modules with the operators, which take this engine as first argument.
     """
 
     def __init__(self, instructions: Instructions, *, int4: Any, int8: Any, quantize: Any, weight_only: Any):
@@ -79,7 +79,7 @@ def _say_once(line: str) -> None:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """Say what takes so long, where it takes long."""
+    """Tell the user that kernels compile, if it takes longer than `_PATIENCE`."""
     line = "tritonq compiles its CPU kernels, once for this machine"
     timer = threading.Timer(_PATIENCE, _say_once, (line,))
     timer.daemon = True
@@ -91,7 +91,7 @@ def _patience() -> Iterator[None]:
 
 
 class Scratch(threading.local):
-    """Memory of a thread that its calls use one after the other."""
+    """Scratch memory: one buffer per thread, which its calls reuse."""
 
     def __init__(self) -> None:
         self._held = torch.empty(0, dtype=torch.uint8)

@@ -1,11 +1,11 @@
-"""Which instructions kernels are written for: the widest set that this processor has and that a self-test has proved.
+"""The instruction sets that have kernels. The widest that this processor has and that passes a self-test is used.
 
     avx512_vnni   512-bit vectors, 32 of them; vpdpbusd: 64 products of a uint8 and an int8, exact in int32
     avx2          256-bit vectors, 16 of them; vpmaddwd: 16 products of two int16, exact in int32
-    portable      128-bit vectors in LLVM's own words, for ARM and whatever else
+    portable      128-bit vectors in portable LLVM IR, for ARM and other processors
 
-No set has a product that can saturate (vpmaddubsw, on two 8-bit operands, does).
-`TRITONQ_CPU` names one of them, or `off`, to compute with something else than the widest.
+No set uses a product that can saturate, as vpmaddubsw does for 8-bit operands.
+`TRITONQ_CPU` chooses another set than the widest, or `off`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From floats to int8 codes, row by row: each row on a grid of its own, or all on one that is given.
+"""Quantizes floats to int8 codes row by row, with a grid per row or one given grid.
 
-The largest magnitude is found among the bits of the numbers, as integers: their order is the same, and Inf and NaN are
-the largest of all. A row with one of those gets scale NaN and codes 0.
+The largest magnitude is found by comparing the numbers' bits as integers. Their order is the same, and Inf and NaN are
+the largest. A row that has one of them gets scale NaN and codes 0.
 """
 
 from __future__ import annotations

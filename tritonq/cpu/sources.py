@@ -1,7 +1,7 @@
-"""A hash of this package's files, under which machine code is kept on disk.
+"""A hash of this package's files, which is part of the name of cached machine code.
 
-A process may outlive the files it imported: an upgrade or an edit replaces them while it runs. Its machine code must
-then not be kept under the new files' hash, where a later process would run old code with new arguments.
+An upgrade or an edit may replace the files while a process runs. The process must not cache its machine code under the
+hash of the new files: a later process would run old code with new arguments.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def hash_of_files() -> str:
-    """Of the files as they are now."""
+    """The hash of the files as they are on disk now."""
     found = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         found.update(file.read_bytes())

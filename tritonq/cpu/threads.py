@@ -1,11 +1,12 @@
-"""Running a kernel on torch's threads.
+"""Runs a kernel on torch's threads.
 
-Kernels share out their work themselves: every thread runs the same function with the same arguments, and takes piece
-after piece from a counter in them. What a piece computes does not depend on who takes it, so results have the same bits
-for any number of threads. The threads are those of torch's own OpenMP (`GOMP_parallel`, found among what libtorch is
-linked with), so that none are added to torch's; where torch has no such function, Python's threads are used.
+Every thread calls the same function with the same arguments. It takes piece after piece of the work from a counter in
+the arguments. A piece's result does not depend on the thread that computes it, so results have the same bits for any
+number of threads.
 
-A forked process has none of its parent's threads, and OpenMP would wait for them: there, one thread does all.
+The threads are those of torch's OpenMP (`GOMP_parallel`, from a library that libtorch is linked with), so the process
+gets no additional ones. If torch has no such function, Python's threads are used. A forked process computes on one
+thread: it has none of its parent's threads, and OpenMP would wait for them.
 """
 
 from __future__ import annotations
