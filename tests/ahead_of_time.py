@@ -32,7 +32,6 @@ LAUNCHERS = (
     "weight_only_gradient",
     "int4_int8",
     "dynamic",
-    "int8_gated",
 )
 #: name → (one row of scales for all rows, group size, learned zero point)
 FAKE_QUANTIZATIONS = {
@@ -77,6 +76,7 @@ def _candidate(fields: str) -> Callable[[], object]:
 
 def _define_cases() -> None:
     from tritonq import reference
+    from tritonq.kernels.blocks.int8_product import Grid, Int8Activation, Int8Weight
     from tritonq.kernels.matmul import int4_int8, weight_only, weight_only_gradient
     from tritonq.kernels.matmul import int8 as int8_matmul
     from tritonq.kernels.rows import observe, quantize
@@ -140,7 +140,9 @@ def _define_cases() -> None:
         packed, scale, _, _ = operands(config.W8A8())
         codes, x_scale, _ = tokens(128)
         sums = torch.zeros(FEATURES, dtype=torch.int32)
-        return int8_matmul.int8_matmul(codes, x_scale, None, packed, scale, None, sums, None, torch.float16)
+        return int8_matmul.int8_matmul(
+            Int8Activation(codes, x_scale), Int8Weight(packed, scale, None, sums), torch.float16
+        )
 
     @case("w8a8-affine-odd")
     def _() -> object:
@@ -150,7 +152,7 @@ def _define_cases() -> None:
         codes, x_zero = torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows, 1, dtype=torch.int8)
         scale, x_scale = torch.ones(1, features), torch.ones(rows, 1)
         return int8_matmul.int8_matmul(
-            codes, x_scale, x_zero, packed, scale, zeros, sums, None, torch.bfloat16
+            Int8Activation(codes, x_scale, x_zero), Int8Weight(packed, scale, zeros, sums), torch.bfloat16
         )
 
     for scheme, made in {
@@ -182,9 +184,8 @@ def _define_cases() -> None:
             packed, scale, _, _ = operands(config.W8A8())
             codes, x_scale, _ = tokens(rows)
             sums, bias = torch.zeros(FEATURES, dtype=torch.int32), torch.zeros(FEATURES)
-            return int8_matmul.int8_matmul(
-                codes, x_scale, None, packed, scale, None, sums, bias, torch.bfloat16
-            )
+            w = Int8Weight(packed, scale, None, sums, bias)
+            return int8_matmul.int8_matmul(Int8Activation(codes, x_scale), w, torch.bfloat16)
 
         @case(f"w8a8-affine-requantize-{size}")
         def _(rows: int = rows) -> object:
@@ -192,9 +193,8 @@ def _define_cases() -> None:
             codes, _, _ = tokens(rows, symmetric=False)
             sums, bias = torch.zeros(FEATURES, dtype=torch.int32), torch.zeros(FEATURES)
             one, code = torch.ones(1), torch.zeros(1, dtype=torch.int8)
-            return int8_matmul.int8_matmul(
-                codes, one, code, packed, scale, zero, sums, bias, torch.int8, one, code
-            )
+            w, grid = Int8Weight(packed, scale, zero, sums, bias), Grid(one, code, False)
+            return int8_matmul.int8_matmul(Int8Activation(codes, one, code), w, torch.int8, grid=grid)
 
         for scheme, made in {
             "w4a16-g128": config.W4A16(group_size=128),

@@ -9,7 +9,7 @@ from tests.gluon_ir import misread
 from tools.ptx_emulator.launches import emulated_launches
 
 #: Codes of weights, which a kernel may read while the kernel before it still runs; nothing else (hopper/producer.py).
-WEIGHTS = ("w_desc", "gate_desc", "up_desc")
+WEIGHTS = ("w_desc", "up_desc")
 #: Compute capability times ten → bytes of shared memory.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 

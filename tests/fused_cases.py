@@ -39,13 +39,14 @@ def define(
     cases: dict[str, Callable[[], object]], sizes: dict[str, int], features: int, columns: int
 ) -> None:
     """Add them to `cases`: products of each of the sizes (rows of x) with weights [features, columns]."""
-    one, code = torch.ones(1), torch.zeros(1, dtype=torch.int8)
-    grid = (one, code, False)
+    from tritonq.kernels.blocks.int8_product import Grid, Int8Activation, Int8Weight, Residual
 
-    def weight(columns: int = columns) -> tuple[Any, ...]:
-        """Codes, scale, zero points, sums, bias."""
+    one, code = torch.ones(1), torch.zeros(1, dtype=torch.int8)
+    grid = Grid(one, code, False)
+
+    def weight(columns: int = columns) -> Int8Weight:
         padded = -(-columns // 16) * 16
-        return (
+        return Int8Weight(
             torch.zeros(features, padded, dtype=torch.int8),
             torch.ones(1, features),
             torch.zeros(1, features, dtype=torch.int8),
@@ -53,22 +54,22 @@ def define(
             torch.zeros(features),
         )
 
-    def product(rows: int, columns: int = columns) -> tuple[Any, ...]:
-        return torch.zeros(rows, columns, dtype=torch.int8), torch.ones(rows, 1), None
+    def linear(
+        rows: int, dtype: torch.dtype, activation: str, residual: Residual | None = None, *rest: Any
+    ) -> Callable[[], object]:
+        return product(rows, columns, dtype, activation, residual, *rest)
 
-    def linear(rows: int, *rest: Any) -> Callable[[], object]:
+    def gated(
+        rows: int, dtype: torch.dtype, activation: str, grid: Grid | None = None, columns: int = columns
+    ) -> Callable[[], object]:
+        return product(rows, columns, dtype, activation, None, grid, weight(columns))
+
+    def product(rows: int, columns: int, *rest: Any) -> Callable[[], object]:
         def case() -> object:
             from tritonq.kernels.matmul.int8 import int8_matmul
 
-            return int8_matmul(*product(rows), *weight(), *rest)
-
-        return case
-
-    def gated(rows: int, *rest: Any, columns: int = columns) -> Callable[[], object]:
-        def case() -> object:
-            from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
-
-            return int8_gated_matmul(*product(rows, columns), *weight(columns), *weight(columns), *rest)
+            x = Int8Activation(torch.zeros(rows, columns, dtype=torch.int8), torch.ones(rows, 1))
+            return int8_matmul(x, weight(columns), *rest)
 
         return case
 
@@ -80,9 +81,10 @@ def define(
 
             x = torch.zeros(rows, columns, dtype=dtype)
             if scheme == "w8a8":
-                codes, scale, zeros, sums, bias = weight()
-                zero = None if symmetric else zeros
-                return dynamic_matmul.int8_dynamic_matmul(x, symmetric, codes, scale, zero, sums, bias)
+                w = weight()
+                return dynamic_matmul.int8_dynamic_matmul(
+                    x, symmetric, w._replace(zero=None) if symmetric else w
+                )
             group_size = config.W4A8(group_size=128 if "g128" in scheme else None).weight.resolve_group_size(
                 columns
             )
@@ -116,15 +118,13 @@ def define(
     for size, rows in sizes.items():
         residual = torch.zeros(rows, features, dtype=torch.bfloat16)
         codes = torch.zeros(rows, features, dtype=torch.int8)
-        cases[f"w8a8-gelu-residual-{size}"] = linear(
-            rows, torch.bfloat16, None, None, False, "gelu", residual
-        )
+        cases[f"w8a8-gelu-residual-{size}"] = linear(rows, torch.bfloat16, "gelu", Residual(residual))
         cases[f"w8a8-silu-residual-requantize-{size}"] = linear(
-            rows, torch.int8, *grid, "silu", codes, one, code
+            rows, torch.int8, "silu", Residual(codes, one, code), grid
         )
         cases[f"w8a8-gated-{size}"] = gated(rows, torch.bfloat16, "silu")
-        cases[f"w8a8-gated-requantize-{size}"] = gated(rows, torch.int8, "gelu_tanh", *grid)
-    cases["w8a8-gated-odd"] = gated(1000, torch.int8, "silu", *grid, columns=1000)
+        cases[f"w8a8-gated-requantize-{size}"] = gated(rows, torch.int8, "gelu_tanh", grid)
+    cases["w8a8-gated-odd"] = gated(1000, torch.int8, "silu", grid, columns=1000)
     for name, mode, length in ROW_CASES:
         dtype = torch.float32 if length == 16_384 else torch.bfloat16
         cases[f"quantize-{name}-{mode}-{length}"] = quantization(name, mode, length, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,13 @@ class Weight:
     @property
     def kernel_zero(self) -> Tensor | None:
         return None if self.zero is None else self.zero.t().contiguous()
+
+    def int8(self, bias: Tensor | None = None) -> Any:
+        """As the int8 kernels take it, bias [N] included."""
+        from tritonq.kernels.blocks.int8_product import Int8Weight
+
+        sums = self.codes.sum(dim=1, dtype=torch.int32)
+        return Int8Weight(self.packed, self.kernel_scale, self.kernel_zero, sums, bias)
 
     def dequantized(self) -> Tensor:
         """float32 [N, K]."""

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from tests import tuned_files
 from tests.tuned_files import H100, INT8, RULE, TARGETS, TUNED
 from tritonq.kernels.config import choose, limits, shipped, tuned_file
-from tritonq.kernels.config.problem import BUCKETS, Problem, bucket_of
+from tritonq.kernels.config.problem import BUCKETS, Int8, Problem, WeightOnly, bucket_of
 from tritonq.kernels.config.tile import TileConfig
 from tritonq.kernels.launch.launch import launching
 from tritonq.kernels.launch.target import pretended, target_of
@@ -41,7 +41,7 @@ def chosen(problem: Problem = INT8, target: Any = H100) -> choose.Explanation:
 class TestSources:
     def test_tuned_before_table_before_rule(self) -> None:
         row = shipped.ROWS[0]
-        problem = Problem("weight_only", (4, 128, 64, "torch.bfloat16", False), row.bucket, 4096, 4096)
+        problem = Problem(WeightOnly(4, 128, 64, "torch.bfloat16", False), row.bucket, 4096, 4096)
         assert (chosen().config, chosen().source) == (RULE, "rule")
         found = chosen(problem)
         assert (found.config, found.source, found.origin) == (row.config, "table", row.source)
@@ -84,7 +84,9 @@ class TestSources:
 
     def test_asked_hears_a_launcher_that_has_nowhere_to_run(self) -> None:
         """Tensors without memory on a GPU that is not here: the problem, its configuration, the launch."""
-        from tritonq.kernels.matmul.int8 import int8_matmul, int8_matmul_kernel
+        from tritonq.kernels.blocks.int8_product import Int8Activation, Int8Weight
+        from tritonq.kernels.matmul.int8 import int8_matmul
+        from tritonq.kernels.matmul.int8_pointers import int8_matmul_kernel
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(*shape, dtype=dtype, device="meta")
@@ -97,12 +99,13 @@ class TestSources:
             launching(lambda *launch: launches.append(launch)),
             choose.asked() as explanations,
         ):
-            out = int8_matmul(codes, empty(5, 1), None, weight, empty(4096), None, sums, None, torch.float16)
+            w = Int8Weight(weight, empty(4096), None, sums)
+            out = int8_matmul(Int8Activation(codes, empty(5, 1)), w, torch.float16)
         assert (out.shape, out.dtype, out.device.type) == ((5, 4096), torch.float16, "meta")
         ((kernel, _, _, constants),) = launches
         assert kernel is int8_matmul_kernel
         (explanation,) = explanations
-        assert explanation.problem == Problem("int8", (True, True, False), 5, 4096, 4096)
+        assert explanation.problem == Problem(Int8("short", addressable=True), 5, 4096, 4096)
         assert constants["BLOCK_K"] == explanation.config.block_k
         with pytest.raises(ValueError, match="need tensors on a GPU, found device meta"):
             target_of(codes)
@@ -130,7 +133,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"format": 2}, "of another version of tritonq"),
+            ({"format": 1}, "of another version of tritonq"),
             ({"gpu": {}}, "on another GPU"),
             ({"gpu": dataclasses.asdict(dataclasses.replace(H100, multiprocessors=114))}, "on another GPU"),
             ({"triton": "3.1"}, "with another version of Triton"),
@@ -183,7 +186,11 @@ class TestDamage:
             ("features", -1),
             ("columns", 1 << 40),
             ("variant", "x"),
-            ("variant", [[1]]),
+            ("variant", ["short", True]),
+            ("variant", {"epilogue": "short"}),
+            ("variant", {"epilogue": "short", "addressable": 1}),
+            ("variant", {"epilogue": "shortest", "addressable": True}),
+            ("family", "weight_only"),
             ("family", None),
             ("microseconds", float("nan")),
             ("microseconds", 0),
@@ -234,7 +241,7 @@ def test_buckets() -> None:
 def test_shape_classes() -> None:
     """Llama-3-8B's o, down, gate_up, and a square of 8192, on 132 multiprocessors."""
     shapes = ((4096, 4096), (4096, 14336), (28672, 4096), (8192, 8192), (1 << 20, 64))
-    classes = [Problem("int8", (True, True, False), 1, *shape).shape_class(H100) for shape in shapes]
+    classes = [Problem(Int8("short", addressable=True), 1, *shape).shape_class(H100) for shape in shapes]
     assert classes == [(0.5, False), (0.5, True), (4.0, False), (1.0, False), (4.0, False)]
 
 
@@ -245,8 +252,8 @@ def test_shipped_rows_run_what_they_are_for(row: shipped.Row) -> None:
     target = TARGETS["sm_90"]
     columns = 14336 if row.shape_class[1] else 4096
     group_size = group_size if slabs == 4 else columns
-    variant = (slabs, group_size, slab_width, "torch.bfloat16", False)
-    problem = Problem("weight_only", variant, row.bucket, 4096, columns)
+    variant = WeightOnly(slabs, group_size, slab_width, "torch.bfloat16", suits_hopper=False)
+    problem = Problem(variant, row.bucket, 4096, columns)
     assert shipped.shipped(problem, target, "pointers") is row
     assert shipped.shipped(problem, target, "hopper") is None
     assert limits.why_not(problem, target, row.config) is None

@@ -22,9 +22,9 @@ from tests.test_kernels_gated import expected_of, multiply
 from tritonq import reference
 from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8_gated", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8", reason="Triton is not installed")
 shapes: Any = pytest.importorskip("tritonq.kernels.config.hopper_shapes")
-pytest.importorskip("tritonq.kernels.hopper.int8_gated", reason="Triton has no Gluon")
+pytest.importorskip("tritonq.kernels.hopper.int8", reason="Triton has no Gluon")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig, Target = kernels.TileConfig, kernels.Target
@@ -91,8 +91,9 @@ def test_against_the_reference(case: dict[str, Any], device: str) -> None:
     [(4096, 14336, (128, 1)), (128, 4096, (64, 2))],
 )
 def test_the_rule(rows: int, features: int, shape: tuple[int, int]) -> None:
-    chosen = kernels.choose_config(H100, rows, features, 4096, True)
+    problem = kernels.Problem(kernels.Int8Gated(addressable=True), rows, features, 4096)
+    chosen = kernels.int8_rule.choose(problem, H100)
     assert (chosen.path, chosen.block_n, chosen.splits) == ("hopper", *shape)
-    problem = kernels.Problem("int8_gated", (True,), rows, features, 4096)
     assert shapes.why_not_gated(problem, H100, chosen) is None
-    assert kernels.choose_config(H100, rows, features, 4096, False).path == "pointers"
+    unaligned = kernels.Problem(kernels.Int8Gated(addressable=False), rows, features, 4096)
+    assert kernels.int8_rule.choose(unaligned, H100).path == "pointers"

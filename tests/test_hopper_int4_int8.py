@@ -105,6 +105,6 @@ def test_the_rule(rows: int, features: int, columns: int, group_size: int, shape
     one_group = group_size == columns
     chosen = kernels.choose_config(H100, rows, features, columns // 128, 64, 1, one_group, True)
     assert (chosen.path, chosen.block_m, chosen.splits) == ("hopper", *shape)
-    problem = kernels.Problem("int4_int8", (group_size, 64, True), rows, features, columns)
+    problem = kernels.Problem(kernels.Int4Int8(group_size, 64, addressable=True), rows, features, columns)
     assert shapes.why_not_int4_int8(problem, H100, chosen) is None
     assert kernels.choose_config(H100, rows, features, columns // 128, 64).path == "pointers"

@@ -69,16 +69,14 @@ def test_against_the_reference(case: dict[str, Any], device: str) -> None:
     x = random_codes(rows, columns, device=device)
     bias = None if case["bias"] is None else torch.randn(features, device=device).to(case["bias"])
     residual = random_residual(case["residual"], rows, features, "wide rows", device)
-    sums = w.codes.sum(dim=1, dtype=torch.int32)
-    given = (addressable(x), x_scale, x_zero, w.packed, w.kernel_scale, w.kernel_zero, sums, bias)
+    given = (kernels.Int8Activation(addressable(x), x_scale, x_zero), w.int8(bias))
+    added = None if residual[0] is None else kernels.Residual(*residual)
     operands = (x, x_scale, x_zero, w.codes, w.scale, w.zero, bias)
     out = case["out"]
     if isinstance(out, torch.dtype):
         exact = reference.int8_linear(*operands, torch.float32, activation, *residual)
         with hopper_launches(case["seed"]):
-            found = kernels.int8_matmul(
-                *given, out, None, None, False, activation, *residual, config=case["tile"]
-            )
+            found = kernels.int8_matmul(*given, out, activation, added, config=case["tile"])
         if activation in EXACT:
             assert_same(found, exact.to(out))
         else:
@@ -87,7 +85,8 @@ def test_against_the_reference(case: dict[str, Any], device: str) -> None:
         return
     grid = random_grid(device, max(1.0, columns**0.5 / 4), "affine" in out)
     with hopper_launches(case["seed"]):
-        found = kernels.int8_matmul(*given, torch.int8, *grid, activation, *residual, config=case["tile"])
+        out_grid = kernels.Grid(*grid)
+        found = kernels.int8_matmul(*given, torch.int8, activation, added, out_grid, config=case["tile"])
     expected = reference.int8_linear_requantize(*operands, *grid, activation, *residual)
     if activation in EXACT:
         assert_same(found, expected)
@@ -103,11 +102,10 @@ def test_splits_agree_to_the_bit_in_any_order_of_events(splits: int, device: str
     w = random_weight(config.W8A8(), features, columns, torch.float32, device)
     scale = torch.rand(rows, 1, device=device)
     expected = reference.int8_linear(x, scale, None, w.codes, w.scale, None, None, torch.float32)
-    sums = w.codes.sum(dim=1, dtype=torch.int32)
     for seed in range(2):
         with hopper_launches(seed):
             found = kernels.int8_matmul(
-                x, scale, None, w.packed, w.kernel_scale, None, sums, None, torch.float32,
+                kernels.Int8Activation(x, scale), w.int8(), torch.float32,
                 config=TileConfig(64, 64, 128, splits, 4, 2, "hopper"),
             )  # fmt: skip
         assert_same(found, expected)
@@ -117,12 +115,12 @@ def test_splits_agree_to_the_bit_in_any_order_of_events(splits: int, device: str
 def test_columns_of_padding_are_never_read(device: str) -> None:
     x, w = random_codes(3, 31, device=device), random_weight(config.W8A8(), 16, 31, torch.float32, device)
     x = addressable(x)
-    scale, sums = torch.rand(3, 1, device=device), w.codes.sum(dim=1, dtype=torch.int32)
+    scale = torch.rand(3, 1, device=device)
 
     def multiply() -> torch.Tensor:
         with hopper_launches():
             return kernels.int8_matmul(
-                x, scale, None, w.packed, w.kernel_scale, None, sums, None, torch.float32, config=TILES[0]
+                kernels.Int8Activation(x, scale), w.int8(), torch.float32, config=TILES[0]
             )
 
     clean = multiply()
@@ -138,10 +136,13 @@ def test_sums_of_extreme_codes_do_not_overflow(device: str) -> None:
     w.scale.fill_(1)
     zero, sums = torch.full((1, 16), 127, dtype=torch.int8, device=device), torch.full((16,), -128 * columns)
     one = torch.ones(1, device=device)
-    operands = (x, one, zero[0, :1], w.packed, w.kernel_scale, zero, sums.int().to(device), None)
+    weight = w.int8()._replace(zero=zero, sums=sums.int().to(device))
     with hopper_launches():
         found = kernels.int8_matmul(
-            *operands, torch.float32, config=TileConfig(64, 64, 128, 2, 4, 4, "hopper")
+            kernels.Int8Activation(x, one, zero[0, :1]),
+            weight,
+            torch.float32,
+            config=TileConfig(64, 64, 128, 2, 4, 4, "hopper"),
         )
     assert (found == torch.tensor(columns * 255 * 255).float()).all()
 
@@ -161,14 +162,16 @@ def test_the_rule_fills_the_gpu(
 ) -> None:
     chosen = shapes.choose_int8_config(H100, rows, features, columns, long)
     assert (chosen.block_n, chosen.splits) == shape
-    problem = kernels.Problem("int8", (not long, True, long), rows, features, columns)
+    variant = kernels.Int8("long" if long else "short", addressable=True)
+    problem = kernels.Problem(variant, rows, features, columns)
     assert shapes.why_not_int8(problem, H100, chosen) is None
     assert (chosen.block_n + chosen.block_m) * chosen.block_k * chosen.num_stages < H100.shared_memory
 
 
 def test_the_rule_is_asked_for_aligned_rows_of_a_hopper() -> None:
     def path_of(target: Any, rows: int, addressable: bool, features: int = 4096) -> str:
-        return str(kernels.choose_config(target, rows, features, 4096, True, addressable, False).path)
+        problem = kernels.Problem(kernels.Int8("short", addressable), rows, features, 4096)
+        return str(kernels.int8_rule.choose(problem, target).path)
 
     assert path_of(H100, 65, True) == "hopper"
     assert path_of(H100, 64, True) == "pointers"
@@ -213,7 +216,7 @@ def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, int], wo
         "num_warps": 8,
         "num_stages": 4,
     } | change
-    problem = kernels.Problem("int8", (True, True, False), 1024, 4096, 4096)
+    problem = kernels.Problem(kernels.Int8("short", addressable=True), 1024, 4096, 4096)
     assert words in shapes.why_not_int8(problem, H100, TileConfig(**fields, path="hopper"))
 
 

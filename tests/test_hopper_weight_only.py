@@ -173,9 +173,8 @@ def test_the_rule_fills_the_gpu(
         shape = (256, 1)  # room for as many sums again
     assert (chosen.block_m, chosen.splits) == shape
     assert chosen.num_stages >= 3
-    problem = kernels.Problem(
-        "weight_only", (slabs, size, 64, "torch.bfloat16", True), rows, features, columns
-    )
+    variant = kernels.WeightOnly(slabs, size, 64, "torch.bfloat16", suits_hopper=True)
+    problem = kernels.Problem(variant, rows, features, columns)
     assert shapes.why_not_weight_only(problem, H100, chosen) is None
     assert chosen in list(shapes.candidates(problem, H100))
 
@@ -228,5 +227,6 @@ def test_the_rule_is_asked_for_layers_that_the_kernel_takes(monkeypatch: pytest.
 def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, int], words: str) -> None:
     shape = {"block_n": 128, "block_m": 128, "block_k": 256, "splits": 1}
     fields = shape | {"num_warps": 8, "num_stages": 4, "max_registers": 168} | change
-    problem = kernels.Problem("weight_only", (4, 128, 64, "torch.bfloat16", True), 1024, 4096, 4096)
+    variant = kernels.WeightOnly(4, 128, 64, "torch.bfloat16", suits_hopper=True)
+    problem = kernels.Problem(variant, 1024, 4096, 4096)
     assert words in shapes.why_not_weight_only(problem, H100, TileConfig(**fields, path="hopper"))

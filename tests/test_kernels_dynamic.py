@@ -43,10 +43,7 @@ FEATURES = (130, 1, 7, 64)
 
 def int8(x: Tensor, symmetric: bool, w: Weight, bias: Tensor | None, tile: Any) -> tuple[Tensor, Tensor]:
     """(the kernel's result, the reference's in float32)."""
-    sums = w.codes.sum(dim=1, dtype=torch.int32)
-    found = kernels.int8_dynamic_matmul(
-        x, symmetric, w.packed, w.kernel_scale, w.kernel_zero, sums, bias, config=tile
-    )
+    found = kernels.int8_dynamic_matmul(x, symmetric, w.int8(bias), config=tile)
     codes, scale, zero = reference.quantize_per_token(x, symmetric)
     product = (codes, scale, None if symmetric else zero, w.codes, w.scale, w.zero, bias)
     return found, reference.int8_linear(*product, torch.float32)

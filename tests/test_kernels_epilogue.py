@@ -45,13 +45,23 @@ RESIDUALS = (None, *FLOATS, "int8", "int8 symmetric")
 
 
 def multiply(
-    x: Tensor, scale: Tensor, zero: Tensor | None, w: Weight, bias: Tensor | None, *rest: Any
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    w: Weight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    grid: tuple[Any, ...] | None,
+    activation: str,
+    residual: tuple[Tensor | None, ...] = (None,),
+    tile: Any = None,
 ) -> Tensor:
-    sums = w.codes.sum(dim=1, dtype=torch.int32)
-    if rest[-1] is not None and rest[-1].path == "descriptors":
+    if tile is not None and tile.path == "descriptors":
         x = addressable(x)
-    operands = (x, scale, zero, w.packed, w.kernel_scale, w.kernel_zero, sums, bias)
-    return kernels.int8_matmul(*operands, *rest[:-1], config=rest[-1])
+    operands = kernels.Int8Activation(x, scale, zero), w.int8(bias)
+    added = None if residual[0] is None else kernels.Residual(*residual)
+    out = None if grid is None else kernels.Grid(*grid)
+    return kernels.int8_matmul(*operands, dtype, activation, added, out, config=tile)
 
 
 def random_residual(
@@ -99,8 +109,8 @@ def test_against_the_reference(case: dict[str, Any], device: str) -> None:
     operands = (x, x_scale, x_zero, w.codes, w.scale, w.zero, bias)
     if isinstance(case["out"], torch.dtype):
         exact = reference.int8_linear(*operands, torch.float32, activation, *residual)
-        epilogue = (case["out"], None, None, False, activation, *residual)
-        found = multiply(x, x_scale, x_zero, w, bias, *epilogue, case["tile"])
+        epilogue = (case["out"], None, activation, residual, case["tile"])
+        found = multiply(x, x_scale, x_zero, w, bias, *epilogue)
         if activation in EXACT:
             assert_same(found, as_stored(exact, case["out"]))
         else:
@@ -111,7 +121,7 @@ def test_against_the_reference(case: dict[str, Any], device: str) -> None:
             )
         return
     grid = random_grid(device, 1.0, "affine" in case["out"])
-    found = multiply(x, x_scale, x_zero, w, bias, torch.int8, *grid, activation, *residual, case["tile"])
+    found = multiply(x, x_scale, x_zero, w, bias, torch.int8, grid, activation, residual, case["tile"])
     expected = reference.int8_linear_requantize(*operands, *grid, activation, *residual)
     (assert_same if activation in EXACT else assert_codes_close)(found, expected)
 
@@ -124,9 +134,7 @@ def test_relu_is_a_clamp_of_the_codes(zero: int, tile: Any, device: str) -> None
     out_zero = torch.full((1,), zero, dtype=torch.int8, device=device)
     bias = torch.randn(70, device=device) * 30
     plain, clamped = (
-        multiply(
-            x, scale, None, w, bias, torch.int8, grid, out_zero, False, activation, None, None, None, tile
-        )
+        multiply(x, scale, None, w, bias, torch.int8, (grid, out_zero, False), activation, tile=tile)
         for activation in EXACT
     )
     assert_same(clamped, plain.clamp(min=zero))
@@ -137,9 +145,8 @@ def identity(values: Tensor, out: Any, activation: str, *grid: Any) -> Tensor:
     rows, features = values.shape
     x = torch.zeros(rows, 16, dtype=torch.int8, device=values.device)
     w = random_weight(config.W8A8(), features, 16, torch.float32, values.device.type)
-    grid = grid or (None, None, False)
     one = torch.ones(1, device=values.device)
-    return multiply(x, one, None, w, None, out, *grid, activation, values, None, None, None)
+    return multiply(x, one, None, w, None, out, grid or None, activation, (values,))
 
 
 ACTIVATIONS = {
@@ -173,6 +180,6 @@ def test_nan_of_a_row_takes_the_zero_point_and_stays_there(device: str) -> None:
     scale[1] = math.nan
     grid = (torch.ones(1, device=device), torch.full((1,), -7, dtype=torch.int8, device=device), False)
     for activation in reference.ACTIVATIONS:
-        found = multiply(x, scale, None, w, None, torch.int8, *grid, activation, None, None, None, None)
+        found = multiply(x, scale, None, w, None, torch.int8, grid, activation)
         assert (found[1] == -7).all()
         assert len(found[::2].unique()) > 3

@@ -25,7 +25,7 @@ from tests.poison import Poison
 from tritonq import reference
 from tritonq.numerics import config
 
-kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8_gated", reason="Triton is not installed")
+kernels: Any = pytest.importorskip("tritonq.kernels.matmul.int8", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
 TileConfig = kernels.TileConfig
@@ -43,11 +43,11 @@ def two_weights(features: int, columns: int, symmetric: bool, device: str) -> tu
 def multiply(
     x: Tensor, scale: Tensor, zero: Tensor | None, weights: tuple[Weight, Weight], biases: Any, *rest: Any
 ) -> Tensor:
-    operands = [
-        (w.packed, w.kernel_scale, w.kernel_zero, w.codes.sum(dim=1, dtype=torch.int32), bias)
-        for w, bias in zip(weights, biases, strict=True)
-    ]
-    return kernels.int8_gated_matmul(x, scale, zero, *operands[0], *operands[1], *rest[:-1], config=rest[-1])
+    gate, up = (w.int8(bias) for w, bias in zip(weights, biases, strict=True))
+    dtype, activation, *grid, tile = rest
+    out = kernels.Grid(*grid) if grid else None
+    rows = kernels.Int8Activation(x, scale, zero)
+    return kernels.int8_matmul(rows, gate, dtype, activation, None, out, up, tile)
 
 
 def expected_of(
@@ -130,7 +130,6 @@ def test_splits_agree_to_the_bit_and_put_counters_back(splits: int, device: str,
 
 def test_products_are_those_of_the_single_kernel(device: str) -> None:
     """Where up is 1 everywhere, the gated product is the gate's."""
-    single = pytest.importorskip("tritonq.kernels.matmul.int8")
     x, gate = random_codes(20, 96, device=device), random_weight(config.W8A8(), 50, 96, torch.float32, device)
     up = random_weight(config.W8A8(), 50, 96, torch.float32, device)
     up.codes.fill_(0)
@@ -141,10 +140,7 @@ def test_products_are_those_of_the_single_kernel(device: str) -> None:
         torch.ones(50, device=device),
     )
     found = multiply(x, scale, None, (gate, up), (bias, ones), torch.float32, "none", None)
-    sums = gate.codes.sum(dim=1, dtype=torch.int32)
-    expected = single.int8_matmul(
-        x, scale, None, gate.packed, gate.kernel_scale, None, sums, bias, torch.float32
-    )
+    expected = kernels.int8_matmul(kernels.Int8Activation(x, scale), gate.int8(bias), torch.float32)
     assert_same(found, expected)
 
 

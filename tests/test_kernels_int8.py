@@ -48,15 +48,17 @@ def multiply(
     x_zero: Tensor | None,
     w: Weight,
     bias: Tensor | None,
-    *rest: Any,
-    **named: Any,
+    dtype: torch.dtype,
+    out_scale: Tensor | None = None,
+    out_zero: Tensor | None = None,
+    symmetric: bool = False,
+    config: Any = None,
 ) -> Tensor:
-    sums = w.codes.sum(dim=1, dtype=torch.int32)
-    if named.get("config") is not None and named["config"].path == "descriptors":
+    if config is not None and config.path == "descriptors":
         x = addressable(x)
-    return kernels.int8_matmul(
-        x, x_scale, x_zero, w.packed, w.kernel_scale, w.kernel_zero, sums, bias, *rest, **named
-    )
+    operands = kernels.Int8Activation(x, x_scale, x_zero), w.int8(bias)
+    grid = None if out_scale is None else kernels.Grid(out_scale, out_zero, symmetric)
+    return kernels.int8_matmul(*operands, dtype, grid=grid, config=config)
 
 
 def grid(granularity: str, affine: bool, rows: int, device: str) -> tuple[Tensor, Tensor | None]:

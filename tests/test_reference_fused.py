@@ -111,7 +111,7 @@ def test_a_gated_product_is_not_rounded_before_it_is_multiplied(activation: str,
     ups = reference.int8_linear(x, scale, None, *up, torch.float32)
     expected = reference.activate(gates, activation) * ups
     assert_same(reference.gated(gates, ups, activation), expected)
-    inputs = (x, scale, None, *gate, *up)
+    inputs = (x, scale, None, reference.Int8Weight(*gate), reference.Int8Weight(*up))
     grid = (torch.tensor([0.05], device=device), torch.tensor([9], dtype=torch.int8, device=device), False)
     codes = reference.int8_gated_linear_requantize(*inputs, *grid, activation)
     assert_same(codes, reference.quantize_per_tensor(expected, *grid))

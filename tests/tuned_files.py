@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonq.kernels.config import tuned_file
-from tritonq.kernels.config.problem import Problem
+from tritonq.kernels.config.problem import Int8, Problem
 from tritonq.kernels.config.tile import TileConfig
 from tritonq.kernels.launch.target import Target
 
@@ -21,7 +21,7 @@ TARGETS = {
     "sm_120": Target("cuda", 120, 170, 99 * 1024),
     "gfx942": Target("hip", 0, 304, 64 * 1024),
 }
-INT8 = Problem("int8", (True, True, False), 16, 4096, 4096)
+INT8 = Problem(Int8("short", addressable=True), 16, 4096, 4096)
 RULE = TileConfig(64, 16, 256, 1, 4, 4)
 TUNED = TileConfig(64, 16, 128, 2, 4, 5)
 

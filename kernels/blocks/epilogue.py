@@ -4,6 +4,8 @@ All tiles are [BLOCK_N, BLOCK_M], of outᵀ. Vectors are loaded before anything 
 more registers. Kernels that use this file are launched with `enable_fp_fusion=False`.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -38,89 +40,100 @@ def sigmoid(u):
     return 1.0 / (1.0 + tl.exp(-u))
 
 
+class Columns(NamedTuple):
+    """What belongs to the columns of a tile of outᵀ, which are rows of x: pointers, or values where STRIDE is None."""
+
+    scale: Any  # float32 [M] (STRIDE 1) or [1] (STRIDE 0); or values [1, BLOCK_M]
+    zero: Any  # int8 alike, or values int32; None for 0
+    STRIDE: Any
+
+
+class Weight(NamedTuple):
+    """Pointers to what belongs to the rows of an int8 weight."""
+
+    scale_ptr: Any  # float [N]
+    zero_ptr: Any  # int8 [N], or None for 0
+    sum_ptr: Any  # int32 [N], the sum of each row's codes
+    bias_ptr: Any  # float [N], or None
+
+
+class Residual(NamedTuple):
+    """What is added to a product."""
+
+    ptr: Any  # float or int8 [M, N], or None
+    scale_ptr: Any  # float32 [1] of an int8 residual, or None
+    zero_ptr: Any  # int8 [1], or None for 0
+    stride: Any  # of a row
+
+
+class Output(NamedTuple):
+    """What becomes of a float32 result."""
+
+    scale_ptr: Any  # float32 [1], or None for float output
+    zero_ptr: Any  # int8 [1], or None for float output
+    QMIN: Any  # of the codes
+    ACTIVATION: Any  # comes first
+
+
+class Place(NamedTuple):
+    """Where a tile of outᵀ lies: its rows n and columns m, and the sizes of the product."""
+
+    n: Any
+    m: Any
+    N: Any
+    M: Any
+    K: Any
+
+
 @triton.jit
-def finished(
-    acc,
-    x_scale_ptr,
-    x_zero_ptr,
-    w_scale_ptr,
-    w_zero_ptr,
-    w_sum_ptr,
-    bias_ptr,
-    residual_ptr,
-    residual_scale_ptr,
-    residual_zero_ptr,
-    out_scale_ptr,
-    out_zero_ptr,
-    n,
-    m,
-    N,
-    M,
-    K,
-    stride_residual,
-    ACTIVATION: tl.constexpr,
-    X_QPARAM_STRIDE: tl.constexpr,
-    OUT_QMIN: tl.constexpr,
-):
-    """What is stored of an int32 acc = Σ x·(w - w_zero), and the arguments of `int8_matmul_kernel`: int8 or float32."""
-    acc = subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-    if out_scale_ptr is not None and residual_ptr is None and (ACTIVATION == "none" or ACTIVATION == "relu"):
-        values = scale_and_bias_to_grid(
-            acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE
-        )
-        values = activate(values, ACTIVATION)
-        return to_code(values, tl.load(out_zero_ptr).to(tl.float32), OUT_QMIN, 127.0)
+def finished(acc, up_acc, x, w, up, residual, out, place):
+    """What is stored of int32 acc = Σ x·(w - w_zero): int8 or float32.
+
+    up_acc: the same of a second weight `up`, whose product activation(x · wᵀ) is multiplied by; None without one.
+    """
+    acc = subtract_x_zero(acc, x, w, place)
+    if up is not None:
+        up_acc = subtract_x_zero(up_acc, x, up, place)
+    IS_LINEAR: tl.constexpr = out.ACTIVATION == "none" or out.ACTIVATION == "relu"
+    if out.scale_ptr is not None and residual.ptr is None and up is None and IS_LINEAR:
+        values = activate(scale_and_bias_to_grid(acc, x, w, out, place), out.ACTIVATION)
+        return to_code(values, tl.load(out.zero_ptr).to(tl.float32), out.QMIN, 127.0)
     else:
-        y = scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
-        if residual_ptr is not None:
-            inside = (n < N)[:, None] & (m < M)[None, :]
-            residual_ptrs = residual_ptr + m.to(tl.int64)[None, :] * stride_residual + n[:, None]
-            residual = tl.load(residual_ptrs, mask=inside, other=0)
-            y = y + dequantized(residual, residual_scale_ptr, residual_zero_ptr)
-        y = activate(y, ACTIVATION)
-        if out_scale_ptr is not None:
-            return to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN)
+        y = scale_and_bias(acc, x, w, place)
+        if residual.ptr is not None:
+            inside = (place.n < place.N)[:, None] & (place.m < place.M)[None, :]
+            residual_ptrs = residual.ptr + place.m.to(tl.int64)[None, :] * residual.stride + place.n[:, None]
+            added = tl.load(residual_ptrs, mask=inside, other=0)
+            y = y + dequantized(added, residual.scale_ptr, residual.zero_ptr)
+        y = activate(y, out.ACTIVATION)
+        if up is not None:
+            y = y * scale_and_bias(up_acc, x, up, place)
+        if out.scale_ptr is not None:
+            return to_grid(y, out.scale_ptr, out.zero_ptr, out.QMIN)
         else:
             return y
 
 
 @triton.jit
-def gated_finished(
-    gate,
-    up,
-    x_scale_ptr,
-    x_zero_ptr,
-    gate_scale_ptr,
-    gate_zero_ptr,
-    gate_sum_ptr,
-    gate_bias_ptr,
-    up_scale_ptr,
-    up_zero_ptr,
-    up_sum_ptr,
-    up_bias_ptr,
-    out_scale_ptr,
-    out_zero_ptr,
-    n,
-    m,
-    N,
-    M,
-    K,
-    ACTIVATION: tl.constexpr,
-    X_QPARAM_STRIDE: tl.constexpr,
-    OUT_QMIN: tl.constexpr,
-):
-    """`finished` of a gated product: of two accumulators, and the arguments of `int8_gated_matmul_kernel`."""
-    gate = subtract_x_zero(gate, x_zero_ptr, gate_sum_ptr, gate_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-    up = subtract_x_zero(up, x_zero_ptr, up_sum_ptr, up_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE)
-    y = activate(
-        scale_and_bias(gate, x_scale_ptr, gate_scale_ptr, gate_bias_ptr, n, m, N, M, X_QPARAM_STRIDE),
-        ACTIVATION,
-    )
-    y = y * scale_and_bias(up, x_scale_ptr, up_scale_ptr, up_bias_ptr, n, m, N, M, X_QPARAM_STRIDE)
-    if out_scale_ptr is not None:
-        return to_grid(y, out_scale_ptr, out_zero_ptr, OUT_QMIN)
+def scale_of(x, place):
+    """float32 scales of a tile's columns: [1, BLOCK_M], or one scalar."""
+    if x.STRIDE is None:
+        return x.scale
+    elif x.STRIDE == 0:
+        return tl.load(x.scale)
     else:
-        return y
+        return tl.load(x.scale + place.m, mask=place.m < place.M, other=1.0)[None, :]
+
+
+@triton.jit
+def zero_of(x, place):
+    """int32 zero points alike."""
+    if x.STRIDE is None:
+        return x.zero
+    elif x.STRIDE == 0:
+        return tl.load(x.zero).to(tl.int32)
+    else:
+        return tl.load(x.zero + place.m, mask=place.m < place.M, other=0).to(tl.int32)[None, :]
 
 
 @triton.jit
@@ -133,58 +146,40 @@ def subtract_w_zero(acc, x_sum, w_zero_ptr, n, N):
 
 
 @triton.jit
-def subtract_x_zero(acc, x_zero_ptr, w_sum_ptr, w_zero_ptr, n, m, N, M, K, X_QPARAM_STRIDE: tl.constexpr):
+def subtract_x_zero(acc, x, w, place):
     """int32 acc - x_zero · (Σw - K · w_zero)."""
-    if x_zero_ptr is not None:
-        x_zero = tl.load(x_zero_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=0).to(tl.int32)
-        acc = subtract_x_zeros(acc, x_zero, w_sum_ptr, w_zero_ptr, n, N, K)
+    if x.zero is not None:
+        x_zero = zero_of(x, place)
+        w_sum = tl.load(w.sum_ptr + place.n, mask=place.n < place.N, other=0)
+        if w.zero_ptr is not None:
+            w_sum -= place.K * tl.load(w.zero_ptr + place.n, mask=place.n < place.N, other=0).to(tl.int32)
+        acc -= x_zero * w_sum[:, None]
     return acc
 
 
 @triton.jit
-def subtract_x_zeros(acc, x_zero, w_sum_ptr, w_zero_ptr, n, N, K):
-    """The same with x_zero int32 [BLOCK_M] at hand."""
-    w_sum = tl.load(w_sum_ptr + n, mask=n < N, other=0)
-    if w_zero_ptr is not None:
-        w_sum -= K * tl.load(w_zero_ptr + n, mask=n < N, other=0).to(tl.int32)
-    return acc - x_zero[None, :] * w_sum[:, None]
-
-
-@triton.jit
-def scale_and_bias(acc, x_scale_ptr, w_scale_ptr, bias_ptr, n, m, N, M, X_QPARAM_STRIDE: tl.constexpr):
+def scale_and_bias(acc, x, w, place):
     """float32 (acc · x_scale) · w_scale + bias."""
-    x_scale = tl.load(x_scale_ptr + m * X_QPARAM_STRIDE, mask=m < M, other=1.0)
-    return with_scales_and_bias(acc, x_scale, w_scale_ptr, bias_ptr, n, N)
-
-
-@triton.jit
-def with_scales_and_bias(acc, x_scale, w_scale_ptr, bias_ptr, n, N):
-    """The same with x_scale [BLOCK_M] at hand."""
-    w_scale = tl.load(w_scale_ptr + n, mask=n < N, other=1.0).to(tl.float32)
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
-    y = (acc.to(tl.float32) * x_scale[None, :]) * w_scale[:, None]
-    if bias_ptr is not None:
+    x_scale = scale_of(x, place)
+    w_scale = tl.load(w.scale_ptr + place.n, mask=place.n < place.N, other=1.0).to(tl.float32)
+    if w.bias_ptr is not None:
+        bias = tl.load(w.bias_ptr + place.n, mask=place.n < place.N, other=0.0).to(tl.float32)
+    y = (acc.to(tl.float32) * x_scale) * w_scale[:, None]
+    if w.bias_ptr is not None:
         y = y + bias[:, None]
     return y
 
 
 @triton.jit
-def scale_and_bias_to_grid(
-    acc, x_scale_ptr, w_scale_ptr, bias_ptr, out_scale_ptr, n, m, N, M, X_QPARAM_STRIDE: tl.constexpr
-):
+def scale_and_bias_to_grid(acc, x, w, out, place):
     """float32 acc · m + b', m = (x_scale · w_scale) / out_scale, b' = bias / out_scale."""
-    w_scale = tl.load(w_scale_ptr + n, mask=n < N, other=1.0).to(tl.float32)
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
-    out_scale = tl.load(out_scale_ptr)
-    if X_QPARAM_STRIDE == 0:
-        multiplier = tl.math.div_rn(tl.load(x_scale_ptr) * w_scale, out_scale)[:, None]
-    else:
-        x_scale = tl.load(x_scale_ptr + m, mask=m < M, other=1.0)
-        multiplier = tl.math.div_rn(x_scale[None, :] * w_scale[:, None], out_scale)
-    values = acc.to(tl.float32) * multiplier
-    if bias_ptr is not None:
+    x_scale = scale_of(x, place)
+    w_scale = tl.load(w.scale_ptr + place.n, mask=place.n < place.N, other=1.0).to(tl.float32)
+    if w.bias_ptr is not None:
+        bias = tl.load(w.bias_ptr + place.n, mask=place.n < place.N, other=0.0).to(tl.float32)
+    out_scale = tl.load(out.scale_ptr)
+    values = acc.to(tl.float32) * tl.math.div_rn(x_scale * w_scale[:, None], out_scale)
+    if w.bias_ptr is not None:
         values = values + tl.math.div_rn(bias, out_scale)[:, None]
     return values
 

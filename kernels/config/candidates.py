@@ -19,7 +19,7 @@ from ..blocks.split_k import split_count
 from ..launch.target import Target
 from . import hopper_shapes, hopper_weight_only_shapes
 from .limits import columns_per_step, demands, why_not
-from .problem import Problem
+from .problem import Int4Int8, Problem
 from .tile import APART, TileConfig, stages_that_fit
 
 _DEEPEST = 4
@@ -68,7 +68,7 @@ def _shapes(problem: Problem, target: Target) -> Iterator[tuple[int, int, int, i
     """(block_n, block_m, block_k, warps)."""
     least = 16 if target.backend == "hip" or problem.family == "weight_only_gradient" else 8
     # IEEE float32 products use no matrix instructions, so less fits in registers.
-    is_float32 = "torch.float32" in problem.variant
+    is_float32 = getattr(problem.variant, "dtype", None) == "torch.float32"
     covering = max(least, min(32 if is_float32 else 256, triton.next_power_of_2(problem.rows)))
     heights = [block_m for block_m in (covering, covering // 2, covering // 4) if block_m >= least]
     if problem.family == "weight_only_gradient":  # block_n is what one step sums over
@@ -99,7 +99,8 @@ def _on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
 
 def _int4_int8_on_hopper(problem: Problem, target: Target) -> Iterator[TileConfig]:
     """W4A8, path "hopper": tiles as wide as M, or half as wide; K split if few rows leave multiprocessors idle."""
-    slab_width = int(problem.variant[1])
+    assert isinstance(problem.variant, Int4Int8)
+    slab_width = problem.variant.slab_width
     covering = min(256, max(16, triton.next_power_of_2(problem.rows)))
     splits = (1, 2, 4, 8) if problem.rows <= _ROWS_OF_SPLITS else (1,)
     for block_m, split in itertools.product((covering, covering // 2), splits):

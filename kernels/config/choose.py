@@ -23,8 +23,6 @@ from .problem import Problem
 from .shipped import shipped
 from .tile import TileConfig
 
-__all__ = ["Explanation", "Problem", "asked", "configured", "explain", "forget"]
-
 #: With more problems than this, all are forgotten: the number of input rows is unbounded.
 _REMEMBERED = 1 << 14
 _chosen: dict[tuple[Problem, Target], TileConfig] = {}

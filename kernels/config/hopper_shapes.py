@@ -13,7 +13,7 @@ import dataclasses
 import triton
 
 from ..launch.target import Target
-from .problem import Problem
+from .problem import Int4Int8, Int8, Int8Gated, Problem
 from .tile import TileConfig
 
 #: int8 columns per step: one row of the widest swizzle of shared memory.
@@ -91,19 +91,21 @@ def int4_int8_stages_that_fit(target: Target, block_n: int, block_m: int, slab_w
 
 def why_not_int4_int8(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not_int8` for a W4A8 problem."""
-    group_size, slab_width, copied = problem.variant
+    variant = problem.variant
+    assert isinstance(variant, Int4Int8)
+    slab_width = variant.slab_width
     if not is_hopper(target):
         return "Hopper's kernels need compute capability 9.0"
-    if not copied or problem.features % 16:
+    if not variant.addressable or problem.features % 16:
         return (
             "the copy engine needs int8 rows that start at multiples of 16 bytes, and groups without padding"
         )
-    if (config.block_n, config.num_warps, config.block_k) != (128, 8, 2 * int(slab_width)):
-        return f"8 warps take 128 rows of the weight and {2 * int(slab_width)} columns, found {config}"
-    most = 256 if int(group_size) >= problem.columns and config.splits == 1 else 128
+    if (config.block_n, config.num_warps, config.block_k) != (128, 8, 2 * slab_width):
+        return f"8 warps take 128 rows of the weight and {2 * slab_width} columns, found {config}"
+    most = 256 if variant.group_size >= problem.columns and config.splits == 1 else 128
     if not 16 <= config.block_m <= most:
         return f"block_m must be 16 to {most}, found {config.block_m}"
-    if config.num_stages > int4_int8_stages_that_fit(target, 128, config.block_m, int(slab_width)):
+    if config.num_stages > int4_int8_stages_that_fit(target, 128, config.block_m, slab_width):
         return f"{config.num_stages} slots do not fit in {target.shared_memory:,} bytes"
     return None
 
@@ -126,9 +128,14 @@ def _cheapest(
 
 def why_not_int8(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """Why a configuration of the path "hopper" cannot run an INT8 problem, in words; None if it can."""
-    aligned, long = problem.variant[-2:]
-    reason = _why_not(target, config, bool(aligned), problem.features)
-    if reason is None and (long or config.splits > 1) and _sums(config) > _MOST_SUMS // 2:
+    variant = problem.variant
+    assert isinstance(variant, Int8)
+    reason = _why_not(target, config, variant.addressable, problem.features)
+    if (
+        reason is None
+        and (variant.epilogue == "long" or config.splits > 1)
+        and _sums(config) > _MOST_SUMS // 2
+    ):
         return (
             f"{_sums(config)} sums per thread leave no registers for what follows, {_MOST_SUMS // 2} allowed"
         )
@@ -138,7 +145,8 @@ def why_not_int8(problem: Problem, target: Target, config: TileConfig) -> str | 
 def why_not_gated(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """`why_not_int8` for a gated problem."""
     both = dataclasses.replace(config, block_n=2 * config.block_n)
-    reason = _why_not(target, both, bool(problem.variant[0]), problem.features)
+    assert isinstance(problem.variant, Int8Gated)
+    reason = _why_not(target, both, problem.variant.addressable, problem.features)
     if reason is None and config.splits > 1 and _sums(both) > _MOST_SUMS // 2:
         return f"{_sums(both)} sums per thread leave no registers for splits, {_MOST_SUMS // 2} allowed"
     return reason

@@ -19,7 +19,7 @@ import triton
 from ..launch.gluon_versions import AVAILABLE
 from ..launch.target import Target
 from .hopper_shapes import is_hopper
-from .problem import Problem
+from .problem import Problem, WeightOnly
 from .tile import TileConfig
 
 #: Rows of the weight per tile, 64 for each of the two groups of consumer warps.
@@ -82,7 +82,8 @@ def suits(slabs: int, slab_width: int, groups: int, group_size: int, padded_grou
 
 def takes(problem: Problem, target: Target) -> bool:
     """True if the kernel can run a problem. It is expected to be the fastest for all of them."""
-    return AVAILABLE and is_hopper(target) and bool(problem.variant[4])
+    variant = problem.variant
+    return AVAILABLE and is_hopper(target) and isinstance(variant, WeightOnly) and variant.suits_hopper
 
 
 def rings_of(config: TileConfig) -> Rings:
@@ -150,9 +151,9 @@ def choose_config(
 
 def candidates(problem: Problem, target: Target) -> Iterator[TileConfig]:
     """Shapes worth measuring for a problem."""
-    slabs, group_size = problem.variant[:2]
-    assert isinstance(slabs, int)
-    assert isinstance(group_size, int)
+    variant = problem.variant
+    assert isinstance(variant, WeightOnly)
+    slabs, group_size = variant.slabs, variant.group_size
     covering = max(8, triton.next_power_of_2(problem.rows))
     for block_m in (8, 16, 32, 64, 128, 256):
         if min(covering, 256) // 4 <= block_m <= covering:
@@ -192,12 +193,12 @@ def fit(target: Target, config: TileConfig, group_size: int, one_scale: bool) ->
 
 def why_not_weight_only(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """Why a configuration of the path "hopper" cannot run a weight-only problem, in words; None if it can."""
-    slabs, group_size, _, _, suited = problem.variant
-    assert isinstance(slabs, int)
-    assert isinstance(group_size, int)
+    variant = problem.variant
+    assert isinstance(variant, WeightOnly)
+    slabs, group_size = variant.slabs, variant.group_size
     if not is_hopper(target):
         return "Hopper's kernels need compute capability 9.0"
-    if not suited:
+    if not variant.suits_hopper:
         return "Hopper's kernel does not take this layer's dtype, group size or alignment"
     if config.block_k != columns_per_step(slabs):
         return f"block_k must be {columns_per_step(slabs)}, found {config.block_k}"

@@ -15,7 +15,16 @@ import triton
 from ..launch import gluon_versions
 from ..launch.target import Target
 from . import hopper_shapes, hopper_weight_only_shapes
-from .problem import Problem
+from .problem import (
+    Int4Int8,
+    Int4Int8Dynamic,
+    Int8,
+    Int8Dynamic,
+    Int8Gated,
+    Problem,
+    WeightOnly,
+    WeightOnlyGradient,
+)
 from .tile import TileConfig, stages_that_fit
 
 #: 32-bit sums that a thread may hold, of its 255 registers.
@@ -58,7 +67,7 @@ def why_not(problem: Problem, target: Target, config: TileConfig) -> str | None:
 
 def missing_paths(target: Target) -> dict[str, str | None]:
     """Path of INT8 products → why a target lacks it, or None. Other kernels run wherever Triton does."""
-    problem = Problem("int8", (True, True, False), 4096, 4096, 4096)
+    problem = Problem(Int8("short", True), 4096, 4096, 4096)
     paths = [path for family, path in _CHECKS if family == problem.family]
     return {path: why_not(problem, target, TileConfig(128, 128, 128, 1, 8, 2, path)) for path in paths}
 
@@ -85,46 +94,39 @@ def why_not_numbers(config: TileConfig) -> str | None:
 
 def demands(problem: Problem, config: TileConfig) -> Demands:
     """What a configuration of the paths "pointers", "descriptors" and "quantizing" needs."""
+    variant, columns = problem.variant, problem.columns
     bn, bm, bk = config.block_n, config.block_m, config.block_k
-    if problem.family == "int8":
-        return Demands((bn + bm) * bk, bn * bm, triton.cdiv(problem.columns, bk))
-    if problem.family == "int8_gated":
-        return Demands((2 * bn + bm) * bk, 2 * bn * bm, triton.cdiv(problem.columns, bk))
-    if problem.family == "weight_only":
-        slabs, group_size, slab_width, dtype = problem.variant[:4]
-        assert isinstance(slabs, int)
-        assert isinstance(group_size, int)
-        assert isinstance(slab_width, int)
-        words = bn * slab_width * (2 if slabs == 4 else 1)
-        stage = words + bm * slabs * slab_width * _element_size(dtype)
-        sums = bn * bm * (2 if group_size < problem.columns else 1)
-        return Demands(stage, sums, triton.cdiv(problem.columns, slabs * slab_width))
-    if problem.family == "int8_dynamic":
-        size = _element_size(problem.variant[0])
-        return Demands((bn + bm * size) * bk, bn * bm, triton.cdiv(problem.columns, bk))
-    if problem.family in ("int4_int8", "int4_int8_dynamic"):
-        group_size, slab_width = problem.variant[:2]
-        assert isinstance(group_size, int)
-        assert isinstance(slab_width, int)
-        size = 1 if problem.family == "int4_int8" else _element_size(problem.variant[2])
-        sums = bn * bm * (2 if group_size < problem.columns else 1)
-        return Demands((bn + 2 * bm * size) * slab_width, sums, triton.cdiv(problem.columns, 2 * slab_width))
-    slabs, slab_width, dtype = problem.variant[:3]
-    assert isinstance(slabs, int)
-    assert isinstance(slab_width, int)
-    block = slabs * slab_width
-    stage = bn * block * 2 + bn * (bm + block) * _element_size(dtype)
-    return Demands(stage, bm * block, triton.cdiv(problem.features, bn))
+    match variant:
+        case Int8():
+            return Demands((bn + bm) * bk, bn * bm, triton.cdiv(columns, bk))
+        case Int8Gated():
+            return Demands((2 * bn + bm) * bk, 2 * bn * bm, triton.cdiv(columns, bk))
+        case Int8Dynamic():
+            return Demands((bn + bm * _element_size(variant.dtype)) * bk, bn * bm, triton.cdiv(columns, bk))
+        case WeightOnlyGradient():
+            block = variant.slabs * variant.slab_width
+            stage = bn * block * 2 + bn * (bm + block) * _element_size(variant.dtype)
+            return Demands(stage, bm * block, triton.cdiv(problem.features, bn))
+        case WeightOnly():
+            block = variant.slabs * variant.slab_width
+            words = bn * variant.slab_width * (2 if variant.slabs == 4 else 1)
+            stage = words + bm * block * _element_size(variant.dtype)
+        case Int4Int8() | Int4Int8Dynamic():
+            block = 2 * variant.slab_width
+            size = 1 if isinstance(variant, Int4Int8) else _element_size(variant.dtype)
+            stage = bn * variant.slab_width + bm * block * size
+    sums = bn * bm * (2 if variant.group_size < columns else 1)
+    return Demands(stage, sums, triton.cdiv(columns, block))
 
 
 def columns_per_step(problem: Problem) -> int | None:
     """The block_k that a problem's layout requires; None if any will do."""
-    if problem.family in ("int8", "int8_gated", "int8_dynamic"):
-        return None
-    if problem.family in ("int4_int8", "int4_int8_dynamic"):
-        return 2 * int(problem.variant[1])
-    slabs, slab_width = problem.variant[0], problem.variant[2 if problem.family == "weight_only" else 1]
-    return int(slabs) * int(slab_width)
+    match problem.variant:
+        case WeightOnly(slabs=slabs, slab_width=width) | WeightOnlyGradient(slabs=slabs, slab_width=width):
+            return slabs * width
+        case Int4Int8(slab_width=width) | Int4Int8Dynamic(slab_width=width):
+            return 2 * width
+    return None
 
 
 def _pointers(problem: Problem, target: Target, config: TileConfig) -> str | None:
@@ -153,7 +155,8 @@ def _descriptors(problem: Problem, target: Target, config: TileConfig) -> str | 
     """`why_not` of the path "descriptors"."""
     if target.backend == "hip" or (target.backend == "cuda" and target.arch < 90):
         return "descriptors need compute capability 9.0 or newer"
-    if not problem.variant[1]:
+    assert isinstance(problem.variant, Int8)
+    if not problem.variant.addressable:
         return "descriptors need rows that start at multiples of 16 bytes"
     return "descriptors do not split K" if config.splits > 1 else _pointers(problem, target, config)
 
@@ -189,16 +192,17 @@ def _apart(problem: Problem, target: Target, config: TileConfig) -> str | None:
 
 def _miscompiled(problem: Problem, target: Target, config: TileConfig) -> str | None:
     """Configurations that Triton 3.7 is known to compile wrongly."""
-    if problem.family != "weight_only" or not 100 <= target.arch < 120:
+    variant = problem.variant
+    if not isinstance(variant, WeightOnly) or not 100 <= target.arch < 120:
         return None
-    if problem.variant[0] == 4 and config.block_m > 64:
+    if variant.slabs == 4 and config.block_m > 64:
         return "four products per step into a tile of 128 columns trap on sm_100"
-    if problem.variant[3] == "torch.float32" and config.block_n > 32:
+    if variant.dtype == "torch.float32" and config.block_n > 32:
         return "IEEE float32 becomes tf32 from 64 rows on, on sm_100"
     return None
 
 
-def _element_size(dtype: object) -> int:
+def _element_size(dtype: str) -> int:
     return 4 if dtype == "torch.float32" else 2
 
 

@@ -12,6 +12,7 @@ shapes and bucket of M.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, Literal
 
 import triton
 
@@ -24,22 +25,106 @@ FILLS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _ROWS_OF_A_TILE = 64
 
 
+#: What follows an int8 product: scales, bias and relu; a smooth activation too; a residual or the weight's zero points.
+Epilogue = Literal["short", "smooth", "long"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """int8 x, int8 weight; addressable: the copy engine reaches both."""
+
+    family: ClassVar[str] = "int8"
+    epilogue: Epilogue
+    addressable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Gated:
+    """int8 x, two int8 weights; addressable: the copy engine reaches all three."""
+
+    family: ClassVar[str] = "int8_gated"
+    addressable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Dynamic:
+    """float x that is quantized per token, int8 weight."""
+
+    family: ClassVar[str] = "int8_dynamic"
+    dtype: str
+    symmetric: bool
+    one_row: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Int4Int8:
+    """int8 x, int4 weight; addressable: the copy engine reaches both, and groups are not padded."""
+
+    family: ClassVar[str] = "int4_int8"
+    group_size: int
+    slab_width: int
+    addressable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Int4Int8Dynamic:
+    """float x that is quantized per token, int4 weight."""
+
+    family: ClassVar[str] = "int4_int8_dynamic"
+    group_size: int
+    slab_width: int
+    dtype: str
+    one_row: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightOnly:
+    """float x, weight of 4 slabs a word (int4) or 1 (int8); suits_hopper: Hopper's kernel takes the operands."""
+
+    family: ClassVar[str] = "weight_only"
+    slabs: int
+    group_size: int
+    slab_width: int
+    dtype: str
+    suits_hopper: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightOnlyGradient:
+    """float dy, weight in tiles of so many slabs."""
+
+    family: ClassVar[str] = "weight_only_gradient"
+    slabs: int
+    slab_width: int
+    dtype: str
+
+
+Variant = Int8 | Int8Gated | Int8Dynamic | Int4Int8 | Int4Int8Dynamic | WeightOnly | WeightOnlyGradient
+#: Name of a kernel family → what else a configuration of it must suit.
+FAMILIES: dict[str, type[Variant]] = {
+    variant.family: variant
+    for variant in (Int8, Int8Gated, Int8Dynamic, Int4Int8, Int4Int8Dynamic, WeightOnly, WeightOnlyGradient)
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """Everything that decides which configurations of a kernel family are valid and fast.
 
     Attributes:
-        family: the kernel family: "int8", "int8_gated", "weight_only", "int4_int8", "weight_only_gradient"; with float
-            activations that are quantized per token "int8_dynamic", "int4_int8_dynamic".
-        variant: everything else that matters: operand dtypes, layout, groups, alignment, epilogue.
+        variant: of the family, all else that a configuration must suit: dtypes, layout, groups, alignment, epilogue.
         rows, features, columns: M, N and K.
     """
 
-    family: str
-    variant: tuple[str | int | bool, ...]
+    variant: Variant
     rows: int
     features: int
     columns: int
+
+    @property
+    def family(self) -> str:
+        """The kernel family."""
+        return self.variant.family
 
     @property
     def bucket(self) -> int:

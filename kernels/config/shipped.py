@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..launch.target import Target
-from .problem import Problem
+from .problem import Problem, WeightOnly
 from .tile import TileConfig
 
 _PROTOTYPES = (
@@ -63,13 +63,12 @@ def shipped(problem: Problem, target: Target, path: str) -> Row | None:
 
 def kernel_of(problem: Problem) -> str:
     """The kernel that a problem needs, in words: the family, or for weight-only products "int4 groups, 16 bit" …"""
-    if problem.family != "weight_only":
+    variant = problem.variant
+    if not isinstance(variant, WeightOnly):
         return problem.family
-    slabs, group_size, _, dtype = problem.variant[:4]
-    assert isinstance(group_size, int)
-    weight = "int4" if slabs == 4 else "int8"
-    scales = "groups" if group_size < problem.columns else "rows"
-    return f"{weight} {scales}, {'32' if dtype == 'torch.float32' else '16'} bit"
+    weight = "int4" if variant.slabs == 4 else "int8"
+    scales = "groups" if variant.group_size < problem.columns else "rows"
+    return f"{weight} {scales}, {'32' if variant.dtype == 'torch.float32' else '16'} bit"
 
 
 _BY_KEY = {(row.arch, row.config.path, row.kernel, row.shape_class, row.bucket): row for row in ROWS}

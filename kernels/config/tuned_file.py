@@ -3,7 +3,7 @@
     $TRITONQ_TUNED_DIR, else $XDG_CACHE_HOME/tritonq, else ~/.cache/tritonq
         NVIDIA_H100_80GB_HBM3.json              one file per name of a GPU
 
-    {"format": 1,
+    {"format": 2,
      "gpu":      {"name", "backend", "arch", "multiprocessors", "shared_memory"},
      "triton":   "3.7",  "kernels": "<hash of the kernels' sources>",
      "measured": {a description of the measurement, for people},
@@ -22,6 +22,7 @@ import json
 import os
 import re
 import stat
+import typing
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,16 @@ import triton
 
 from ..launch.target import Target
 from .limits import why_not_numbers
-from .problem import BUCKETS, Problem
+from .problem import BUCKETS, FAMILIES, Problem, Variant
 from .tile import TileConfig
 
-FORMAT = 1
+FORMAT = 2
 DIRECTORY_VARIABLE = "TRITONQ_TUNED_DIR"
 _LARGEST_BYTES = 1 << 24
 _LONGEST_NAME = 100
 
-#: (family, variant, bucket of M, N, K).
-Key = tuple[str, tuple[str | int | bool, ...], int, int, int]
+#: (variant, bucket of M, N, K).
+Key = tuple[Variant, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Entry:
         fields = dataclasses.asdict(self)
         problem = fields.pop("problem")
         del problem["rows"]
-        return {**problem, "bucket": self.problem.bucket, **fields}
+        return {"family": self.problem.family, **problem, "bucket": self.problem.bucket, **fields}
 
 
 def tuned(problem: Problem, target: Target) -> TileConfig | None:
@@ -80,7 +81,7 @@ def tuned(problem: Problem, target: Target) -> TileConfig | None:
 
 def key_of(problem: Problem) -> Key:
     """The key of a problem's entry."""
-    return problem.family, problem.variant, problem.bucket, problem.features, problem.columns
+    return problem.variant, problem.bucket, problem.features, problem.columns
 
 
 def path_of(target: Target) -> Path:
@@ -107,7 +108,7 @@ def header_of(target: Target) -> dict[str, Any]:
 @functools.cache
 def fingerprint() -> str:
     """A hash of the kernels' sources. Configurations measured with other sources may be slow or wrong."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
@@ -173,21 +174,34 @@ _DIFFERENCES = {
 def _entry(fields: Any) -> Entry:
     if not isinstance(fields, dict):
         raise TypeError(f"it must be a dictionary, found {fields!r}")
-    variant = fields["variant"]
-    if not isinstance(variant, list) or not all(isinstance(part, (str, int, bool)) for part in variant):
-        raise ValueError(f"variant must be a list of words and numbers, found {variant!r}")
-    if not isinstance(fields["family"], str) or fields["bucket"] not in BUCKETS:
+    if (
+        not isinstance(fields["family"], str)
+        or fields["family"] not in FAMILIES
+        or fields["bucket"] not in BUCKETS
+    ):
         raise ValueError(f"family and bucket must be known, found {fields['family']!r}, {fields['bucket']!r}")
     sizes = [_positive(fields[name]) for name in ("bucket", "features", "columns")]
     times = [_time(fields[name]) for name in ("microseconds", "before_microseconds")]
     return Entry(
-        Problem(fields["family"], tuple(variant), *sizes),
+        Problem(_variant(FAMILIES[fields["family"]], fields["variant"]), *sizes),
         _config(fields["config"]),
         times[0],
         _positive(fields["measured_rows"]),
         _config(fields["before"]),
         times[1],
     )
+
+
+def _variant(family: type[Variant], fields: Any) -> Variant:
+    """A family's variant, each of its fields of the type that it has."""
+    types = typing.get_type_hints(family)
+    names = [field.name for field in dataclasses.fields(family)]
+    if not isinstance(fields, dict) or set(fields) != set(names):
+        raise ValueError(f"variant must have {sorted(names)}, found {fields!r}")
+    for name, value in fields.items():
+        if value not in typing.get_args(types[name]) and type(value) is not types[name]:
+            raise ValueError(f"{name} of a variant must be {types[name]}, found {value!r}")
+    return family(**fields)
 
 
 def _config(fields: Any) -> TileConfig:

@@ -73,7 +73,7 @@ def int4_int8_matmul_kernel(
     columns: gl.constexpr = out_desc.block_type.shape[1]
     staging = gl.allocate_shared_memory(out_desc.dtype, [2, rows, columns], out_desc.layout)
     full, empty = open_ring(STAGES, 2)
-    ring = (x_slots, w_slots, full, empty)
+    ring = (x_slots, w_slots, None, full, empty)
     splits = (partials_ptr, counters_ptr)
     vectors = (x_scale_ptr, w_scale_ptr, bias_ptr)
     sizes = (M, N, steps, slabs_per_group, groups)
@@ -81,10 +81,7 @@ def int4_int8_matmul_kernel(
         [
             (consume, (0, ring, out_desc, staging, splits, vectors, sizes, SLABS_PER_SCALE, SPLITS, GROUP)),
             (consume, (1, ring, out_desc, staging, splits, vectors, sizes, SLABS_PER_SCALE, SPLITS, GROUP)),
-            (
-                produce,
-                (x_desc, w_desc, None, x_slots, w_slots, None, full, empty, M, N, steps, SPLITS, GROUP),
-            ),
+            (produce, (x_desc, w_desc, None, ring, M, N, steps, SPLITS, GROUP)),
         ],
         [4, 1],
         [_CONSUMER_REGISTERS, PRODUCER_REGISTERS],
@@ -105,7 +102,7 @@ def consume(
     GROUP: gl.constexpr,
 ):
     """One of the two groups of four warps: the steps of a piece for its 64 rows of the weight, then their epilogue."""
-    x_slots, w_slots, full, empty = ring
+    x_slots, w_slots, _, full, empty = ring
     partials_ptr, counters_ptr = splits
     M, N, steps, slabs_per_group, groups = sizes
     STAGES: gl.constexpr = x_slots.shape[0]

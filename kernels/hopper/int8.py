@@ -9,14 +9,15 @@ instruction takes int8. x is its left operand here, so that a thread's neighbour
 the output, too; the epilogue's functions, which know tiles of outᵀ, get the transposed view, which moves nothing.
 Half a tile is finished at a time: 64 accumulators a thread beside what the epilogue needs.
 
+With a second weight, a slot holds a tile of x and one of each weight, so that x is brought once for both products; two
+accumulators of 128 columns are the registers of one of 256.
+
 K is zero-filled beyond its end by the copy engine, rows are aligned to 16 bytes or the plain kernel runs. Σx, which an
 affine weight needs, comes from outside: a pass over x that costs a few percent, where a column of ones beside each
 weight tile would cost every affine product an instruction a step, and reading x back from shared memory more.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from triton.experimental import gluon
@@ -28,7 +29,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..blocks.epilogue import finished, subtract_w_zero
+from ..blocks.epilogue import Columns, Output, Place, Residual, Weight, finished, subtract_w_zero
+from ..blocks.int8_product import Int8Product
 from ..blocks.split_k import arrive, store_partial, sum_of_partials, workspace
 from ..config.tile import TileConfig
 from ..launch.gluon_versions import wait_for_previous_kernel
@@ -40,25 +42,33 @@ from .producer import produce
 from .ring import PRODUCER_REGISTERS, next_slot, open_ring, piece_of_work, registers_at_launch, slot_before
 from .tile_descriptors import tile_descriptor
 
+#: Columns of out that are finished together: the registers allow 128 where they leave as 16-bit floats, else 64.
+_WIDE, _NARROW = 128, 64
+
 
 @gluon.jit
 def int8_matmul_kernel(
     x_desc,  # int8 [M, K] in tiles of [BLOCK_M, BLOCK_K]
-    w_desc,  # int8 [N, K] in tiles of [BLOCK_N, BLOCK_K]
-    x_scale_ptr,  # from here to out_zero_ptr as the plain kernel's
+    x_scale_ptr,  # what has no comment is as the plain kernel's
     x_zero_ptr,
+    w_desc,  # int8 [N, K] in tiles of [BLOCK_N, BLOCK_K]
     w_scale_ptr,
     w_zero_ptr,
     w_sum_ptr,
     bias_ptr,
+    up_desc,  # a second weight like the first, or None
+    up_scale_ptr,
+    up_zero_ptr,
+    up_sum_ptr,
+    up_bias_ptr,
     residual_ptr,
     residual_scale_ptr,
     residual_zero_ptr,
+    out_desc,  # float or int8 [M, N] in tiles of [BLOCK_M, columns that are finished at a time]
     out_scale_ptr,
     out_zero_ptr,
-    out_desc,  # float or int8 [M, N] in tiles of [BLOCK_M, columns that are finished at a time]
-    x_sum_ptr,  # int32 [M], the sum of each row's codes, or None without w_zero_ptr
-    partials_ptr,  # int32 [tiles, SPLITS, BLOCK_M, BLOCK_N], or None
+    x_sum_ptr,  # int32 [M], the sum of each row's codes, or None where no weight has zero points
+    partials_ptr,  # int32 [tiles, weights, SPLITS, BLOCK_M, BLOCK_N], or None
     counters_ptr,  # int32 [tiles], or None
     M,
     N,
@@ -77,49 +87,36 @@ def int8_matmul_kernel(
     BLOCK_K: gl.constexpr = x_desc.block_type.shape[1]
     x_slots = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_M, BLOCK_K], x_desc.layout)
     w_slots = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], w_desc.layout)
+    staging = gl.allocate_shared_memory(out_desc.dtype, out_desc.block_type.shape, out_desc.layout)
     full, empty = open_ring(STAGES, 1)
     steps = gl.cdiv(K, BLOCK_K)
-    ring = (x_slots, w_slots, full, empty)
-    staging = gl.allocate_shared_memory(out_desc.dtype, out_desc.block_type.shape, out_desc.layout)
-    out = (out_desc, staging)
-    splits = (partials_ptr, counters_ptr)
-    vectors = (
-        x_scale_ptr,
-        x_zero_ptr,
-        w_scale_ptr,
-        w_zero_ptr,
-        w_sum_ptr,
-        bias_ptr,
-        residual_ptr,
-        residual_scale_ptr,
-        residual_zero_ptr,
-        out_scale_ptr,
-        out_zero_ptr,
-    )
-    sizes = (M, N, K, stride_residual)
+    if up_desc is None:
+        ring = (x_slots, w_slots, None, full, empty)
+    else:
+        up_slots = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], up_desc.layout)
+        ring = (x_slots, w_slots, up_slots, full, empty)
     gl.warp_specialize(
         [
             (
                 consume,
                 (
                     ring,
-                    out,
-                    splits,
-                    vectors,
+                    # Made here: a variable would lose what is known at compile time.
+                    Columns(x_scale_ptr, x_zero_ptr, X_QPARAM_STRIDE),
                     x_sum_ptr,
-                    sizes,
+                    Weight(w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr),
+                    None if up_desc is None else Weight(up_scale_ptr, up_zero_ptr, up_sum_ptr, up_bias_ptr),
+                    Residual(residual_ptr, residual_scale_ptr, residual_zero_ptr, stride_residual),
+                    Output(out_scale_ptr, out_zero_ptr, OUT_QMIN, ACTIVATION),
+                    (out_desc, staging),
+                    (partials_ptr, counters_ptr),
+                    (M, N, K),
                     steps,
-                    ACTIVATION,
-                    X_QPARAM_STRIDE,
-                    OUT_QMIN,
                     SPLITS,
                     GROUP,
                 ),
             ),
-            (
-                produce,
-                (x_desc, w_desc, None, x_slots, w_slots, None, full, empty, M, N, steps, SPLITS, GROUP),
-            ),
+            (produce, (x_desc, w_desc, up_desc, ring, M, N, steps, SPLITS, GROUP)),
         ],
         [1],
         [PRODUCER_REGISTERS],
@@ -129,26 +126,28 @@ def int8_matmul_kernel(
 @gluon.jit
 def consume(
     ring,
+    x,
+    x_sum_ptr,
+    w,
+    up,
+    residual,
+    output,
     out,
     splits,
-    vectors,
-    x_sum_ptr,
     sizes,
     steps,
-    ACTIVATION: gl.constexpr,
-    X_QPARAM_STRIDE: gl.constexpr,
-    OUT_QMIN: gl.constexpr,
     SPLITS: gl.constexpr,
     GROUP: gl.constexpr,
 ):
     """The warps that multiply: the steps of a piece, then its epilogue."""
-    x_slots, w_slots, full, empty = ring
+    x_slots, w_slots, up_slots, full, empty = ring
     partials_ptr, counters_ptr = splits
-    M, N = sizes[0], sizes[1]
+    M, N, _ = sizes
     STAGES: gl.constexpr = x_slots.shape[0]
     BLOCK_M: gl.constexpr = x_slots.shape[1]
     BLOCK_N: gl.constexpr = w_slots.shape[1]
     ACCUMULATOR: gl.constexpr = accumulator_layout(BLOCK_M, BLOCK_N, out[1].shape[1], gl.num_warps())
+    WEIGHTS: gl.constexpr = 1 if up_slots is None else 2
     wait_for_previous_kernel()
     slot = 0
     phase = 0
@@ -156,95 +155,106 @@ def consume(
     for piece in range(gl.program_id(0), pieces, gl.num_programs(0)):
         tile, split, n, m, first, last = piece_of_work(piece, N, M, steps, SPLITS, BLOCK_N, BLOCK_M, GROUP)
         acc = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, ACCUMULATOR)
+        up_acc = None
+        if WEIGHTS == 2:
+            up_acc = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, ACCUMULATOR)
         for step in range(first, last):
             mbarrier.wait(full.index(slot), phase)
-            w = w_slots.index(slot).permute((1, 0))
-            # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_N]
-            acc = warpgroup_mma(x_slots.index(slot), w, acc, is_async=True)
-            acc = warpgroup_mma_wait(1, deps=[acc])  # for the step before, whose slot is free then
+            # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_N], of each weight; then a wait for the step before, whose slot is
+            # free when it has ended.
+            acc = warpgroup_mma(x_slots.index(slot), w_slots.index(slot).permute((1, 0)), acc, is_async=True)
+            if WEIGHTS == 2:
+                up_acc = warpgroup_mma(
+                    x_slots.index(slot), up_slots.index(slot).permute((1, 0)), up_acc, is_async=True
+                )
+                acc, up_acc = warpgroup_mma_wait(2, deps=[acc, up_acc])
+            else:
+                acc = warpgroup_mma_wait(1, deps=[acc])
             mbarrier.arrive(empty.index(slot_before(slot, STAGES)), count=1, pred=step > first)
             slot, phase = next_slot(slot, phase, STAGES)
-        acc = warpgroup_mma_wait(0, deps=[acc])
+        if WEIGHTS == 2:
+            acc, up_acc = warpgroup_mma_wait(0, deps=[acc, up_acc])
+        else:
+            acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(empty.index(slot_before(slot, STAGES)), count=1, pred=last > first)
 
         is_finished = SPLITS == 1
         if SPLITS > 1:
-            partials = partial_pointers(acc, partials_ptr, tile, SPLITS)
+            partials = partial_pointers(acc, partials_ptr, WEIGHTS * tile, SPLITS)
             store_partial(acc, partials, split)
+            if WEIGHTS == 2:
+                up_partials = partial_pointers(up_acc, partials_ptr, WEIGHTS * tile + 1, SPLITS)
+                store_partial(up_acc, up_partials, split)
             is_finished = arrive(counters_ptr, tile, SPLITS)
             if is_finished:
                 acc = sum_of_partials(acc, partials, SPLITS)
+                if WEIGHTS == 2:
+                    up_acc = sum_of_partials(up_acc, up_partials, SPLITS)
         if is_finished:
-            finish(acc, n, m, out, vectors, x_sum_ptr, sizes, ACTIVATION, X_QPARAM_STRIDE, OUT_QMIN)
+            finish(acc, up_acc, n, m, x, x_sum_ptr, w, up, residual, output, out, sizes)
     tma.store_wait(0)
 
 
 @gluon.jit
-def finish(
-    acc,
-    n0,
-    m0,
-    out,
-    vectors,
-    x_sum_ptr,
-    sizes,
-    ACTIVATION: gl.constexpr,
-    X_QPARAM_STRIDE: gl.constexpr,
-    OUT_QMIN: gl.constexpr,
-):
-    """The epilogue of int32 acc [rows of x, rows of the weight], whose first are m0 and n0, a part of it at a time."""
+def finish(acc, up_acc, n0, m0, x, x_sum_ptr, w, up, residual, output, out, sizes):
+    """The epilogue of int32 acc [rows of x, rows of the weight], whose first are m0 and n0, a part of it at a time.
+
+    up_acc: the same of the second weight, or None.
+    """
     HALF: gl.constexpr = acc.shape[1] // 2
     out_desc, staging = out
     if acc.shape[1] > staging.shape[1]:
         left, right = halves(acc)
-        finish(left, n0, m0, out, vectors, x_sum_ptr, sizes, ACTIVATION, X_QPARAM_STRIDE, OUT_QMIN)
-        n0 += HALF
-        finish(right, n0, m0, out, vectors, x_sum_ptr, sizes, ACTIVATION, X_QPARAM_STRIDE, OUT_QMIN)
+        up_left = None
+        up_right = None
+        if up_acc is not None:
+            up_left, up_right = halves(up_acc)
+        finish(left, up_left, n0, m0, x, x_sum_ptr, w, up, residual, output, out, sizes)
+        finish(right, up_right, n0 + HALF, m0, x, x_sum_ptr, w, up, residual, output, out, sizes)
     else:
-        M, N, K, stride_residual = sizes
+        M, N, K = sizes
         turned, n, m = turn(acc, n0, m0)
+        up_turned = None
+        if up_acc is not None:
+            up_turned, n, m = turn(up_acc, n0, m0)
         if x_sum_ptr is not None:
             x_sum = gl.load(x_sum_ptr + m, mask=m < M, other=0)
-            turned = subtract_w_zero(turned, x_sum, vectors[3], n, N)
-        values = finished(
-            turned, *vectors, n, m, N, M, K, stride_residual, ACTIVATION, X_QPARAM_STRIDE, OUT_QMIN
-        )
+            turned = subtract_w_zero(turned, x_sum, w.zero_ptr, n, N)
+            if up_acc is not None:
+                up_turned = subtract_w_zero(up_turned, x_sum, up.zero_ptr, n, N)
+        place = Place(n, m, N, M, K)
+        values = finished(turned, up_turned, x, w, up, residual, output, place)
         copy_out(values.permute((1, 0)), n0, m0, out_desc, staging)
 
 
-def hopper_launch(
-    x: Operand,
-    w: Operand,
-    operands: tuple[Operand | None, ...],
-    out: Operand,
-    stride_residual: int,
-    constants: dict[str, Any],
-    config: TileConfig,
-    target: Target,
-) -> Launch:
-    """Compute ../int8_matmul.py's product: x [M, K] and w [N, ≥ K] addressable, the rest as its kernel takes it."""
-    (rows, columns), features = x.shape, w.shape[0]
-    w_zero = operands[3]
-    pieces = config.tiles(features, rows) * config.splits
-    tile_elements = config.block_n * config.block_m
-    partials, counters = workspace(x, torch.int32, config.splits, pieces // config.splits, tile_elements)
+def hopper_launch(product: Int8Product, config: TileConfig, target: Target) -> Launch:
+    """Of a product whose matrices are addressable, out too."""
+    (rows, features, columns), up, out = product.shape, product.up, product.out
+    x = product.x[0]
+    tiles = config.tiles(features, rows)
+    tile_elements = config.block_n * config.block_m * (1 if up is None else 2)
+    partials, counters = workspace(x, torch.int32, config.splits, tiles, tile_elements)
+
+    def weight(codes: Operand) -> object:
+        return tile_descriptor(codes, config.block_n, config.block_k, columns)
+
+    width = _WIDE if out.element_size() == 2 and up is None else _NARROW
     return Launch(
         int8_matmul_kernel,
-        (min(pieces, target.multiprocessors),),
-        tile_descriptor(x, config.block_m, config.block_k),
-        tile_descriptor(w, config.block_n, config.block_k, columns),
-        *operands,
-        tile_descriptor(out, config.block_m, min(config.block_n, width_at_a_time(out))),
-        None
-        if w_zero is None
-        else x.computed(lambda x: x.sum(dim=1, dtype=torch.int32), (rows,), torch.int32),
+        (min(tiles * config.splits, target.multiprocessors),),
+        *product.operands(tile_descriptor(x, config.block_m, config.block_k), weight(product.w.codes)),
+        *product.second(None if up is None else weight(up.codes)),
+        *product.results(tile_descriptor(out, config.block_m, min(config.block_n, width))),
+        x.computed(lambda x: x.sum(dim=1, dtype=torch.int32), (rows,), torch.int32)
+        if product.is_affine
+        else None,
         partials,
         counters,
         rows,
         features,
         columns,
-        stride_residual,
-        **constants,
+        product.stride_residual,
+        **product.constants,
         SPLITS=config.splits,
         STAGES=config.num_stages,
         GROUP=8,
@@ -253,8 +263,3 @@ def hopper_launch(
         launch_pdl=True,
         enable_fp_fusion=False,
     )
-
-
-def width_at_a_time(out: Operand) -> int:
-    """Columns of out that are finished together: the registers allow 128 where they leave as 16-bit floats, else 64."""
-    return 128 if out.element_size() == 2 else 64

@@ -35,18 +35,15 @@ def produce(
     x_desc,  # of x, in tiles of [BLOCK_M, columns of x a step]
     w_desc,  # of a weight, in tiles of [BLOCK_N, words a step]
     v_desc,  # of a second weight alike, or None
-    x_slots,  # shared [STAGES, tile of x]
-    w_slots,
-    v_slots,
-    full,
-    empty,
+    ring,  # shared [STAGES, tile of x], as many of each weight (None without a second), and barriers full and empty
     M,
     N,
     steps,
     SPLITS: gl.constexpr,
     GROUP: gl.constexpr,
 ):
-    """Fill the ring of `open_ring` with the steps of all pieces of this program."""
+    """Fill the ring with the steps of all pieces of this program."""
+    x_slots, w_slots, v_slots, full, empty = ring
     BLOCK_M: gl.constexpr = x_desc.block_type.shape[0]
     BLOCK_N: gl.constexpr = w_desc.block_type.shape[0]
     STAGES: gl.constexpr = x_slots.shape[0]

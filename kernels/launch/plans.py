@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -89,18 +90,40 @@ class Plan:
 
 
 def launcher(planner: Callable[..., Plan]) -> Callable[..., Any]:
-    """Decorate a function from operands to a plan: called with tensors it computes, with operands it plans."""
+    """Decorate a function from operands to a plan: called with tensors it computes, with operands it plans.
+
+    Named tuples of tensors are taken as the tensors in them.
+    """
     signature = inspect.signature(planner)
 
     @functools.wraps(planner)
     def called(*arguments: Any, **words: Any) -> Any:
-        if isinstance(arguments[0], Operand):
+        first = arguments[0]
+        if isinstance(first[0] if isinstance(first, tuple) else first, Operand):
             return planner(*arguments, **words)
         bound = signature.bind(*arguments, **words)
         bound.apply_defaults()
-        return call(planner, bound.args)
+        tuples = tuple([type(value) if isinstance(value, tuple) else None for value in bound.args])
+        parts = [value if isinstance(value, tuple) else (value,) for value in bound.args]
+        return call(_of_parts(planner, tuples), tuple(itertools.chain.from_iterable(parts)))
 
     return called
+
+
+@functools.cache
+def _of_parts(planner: Callable[..., Plan], tuples: tuple[Any, ...]) -> Callable[..., Plan]:
+    """The planner of arguments that lie apart, of which some belong to a named tuple."""
+
+    def plan(*parts: Any) -> Plan:
+        rest = iter(parts)
+        return planner(
+            *[
+                next(rest) if named is None else named(*itertools.islice(rest, len(named._fields)))
+                for named in tuples
+            ]
+        )
+
+    return plan
 
 
 def call(

@@ -13,14 +13,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from ..config.choose import Problem, configured
+from ..blocks.int8_product import FloatActivation, Int8Activation, Int8Weight
+from ..config.choose import configured
+from ..config.int8_rule import choose_quantizing
+from ..config.problem import Int4Int8Dynamic, Int8Dynamic, Problem
 from ..config.tile import APART, TileConfig
 from ..launch.operands import Operand
 from ..launch.plans import Plan, launcher
 from ..launch.target import target_of
 from ..rows.quantize import quantize_per_token
 from . import int4_int8 as int4
-from . import quantizing_int8 as int8
 from .int8 import int8_matmul
 
 #: Most bytes and rows of x that the rule lets every program read for itself. An estimate, not yet measured: what some
@@ -29,40 +31,30 @@ _MOST_BYTES, _MOST_ROWS = 1 << 15, 16
 
 
 @launcher
-def int8_dynamic_matmul(
-    x: Operand,
-    symmetric: bool,
-    w: Operand,
-    w_scale: Operand,
-    w_zero: Operand | None,
-    w_sum: Operand,
-    bias: Operand | None,
-    config: TileConfig | None = None,
-) -> Plan:
+def int8_dynamic_matmul(x: Operand, symmetric: bool, w: Int8Weight, config: TileConfig | None = None) -> Plan:
     """x [M, K] · wᵀ → [M, N] of x's dtype.
 
     Args:
         x: float [M, K].
         symmetric: how its rows are quantized.
-        w, w_scale, w_zero, w_sum, bias: as `int8_matmul`.
+        w: as `int8_matmul`.
         config: tile shape and path; None chooses.
     """
-    (rows, columns), features = x.shape, w.shape[0]
+    (rows, columns), features = x.shape, w.codes.shape[0]
     if x.stride(-1) != 1:
         x = x.contiguous()
     if config is None:
         target = target_of(x)
+        problem = Problem(Int8Dynamic(str(x.dtype), symmetric, rows == 1), rows, features, columns)
         config = configured(
-            Problem("int8_dynamic", (str(x.dtype), symmetric, rows == 1), rows, features, columns),
-            target,
-            lambda: chosen(x, lambda: int8.choose_config(target, features, columns, x.element_size())),
+            problem, target, lambda: chosen(x, lambda: choose_quantizing(problem, target, x.element_size()))
         )
     if config.path == "quantizing":
-        return int8.quantizing_int8_matmul(x, symmetric, w, w_scale, w_zero, w_sum, bias, config)
+        return int8_matmul(FloatActivation(x, symmetric), w, x.dtype, config=config)
     quantized = quantize_per_token(x, symmetric)
     codes, scale, zero = quantized.results
-    zero = None if symmetric else zero
-    return quantized.then(int8_matmul(codes, scale, zero, w, w_scale, w_zero, w_sum, bias, x.dtype))
+    rows_of_x = Int8Activation(codes, scale, None if symmetric else zero)
+    return quantized.then(int8_matmul(rows_of_x, w, x.dtype))
 
 
 @launcher
@@ -91,11 +83,7 @@ def int4_int8_dynamic_matmul(
         blocks = w.shape[1] // slab_width
         config = configured(
             Problem(
-                "int4_int8_dynamic",
-                (group_size, slab_width, str(x.dtype), rows == 1),
-                rows,
-                features,
-                columns,
+                Int4Int8Dynamic(group_size, slab_width, str(x.dtype), rows == 1), rows, features, columns
             ),
             target,
             lambda: chosen(

@@ -14,8 +14,9 @@ import triton.language as tl
 
 from ..blocks.split_k import split_count, sum_of_splits, workspace
 from ..blocks.unpack import byte_to_int8
-from ..config.choose import Problem, configured
+from ..config.choose import configured
 from ..config.hopper_shapes import choose_int4_int8_config, is_hopper
+from ..config.problem import Int4Int8, Problem
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
 from ..launch.descriptors import is_addressable
 from ..launch.gluon_versions import AVAILABLE
@@ -164,7 +165,7 @@ def int4_int8_matmul(
     if config is None:
         copied = x_scale is not None and not is_padded and is_addressable(x) and is_addressable(w)
         config = configured(
-            Problem("int4_int8", (group_size, slab_width, copied), rows, features, columns),
+            Problem(Int4Int8(group_size, slab_width, copied), rows, features, columns),
             target,
             lambda: choose_config(target, rows, features, blocks, slab_width, 1, groups == 1, copied),
         )

@@ -14,7 +14,8 @@ import triton
 
 from ..blocks.split_k import split_count
 from ..config import hopper_weight_only_shapes
-from ..config.choose import Problem, configured
+from ..config.choose import configured
+from ..config.problem import Problem, WeightOnly
 from ..config.tile import TileConfig, stages_that_fit
 from ..launch.descriptors import is_addressable
 from ..launch.operands import Operand
@@ -91,8 +92,8 @@ def _config(
         and (groups == 1 or zero_point is None or is_addressable(zero_point))
     )
 
-    variant = (slabs, group_size, slab_width, str(x.dtype), suits_hopper)
-    problem = Problem("weight_only", variant, rows, features, columns)
+    variant = WeightOnly(slabs, group_size, slab_width, str(x.dtype), suits_hopper)
+    problem = Problem(variant, rows, features, columns)
 
     def rule() -> TileConfig:
         if hopper_weight_only_shapes.takes(problem, target):

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 from ..blocks.split_k import split_count, sum_of_splits, workspace
-from ..config.choose import Problem, configured
+from ..config.choose import configured
+from ..config.problem import Problem, WeightOnlyGradient
 from ..config.tile import TileConfig, stages_that_fit, tile_of_program
 from ..launch.launch import Launch
 from ..launch.operands import Operand
@@ -149,9 +150,7 @@ def weight_only_gradient(
     tiles_k = triton.cdiv(stored_columns, slabs * slab_width)
     if config is None:
         config = configured(
-            Problem(
-                "weight_only_gradient", (slabs, slab_width, str(dy.dtype)), rows, features, stored_columns
-            ),
+            Problem(WeightOnlyGradient(slabs, slab_width, str(dy.dtype)), rows, features, stored_columns),
             target,
             lambda: choose_config(target, rows, features, tiles_k, slabs * slab_width, dy.element_size()),
         )

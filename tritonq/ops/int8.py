@@ -75,9 +75,11 @@ def int8_linear(
     epilogue = (activation, residual, residual_scale, residual_zero)
     operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
     if uses_kernels(x):
+        from tritonq.kernels.blocks.int8_product import Int8Activation, Int8Weight, Residual
         from tritonq.kernels.matmul.int8 import int8_matmul
 
-        return int8_matmul(*operands, dtype, None, None, False, *epilogue)
+        added = None if residual is None else Residual(residual, residual_scale, residual_zero)
+        return int8_matmul(Int8Activation(*operands[:3]), Int8Weight(*operands[3:]), dtype, activation, added)
     engine = cpu_engine(x)
     if engine is not None and activation == "none" and residual is None:
         return engine.int8.int8_linear(engine, *operands, dtype)
@@ -112,10 +114,13 @@ def int8_linear_requantize(
     check_residual("int8_linear_requantize", residual, residual_scale, (x.shape[0], weight.shape[0]))
     epilogue = (activation, residual, residual_scale, residual_zero)
     if uses_kernels(x):
+        from tritonq.kernels.blocks.int8_product import Grid, Int8Activation, Int8Weight, Residual
         from tritonq.kernels.matmul.int8 import int8_matmul
 
-        operands = (x, x_scale, x_zero, weight, weight_scale, weight_zero, weight_sum, bias)
-        return int8_matmul(*operands, torch.int8, out_scale, out_zero, symmetric, *epilogue)
+        w = Int8Weight(weight, weight_scale, weight_zero, weight_sum, bias)
+        added = None if residual is None else Residual(residual, residual_scale, residual_zero)
+        grid = Grid(out_scale, out_zero, symmetric)
+        return int8_matmul(Int8Activation(x, x_scale, x_zero), w, torch.int8, activation, added, grid)
     engine = cpu_engine(x)
     if engine is not None and activation in ("none", "relu") and residual is None:
         weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)
@@ -146,9 +151,11 @@ def int8_linear_dynamic(
 ) -> Tensor:
     """float [M, K] → [M, N] of its dtype: `int8_linear` of what `quantize_per_token` makes of x."""
     if uses_kernels(x):
+        from tritonq.kernels.blocks.int8_product import Int8Weight
         from tritonq.kernels.matmul.dynamic import int8_dynamic_matmul
 
-        return int8_dynamic_matmul(x, symmetric, weight, weight_scale, weight_zero, weight_sum, bias)
+        w = Int8Weight(weight, weight_scale, weight_zero, weight_sum, bias)
+        return int8_dynamic_matmul(x, symmetric, w)
     engine = cpu_engine(x)
     if engine is not None:
         weight_operands = (weight, weight_scale, weight_zero, weight_sum, bias)

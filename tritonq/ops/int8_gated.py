@@ -57,14 +57,14 @@ def int8_gated_linear_requantize(
     check_activation("int8_gated_linear_requantize", activation)
     check_shape("int8_gated_linear_requantize", "up_weight", up_weight, gate_weight.shape)
     if uses_kernels(x):
-        from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
+        from tritonq.kernels.blocks.int8_product import Grid, Int8Activation, Int8Weight
+        from tritonq.kernels.matmul.int8 import int8_matmul
 
-        left = (gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
-        right = (up_weight, up_scale, up_zero, up_sum, up_bias)
-        return int8_gated_matmul(
-            x, x_scale, x_zero, *left, *right, torch.int8, activation, out_scale, out_zero, symmetric
-        )
+        first = Int8Weight(gate_weight, gate_scale, gate_zero, gate_sum, gate_bias)
+        second = Int8Weight(up_weight, up_scale, up_zero, up_sum, up_bias)
+        rows = Int8Activation(x, x_scale, x_zero)
+        return int8_matmul(rows, first, torch.int8, activation, None, Grid(*grid), second)
     columns = slice(x.shape[1])
-    gate = (gate_weight[:, columns], gate_scale, gate_zero, gate_bias)
-    up = (up_weight[:, columns], up_scale, up_zero, up_bias)
-    return reference.int8_gated_linear_requantize(x, x_scale, x_zero, *gate, *up, *grid, activation)
+    gate = reference.Int8Weight(gate_weight[:, columns], gate_scale, gate_zero, gate_bias)
+    up = reference.Int8Weight(up_weight[:, columns], up_scale, up_zero, up_bias)
+    return reference.int8_gated_linear_requantize(x, x_scale, x_zero, gate, up, *grid, activation)

@@ -17,6 +17,7 @@ M rows of activations, N output features, K input features, G groups of K; codes
 from tritonq.reference.epilogue import ACTIVATIONS, activate
 from tritonq.reference.int4 import int4_int8_linear
 from tritonq.reference.int8 import (
+    Int8Weight,
     int8_gated_linear_requantize,
     int8_linear,
     int8_linear_requantize,
@@ -30,6 +31,7 @@ from tritonq.reference.weight_only import weight_only_input_gradient, weight_onl
 
 __all__ = [
     "ACTIVATIONS",
+    "Int8Weight",
     "activate",
     "gated",
     "int4_int8_linear",

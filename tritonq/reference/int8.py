@@ -12,6 +12,8 @@ Without a residual and with activation none or relu, the scales are combined fir
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,15 @@ from tritonq.reference.epilogue import activate, add_bias, add_residual
 from tritonq.reference.integers import int8_accumulate
 from tritonq.reference.normalize import gated
 from tritonq.reference.quantize import quantize_per_tensor
+
+
+class Int8Weight(NamedTuple):
+    """A weight of `int8_linear`: codes int8 [N, K], scale [N, 1], zero int8 [N, 1] or None, bias [N] or None."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def int8_linear(
@@ -134,14 +145,8 @@ def int8_gated_linear_requantize(
     x: Tensor,
     x_scale: Tensor,
     x_zero: Tensor | None,
-    gate: Tensor,
-    gate_scale: Tensor,
-    gate_zero: Tensor | None,
-    gate_bias: Tensor | None,
-    up: Tensor,
-    up_scale: Tensor,
-    up_zero: Tensor | None,
-    up_bias: Tensor | None,
+    gate: Int8Weight,
+    up: Int8Weight,
     out_scale: Tensor,
     out_zero: Tensor,
     symmetric: bool,
@@ -151,14 +156,13 @@ def int8_gated_linear_requantize(
 
     Args:
         x, x_scale, x_zero: as `int8_linear`.
-        gate, gate_scale, gate_zero, gate_bias: one weight, as `int8_linear`.
-        up, up_scale, up_zero, up_bias: the other, of the same shape.
+        gate, up: two weights of one shape.
         out_scale, out_zero, symmetric: as `int8_linear_requantize`.
         activation: one of `ACTIVATIONS`.
 
     Returns:
         int8 [M, N].
     """
-    gates = int8_linear(x, x_scale, x_zero, gate, gate_scale, gate_zero, gate_bias, torch.float32)
-    ups = int8_linear(x, x_scale, x_zero, up, up_scale, up_zero, up_bias, torch.float32)
+    gates = int8_linear(x, x_scale, x_zero, *gate, torch.float32)
+    ups = int8_linear(x, x_scale, x_zero, *up, torch.float32)
     return quantize_per_tensor(gated(gates, ups, activation), out_scale, out_zero, symmetric)

@@ -184,7 +184,7 @@ def search(workload: Workload, before: Explanation, tools: Tools) -> Result:
         if times[best] > _WORTH_IT * times[before.config]:
             best = before.config
     entry = tuned_file.Entry(
-        Problem(problem.family, problem.variant, problem.bucket, problem.features, problem.columns),
+        Problem(problem.variant, problem.bucket, problem.features, problem.columns),
         best,
         times[best],
         workload.rows,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tritonq import reference
+from tritonq.kernels.blocks.int8_product import Grid, Int8Activation, Int8Weight
 from tritonq.kernels.config import choose
 from tritonq.kernels.config.tile import TileConfig
 from tritonq.kernels.launch.launch import launching
@@ -57,7 +58,7 @@ class Product:
     """Operands of a workload on a device.
 
     Attributes:
-        launcher: of the kernel.
+        launcher: of the kernel, or a function that hands it the arguments of the weight by name.
         before, after: its arguments before and after those of the weight.
         weights: the arguments of the weight, once per copy.
         expected: computes the result that the first copy must give; float32 unless `exact`.
@@ -143,34 +144,30 @@ def product(workload: Workload, device: torch.device | str, copies: int = 1) -> 
             ),
             exact,
         )
-    operands = (packed, scale, None, weight.sums())
-    if workload.scheme.endswith(GATED):
-        from tritonq.kernels.matmul.int8_gated import int8_gated_matmul
+    from tritonq.kernels.matmul.int8 import int8_matmul
 
+    x8, operands = Int8Activation(codes, x_scale), (packed, scale, None, weight.sums())
+    if workload.scheme.endswith(GATED):
         up = (packed.roll(1, 0), scale, None, weight.sums().roll(1, 0))
         one, zero = torch.ones(1, device=device), torch.zeros(1, dtype=torch.int8, device=device)
         # Each product is about 0.8 · √K, the two multiplied 0.6 · K: 40 of these steps.
-        grid = (one * (columns / 64), zero, False)
+        grid = Grid(one * (columns / 64), zero, False)
 
         def gated() -> Tensor:
-            sides = (
-                (weight.codes(), scale.t(), None, None),
-                (weight.codes().roll(1, 0), scale.t(), None, None),
-            )
-            return reference.int8_gated_linear_requantize(
-                codes, x_scale, None, *sides[0], *sides[1], *grid, "silu"
-            )
+            gate = reference.Int8Weight(weight.codes(), scale.t())
+            up = gate._replace(codes=gate.codes.roll(1, 0))
+            return reference.int8_gated_linear_requantize(codes, x_scale, None, gate, up, *grid, "silu")
 
-        weights = rotating(*operands, None, *up, None)
-        after = (torch.int8, "silu", *grid)
-        return Product(int8_gated_matmul, (codes, x_scale, None), weights, after, gated, exact=False)
-    from tritonq.kernels.matmul.int8 import int8_matmul
+        def of_two(*tensors: Any, config: TileConfig | None) -> Tensor:
+            first, second = Int8Weight(*tensors[:4]), Int8Weight(*tensors[4:])
+            return int8_matmul(x8, first, torch.int8, "silu", None, grid, second, config)
 
+        return Product(of_two, (), rotating(*operands, *up), (), gated, exact=False)
     return Product(
-        int8_matmul,
-        (codes, x_scale, None),
+        lambda *tensors, config: int8_matmul(x8, Int8Weight(*tensors), dtype, config=config),
+        (),
         rotating(*operands),
-        (None, dtype),
+        (),
         lambda: reference.int8_linear(codes, x_scale, None, weight.codes(), scale.t(), None, None, dtype),
         exact=True,
     )
@@ -203,10 +200,10 @@ def _dynamic_product(
             exact,
         )
     return Product(
-        dynamic.int8_dynamic_matmul,
-        (x, True),
+        lambda *tensors, config: dynamic.int8_dynamic_matmul(x, True, Int8Weight(*tensors), config),
+        (),
         rotating(weight.packed, scale, None, weight.sums()),
-        (None,),
+        (),
         lambda: reference.int8_linear(*quantized(), None, weight.codes(), scale.t(), None, None, x.dtype),
         exact=True,
     )

@@ -1,4 +1,4 @@
-"""The product of int8_matmul.py where M is large, its tiles brought by the tensor copy engine (TMA).
+"""INT8 products of one weight where M is large, their tiles brought by the tensor copy engine (TMA).
 
 One program per multiprocessor walks through the tiles; the loops over tiles and over K are one pipeline, so that the
 loads of the next tile run while a tile is scaled and stored. Plain Triton: this is the path of the GPUs that have the
@@ -7,25 +7,23 @@ engine (compute capability 9.0 and later) and no kernel written for them alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from ..blocks.epilogue import finished, subtract_w_zero
-from ..config.tile import TileConfig, stages_that_fit, tile_of_program
+from ..blocks.epilogue import Columns, Output, Place, Residual, Weight, finished, subtract_w_zero
+from ..blocks.int8_product import Int8Product
+from ..config.tile import TileConfig, tile_of_program
 from ..launch.descriptors import tile_descriptor
 from ..launch.launch import Launch
-from ..launch.operands import Operand
 from ..launch.target import Target
 
 
 @triton.jit
 def int8_descriptor_matmul_kernel(
     x_tiles,  # descriptor of int8 [M, K], blocks [BLOCK_M, BLOCK_K]
-    w_tiles,  # descriptor of int8 [N, K], blocks [BLOCK_N, BLOCK_K]
-    x_scale_ptr,  # from here on as in int8_matmul_kernel
+    x_scale_ptr,  # what has no comment is as in int8_matmul_kernel
     x_zero_ptr,
+    w_tiles,  # descriptor of int8 [N, K], blocks [BLOCK_N, BLOCK_K]
     w_scale_ptr,
     w_zero_ptr,
     w_sum_ptr,
@@ -33,9 +31,9 @@ def int8_descriptor_matmul_kernel(
     residual_ptr,
     residual_scale_ptr,
     residual_zero_ptr,
+    out_ptr,
     out_scale_ptr,
     out_zero_ptr,
-    out_ptr,
     M,
     N,
     K,
@@ -76,56 +74,34 @@ def int8_descriptor_matmul_kernel(
             m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
             values = finished(
                 part,
-                x_scale_ptr,
-                x_zero_ptr,
-                w_scale_ptr,
-                w_zero_ptr,
-                w_sum_ptr,
-                bias_ptr,
-                residual_ptr,
-                residual_scale_ptr,
-                residual_zero_ptr,
-                out_scale_ptr,
-                out_zero_ptr,
-                n,
-                m,
-                N,
-                M,
-                K,
-                stride_residual,
-                ACTIVATION,
-                X_QPARAM_STRIDE,
-                OUT_QMIN,
+                None,
+                Columns(x_scale_ptr, x_zero_ptr, X_QPARAM_STRIDE),
+                Weight(w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr),
+                None,
+                Residual(residual_ptr, residual_scale_ptr, residual_zero_ptr, stride_residual),
+                Output(out_scale_ptr, out_zero_ptr, OUT_QMIN, ACTIVATION),
+                Place(n, m, N, M, K),
             )
             out_ptrs = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
             tl.store(out_ptrs, values.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
 
 
-def descriptors_launch(
-    x: Operand,
-    w: Operand,
-    operands: tuple[Operand | None, ...],
-    out: Operand,
-    stride_residual: int,
-    constants: dict[str, Any],
-    config: TileConfig,
-    target: Target,
-) -> Launch:
-    """Compute int8_matmul.py's product: x [M, K] and w [N, ≥ K] addressable, the rest as its kernel takes it."""
-    (rows, columns), features = x.shape, w.shape[0]
+def descriptors_launch(product: Int8Product, config: TileConfig, target: Target) -> Launch:
+    """Of a product of one weight, whose matrices are addressable."""
+    rows, features, columns = product.shape
     programs = min(target.multiprocessors, config.tiles(features, rows))
+    x = tile_descriptor(product.x[0], config.block_m, config.block_k)
+    w = tile_descriptor(product.w.codes, config.block_n, config.block_k, columns)
     return Launch(
         int8_descriptor_matmul_kernel,
         (programs,),
-        tile_descriptor(x, config.block_m, config.block_k),
-        tile_descriptor(w, config.block_n, config.block_k, columns),
-        *operands,
-        out,
+        *product.operands(x, w),
+        *product.results(product.out),
         rows,
         features,
         columns,
-        stride_residual,
-        **constants,
+        product.stride_residual,
+        **product.constants,
         BLOCK_N=config.block_n,
         BLOCK_M=config.block_m,
         BLOCK_K=config.block_k,
@@ -134,18 +110,3 @@ def descriptors_launch(
         enable_fp_fusion=False,
         **config.launch_options,
     )
-
-
-def has_copy_engine(target: Target) -> bool:
-    """True where tiles can be moved by descriptors."""
-    return target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
-
-
-def choose_descriptor_config(target: Target, short_epilogue: bool) -> TileConfig:
-    """Tiles that fit the registers together with what is done to them: [256, 128] on Hopper, half of it elsewhere."""
-    block_n, block_m = (256, 128) if target.arch // 10 == 9 else (128, 128)
-    if not short_epilogue:
-        block_n //= 2
-    block_k = 128
-    num_stages = stages_that_fit(target, (block_n + block_m) * block_k, 4)
-    return TileConfig(block_n, block_m, block_k, 1, 8, num_stages, "descriptors")
