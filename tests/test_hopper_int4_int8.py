@@ -25,7 +25,8 @@ shapes: Any = pytest.importorskip("tritonq.kernels.config.hopper_shapes")
 pytest.importorskip("tritonq.kernels.hopper.int4_int8", reason="Triton has no Gluon")
 pytestmark = pytest.mark.usefixtures("kernels_can_run")
 
-TileConfig, Target = kernels.TileConfig, kernels.Target
+TileConfig = kernels.TileConfig
+Target = pytest.importorskip("tritonq.kernels.launch.target").Target
 H100 = Target("cuda", 90, 132, 227 * 1024)
 
 

@@ -16,14 +16,15 @@ import torch
 import triton
 import triton.language as tl
 
-from ..blocks.split_k import split_count, sum_of_splits, workspace
+from ..blocks.split_k import sum_of_splits, workspace
 from ..config.choose import configured
 from ..config.problem import Problem, WeightOnlyGradient
-from ..config.tile import TileConfig, stages_that_fit, tile_of_program
+from ..config.tile import TileConfig, tile_of_program
+from ..config.weight_only_gradient_rule import choose_config
 from ..launch.launch import Launch
 from ..launch.operands import Operand
 from ..launch.plans import Plan, launcher
-from ..launch.target import Target, operand_dtype, target_of
+from ..launch.target import operand_dtype, target_of
 
 #: A float32 with these bits and an integer n < 2^23 in the lowest ones is 2^23 + n: a conversion without a conversion.
 FLOAT_2_23_BITS = tl.constexpr(0x4B000000)
@@ -197,20 +198,3 @@ def _int8_slabs(padded_group: int, groups: int) -> tuple[int, int]:
         return min(_INT8_TILE_COLUMNS, max(16, triton.next_power_of_2(padded_group))), 1
     width = min(_INT8_TILE_COLUMNS, padded_group & -padded_group)
     return width, _INT8_TILE_COLUMNS // width
-
-
-def choose_config(
-    target: Target, rows: int, features: int, tiles_k: int, block_k: int, element_size: int
-) -> TileConfig:
-    """Tile shapes by M; stages that fit in shared memory; splits of N where tiles leave multiprocessors idle."""
-    block_m, block_n, num_warps, num_stages = (64 if rows <= 64 else 128), 32, 8, 3
-    if element_size == 4:  # no matrix instruction multiplies IEEE float32: less fits in registers
-        block_m, block_n, num_stages = 16, 16, 2
-    if target.backend == "hip":
-        num_stages = 2
-    block_m = min(block_m, max(16, triton.next_power_of_2(rows)))
-    bytes_per_stage = block_n * block_k * 2 + block_n * (block_m + block_k) * element_size
-    num_stages = stages_that_fit(target, bytes_per_stage, num_stages)
-    tiles = tiles_k * triton.cdiv(rows, block_m)
-    splits = split_count(target, tiles, triton.cdiv(features, block_n), 1)
-    return TileConfig(block_n, block_m, block_k, splits, num_warps, num_stages)
