@@ -19,6 +19,9 @@ _READS = {"requires_grad_", "__index__", "__int__", "__invert__"}
 class ReadOnlyWeight(Tensor):
     """See the module's docstring. Results computed from it are ordinary tensors."""
 
+    #: transformers initializes no tensor that has this.
+    _is_hf_initialized = True
+
     @classmethod
     def __torch_function__(
         cls,

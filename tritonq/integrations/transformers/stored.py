@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from tritonq.checkpoint.extras import KEY, read_extras
 from tritonq.checkpoint.files import TensorFiles
@@ -48,7 +50,13 @@ class StoredLayer(nn.Module):
         self.register_parameter("bias", linear.bias)  # which the file may lack
         for local, tensor in tensors.items():
             self.register_parameter(local, nn.Parameter(tensor, requires_grad=False))
-        self._is_hf_initialized = True  # transformers is to initialize nothing here
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # transformers is to initialize nothing here; some models look into their children to do so
+        self._is_hf_initialized = True
+        if "weight" not in tensors:
+            weight = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device="meta")
+            vars(weight)["_is_hf_initialized"] = True
+            vars(self)["weight"] = weight
 
     def build(self, name: str, dtype: torch.dtype) -> QuantizedLinear:
         """The QuantizedLinear, on the device of the tensors.
@@ -96,14 +104,14 @@ def place_stored_layers(
     found: dict[str, Place] = {}
     with _open(checkpoint_files) as files:
         _refuse_experts(model, files)
-        names_in_files = NamesInFiles(files, model.base_model_prefix)
+        names_in_files = NamesInFiles(files, model)
         for place in places(model):
             linear = place.module
             if not is_plain_linear(linear):
                 continue
             assert isinstance(linear, nn.Linear)
-            tensors = names_in_files.of_layer(place.name)
-            names = [other for name in place.names for other in names_in_files.variants(name)]
+            tensors = names_in_files.of_layer(place.names)
+            names = [*place.names, *names_in_files.owners(place.names)]
             layout = layouts.layer(names, linear, tensors.__contains__)
             if layout is None:
                 continue
@@ -152,28 +160,30 @@ def restore_edges(model: PreTrainedModel, edges: list[Edge]) -> None:
 
 
 class NamesInFiles:
-    """Finds the tensors of a model's modules in a checkpoint's files, even if transformers renames them."""
+    """The tensors that files have for the modules of a model, by transformers' own conversion of names."""
 
-    def __init__(self, names: Iterable[str], prefix: str) -> None:
-        """`prefix` is the model's `base_model_prefix`."""
-        self._prefix = prefix
+    def __init__(self, names: Iterable[str], model: PreTrainedModel) -> None:
+        conversions = get_model_conversion_mapping(model)
+        renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        prefix, state = model.base_model_prefix, model.state_dict()
+        self._modules: dict[str, str] = {}  # a layer's name in the files → in the model
         self._by_layer: dict[str, dict[str, str]] = {}
-        self._by_last_part: dict[str, dict[str, str]] = {}
-        for name in names:
+        for name in sorted(names):
             owner, _, local = name.rpartition(".")
-            self._by_layer.setdefault(owner, {})[local] = name
-            self._by_last_part.setdefault(owner.rpartition(".")[2], {})[local] = name
+            if owner not in self._modules:  # conversions are written for float weights
+                renamed, _ = rename_source_key(f"{owner}.weight", renamings, converters, prefix, state)
+                self._modules[owner] = renamed.rpartition(".")[0]
+            self._by_layer.setdefault(self._modules[owner], {})[local] = name
 
-    def variants(self, name: str) -> list[str]:
-        """A module's possible names: in this model, and with and without the base model's prefix."""
-        return [name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}.")]
+    def of_layer(self, names: Iterable[str]) -> dict[str, str]:
+        """{local name: name in the files} of a module, by its names in the model."""
+        return next((self._by_layer[name] for name in names if name in self._by_layer), {})
 
-    def of_layer(self, name: str) -> dict[str, str]:
-        """{local name: name in the files} of a module; if it is renamed, of modules with the same last part."""
-        for variant in self.variants(name):
-            if variant in self._by_layer:
-                return self._by_layer[variant]
-        return self._by_last_part.get(name.rpartition(".")[2], {})
+    def owners(self, names: Iterable[str]) -> list[str]:
+        """Under which names the files know a module."""
+        known = set(names)
+        return [owner for owner, module in self._modules.items() if module in known]
 
 
 def _empty(files: TensorFiles, stored: str | None) -> Tensor:
