@@ -1,14 +1,15 @@
-"""Vector clocks: what each warp knows to have happened.
+"""Vector clocks: the events that each warp knows have happened.
 
-Agents are the warps, and what works for a warp beside it. A row of `known` belongs to a warp, a column to an agent:
+Agents are the warps and the units that work for a warp in parallel. A row of `known` belongs to a warp, a column to an
+agent:
 
     warps       wgmma         cp.async      copies out     mbarriers
     0 … W - 1   W … 2W - 1    2W … 3W - 1   3W … 4W - 1    4W …
     steps       products      groups        groups         phases
 
-An access is stamped with its agent and that agent's time; a warp that touches the same bytes later must know of that
-time. It learns from barriers: who arrives gives all it knows, who waits takes it. `visible` is alike, but of what the
-asynchronous proxy (wgmma, the copy engine) sees: a proxy fence makes what a warp knows visible.
+An access is stamped with its agent and the agent's time. A warp that touches the same bytes later must know that time.
+It learns times at barriers: a warp that arrives passes on all it knows, and a warp that waits receives it. `visible`
+holds the same for the asynchronous proxy (wgmma, the copy engine): a proxy fence makes all that a warp knows visible.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Compiles launches in a process of its own: the interpreter's variable and another Triton must not meet.
+"""Compiles launches in a separate process, which runs without TRITON_INTERPRET and may import another Triton.
 
     python -m tools.ptx_emulator.compiler      a description (specialization.py) and an architecture a line, as JSON;
                                                answers with PTX, shared memory and tensor maps' shapes
 
-`Compiler` runs it. The results are kept on disk, in Triton's own cache, in a folder for this purpose alone: nothing is
-assembled, which takes time.
+`Compiler` runs it. Triton caches the results on disk, in a separate folder: they are not assembled, which saves time.
 """
 
 from __future__ import annotations

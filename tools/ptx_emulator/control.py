@@ -1,4 +1,4 @@
-"""Where a program goes on: branches, tables of them, its end; what is asked of the kernels before and behind."""
+"""Control flow: branches, branch tables, exit; and dependent launches, which order kernels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Copies that run beside the warps: tiles by tensor maps (the copy engine, TMA), and cp.async, lane by lane.
+"""Asynchronous copies: tiles by tensor maps (the copy engine, TMA), and cp.async, lane by lane.
 
-A copy into shared memory is stamped when it is asked for, and happens at some time before its mbarrier's phase is over,
-or its group is waited for; a copy out reads when its group is waited for.
+A copy into shared memory is stamped when a warp issues it. It happens at some time before its mbarrier's phase ends or
+a warp waits for its group. A copy out reads when a warp waits for its group.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the emulator finds wrong with a kernel; each kind has a name of its own, so that tests can expect it."""
+"""The errors that the emulator finds in kernels, one class per kind, so that tests can expect it."""
 
 from __future__ import annotations
 
 
 class EmulationError(Exception):
-    """A kernel does what a GPU punishes, or defines nothing for."""
+    """A kernel does something that fails on a GPU or is undefined there."""
 
 
 class RaceError(EmulationError):

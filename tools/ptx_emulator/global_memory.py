@@ -1,4 +1,4 @@
-"""Global memory: that of the tensors which a launch was given, and nothing beside it."""
+"""Global memory: only the tensors that a launch was given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lanes of a warp do together: shuffles, votes, one elected."""
+"""Instructions that a warp's lanes execute together: shuffles, votes, elect."""
 
 from __future__ import annotations
 

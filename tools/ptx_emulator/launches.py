@@ -1,4 +1,4 @@
-"""Puts the emulator under the library's launches: each is compiled elsewhere, and executed on CPU tensors here."""
+"""Redirects the library's launches to the emulator: another process compiles them, and this one runs them."""
 
 from __future__ import annotations
 

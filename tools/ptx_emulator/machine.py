@@ -1,4 +1,4 @@
-"""Runs a launch: CTA after CTA, the strands of each in an order drawn from a seed, copies at any time."""
+"""Runs a launch: one CTA after another, with strands and copies in an order that a seed decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""16-bit floats as bits, and what NumPy does not round as a GPU does."""
+"""16-bit floats as bits, and operations that NumPy rounds differently from a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = Any
 
 
 def either(condition: Value, one: Value, other: Value) -> Value:
-    """np.where that gives a number, not an array, of numbers."""
+    """np.where, but returns a number if all arguments are numbers."""
     return np.where(condition, one, other)[()]  # type: ignore[call-overload]
 
 

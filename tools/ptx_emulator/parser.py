@@ -1,7 +1,7 @@
 """PTX as text → a program: numbered registers, instructions with parsed operands, the places of labels.
 
-Inline assembly opens scopes with registers and labels of their own. Special registers (%tid.x …) are registers that are
-full when a kernel starts.
+Inline assembly opens scopes with separate registers and labels. Special registers (%tid.x …) are registers that have
+values when a kernel starts.
 """
 
 from __future__ import annotations

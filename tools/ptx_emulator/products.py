@@ -1,8 +1,8 @@
-"""Matrix instructions: wgmma, which runs beside its warps and reads shared memory, and mma.sync.
+"""Matrix instructions: wgmma, which runs asynchronously and reads shared memory, and mma.sync.
 
-Products are summed in float64 and rounded to float32 once per instruction, or are integers; a GPU rounds otherwise
-within an instruction. Lane l of a warp holds, of a tile of results or of a left operand, rows l / 4 and l / 4 + 8, and
-pairs (of bytes: fours) of neighbours in columns that begin with l mod 4.
+Float products are summed in float64 and rounded to float32 once per instruction; a GPU rounds differently within an
+instruction. Integer products are exact. Of a tile of results or of a left operand, lane l of a warp holds rows l / 4
+and l / 4 + 8, and pairs (of bytes: fours) of neighbours in columns that begin with l mod 4.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Shared memory of one CTA: poisoned bytes, and beside them who wrote and read each last, to find races.
+"""Shared memory of one CTA: bytes that start poisoned, and the last writer and readers of each, to find races.
 
-Writers are kept for every byte, readers of ordinary loads for every word, and readers that work beside a warp (wgmma,
-copies out) for every 16 bytes, the least that these read.
+Writers are recorded for every byte, ordinary loads for every word, and asynchronous readers (wgmma, copies out) for
+every 16 bytes, which is the least that they read.
 """
 
 from __future__ import annotations

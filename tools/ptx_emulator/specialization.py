@@ -1,4 +1,4 @@
-"""What Triton specialises a kernel on, as JSON: so that another process can compile it, with another Triton."""
+"""Describes as JSON what Triton specialises a kernel on, so that another process or Triton can compile it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Strands: neighbouring warps that execute as one, with their registers side by side.
+"""Strands: groups of neighbouring warps that execute each instruction together, in shared NumPy arrays of registers.
 
-A strand parts where its warps go different ways; strands that stand at the same place become one again. Where lanes of
-one warp go different ways, each lane has its place in the program until they meet.
+If a strand's warps branch differently, it splits; strands at the same place in the program merge again. If the lanes of
+one warp branch differently, each lane has a separate place in the program until they meet.
 """
 
 from __future__ import annotations
