@@ -93,7 +93,7 @@ def _proven(
     layers: Mapping[str, QuantizedLinear], norms: Sequence[str], flows: Sequence[Dataflow]
 ) -> Chaining:
     """The edges whose layers are all symmetric or all affine in their activations."""
-    refused = {name: "it hands over int8 already" for name, layer in layers.items() if layer.edge is not None}
+    refused = {name: "it already hands over int8" for name, layer in layers.items() if layer.edge is not None}
     while True:
         chaining = find_edges(flows, list(layers), norms, refused, dynamic=True)
         further = {
