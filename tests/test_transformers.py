@@ -162,7 +162,7 @@ def test_dtype(dtype: torch.dtype, directories: Any, tmp_path: Path) -> None:
 
 
 def test_tied_head(directories: Any, tmp_path: Path) -> None:
-    """The head stays tied. If it is quantized on request, it gets a separate weight, and the saved model records that."""
+    """The head stays tied. If quantized on request, it gets a separate weight, and the saved model records that."""
     directory = directories("llama-tied")
     model = load(directory, TritonQConfig("w8a16"))
     assert model.lm_head.weight is model.model.embed_tokens.weight
