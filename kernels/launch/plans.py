@@ -99,15 +99,19 @@ def launcher(planner: Callable[..., Plan]) -> Callable[..., Any]:
     @functools.wraps(planner)
     def called(*arguments: Any, **words: Any) -> Any:
         first = arguments[0]
-        if isinstance(first[0] if isinstance(first, tuple) else first, Operand):
+        if isinstance(first[0] if _is_named_tuple(first) else first, Operand):
             return planner(*arguments, **words)
         bound = signature.bind(*arguments, **words)
         bound.apply_defaults()
-        tuples = tuple([type(value) if isinstance(value, tuple) else None for value in bound.args])
-        parts = [value if isinstance(value, tuple) else (value,) for value in bound.args]
+        tuples = tuple([type(value) if _is_named_tuple(value) else None for value in bound.args])
+        parts = [value if _is_named_tuple(value) else (value,) for value in bound.args]
         return call(_of_parts(planner, tuples), tuple(itertools.chain.from_iterable(parts)))
 
     return called
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 @functools.cache
