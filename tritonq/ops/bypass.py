@@ -71,7 +71,8 @@ def directly(
     """
     assert not operator._schema.is_mutable, "what is written to counts its versions in the dispatcher"
     names, defaults = names_and_defaults(implementation)
-    values, required = tuple(defaults.values()), len(names) - len(defaults)
+    values, count = tuple(defaults.values()), len(names)
+    required = count - len(values)
 
     @functools.wraps(implementation)
     def call(*arguments: Any, **words: Any) -> Any:
@@ -85,9 +86,11 @@ def directly(
                 if word not in words and word not in defaults:
                     break
                 arguments += (words.pop(word, defaults.get(word)),)
-        if words or len(arguments) < required:  # unknown, given twice, missing: the dispatcher says so
-            return operator(*arguments, **words)
-        if len(arguments) < len(names):
+            if words:  # unknown, given twice, behind one that is missing: the dispatcher says so
+                return operator(*arguments, **words)
+        if len(arguments) != count:
+            if not required <= len(arguments) < count:
+                return operator(*arguments)
             arguments += values[len(arguments) - required :]
         if gpu and not torch_only:
             return plans().call(implementation, arguments, operator)
