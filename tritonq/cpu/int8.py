@@ -4,7 +4,7 @@ A tile is up to six rows of x by four of the weight; each of its sums is a vecto
 the end of the row. So both operands are read as they lie, row after row:
 
     chunk   32 rows of the weight, one thread's
-    block   as many rows of x as fit the second-level cache; their sums [block, 32] are kept until K is done
+    block   rows of x whose sums [block, 32] are kept until K is done; a part of K of them fits the second-level cache
     depth   a part of K, such that a tile's rows of both fit the first-level cache
     tile    up to 6 × 4 sums in registers
 """

@@ -22,9 +22,9 @@ from tritonq.cpu.tensors import (
     LINE,
     MOST_ROWS,
     NAMES,
-    SECOND_LEVEL,
     address_of,
     apart,
+    block_of,
     plain_rows,
 )
 
@@ -224,7 +224,7 @@ def _dot(instructions: Instructions) -> Int8Dot:
 def _sizes(rows: int, columns: int, size: int, step: int) -> tuple[int, int, int]:
     """(bytes between rows of x in scratch, rows of a block, columns of a part of K); see int8.py."""
     pitch = apart(columns * size)
-    block = max(6, min(MOST_BLOCK, SECOND_LEVEL // pitch // 6 * 6))
+    block = block_of(rows, MOST_BLOCK)
     tile = columns * (4 + size * (rows if rows <= 8 else 6))
     parts = 1 if rows <= 2 else -(-tile // FIRST_LEVEL)
     depth = -(-columns // (parts * step)) * step

@@ -12,8 +12,8 @@ NAMES = {
     torch.int8: "int8",
     torch.int32: "int32",
 }
-#: Bytes of a cache line, and of the caches that a part of x and of the weight are to fit.
-LINE, FIRST_LEVEL, SECOND_LEVEL = 64, 28 << 10, 512 << 10
+#: Bytes of a cache line, and of the cache that a tile's part of x and of the weight is to fit.
+LINE, FIRST_LEVEL = 64, 28 << 10
 #: Rows of x that are copied to scratch at a time; of more, the results are put together.
 MOST_ROWS = 1024
 #: Rows at multiples of this distance share their places in a first-level cache.
@@ -24,6 +24,12 @@ def apart(row: int) -> int:
     """Bytes from row to row, for rows of so many bytes: whole lines, and no distance at which they share places."""
     pitch = -(-row // LINE) * LINE
     return pitch + LINE * (pitch % _CONFLICT == 0)
+
+
+def block_of(rows: int, most: int) -> int:
+    """Rows of x in a block: blocks of at most `most` rows, of about one height."""
+    blocks = max(1, -(-rows // most))
+    return max(1, -(-rows // blocks))
 
 
 def plain_rows(x: Tensor) -> Tensor:

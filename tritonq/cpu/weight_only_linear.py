@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tritonq.cpu.engine import Engine, scratch
 from tritonq.cpu.spread import Widening, widen_rows
-from tritonq.cpu.tensors import LINE, MOST_ROWS, NAMES, SECOND_LEVEL, address_of, apart, per_group, plain_rows
+from tritonq.cpu.tensors import LINE, MOST_ROWS, NAMES, address_of, apart, block_of, per_group, plain_rows
 from tritonq.cpu.weight_only import FEW, MOST_BLOCK, WeightOnlyProduct, weight_only_product
 from tritonq.numerics.slabs import SlabLayout
 
@@ -79,7 +79,7 @@ def _multiply(
         groups,
         layout.columns // (layout.slab_width * layout.slabs_per_block),
         layout.padded_group // layout.slab_width,
-        FEW if few else max(6, min(MOST_BLOCK, SECOND_LEVEL // pitch // 6 * 6)),
+        FEW if few else block_of(rows, MOST_BLOCK),
         floats,
         pitch,
         weight.data_ptr(),
