@@ -360,7 +360,7 @@ def test_a_branch_without_data():
         (
             lambda: tritonq.quantize_dynamic(mlp(), dtype=torch.float16),
             ValueError,
-            "must be torch.qint8, found torch.f",
+            "must be torch.qint8 or torch.quint8, found torch.f",
         ),
         (lambda: tritonq.quantize_dynamic(mlp(), 3), TypeError, "qconfig_spec must be a set .*found 3"),
         (

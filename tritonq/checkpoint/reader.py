@@ -18,7 +18,7 @@ from tritonq.checkpoint import files
 from tritonq.checkpoint.build import build_layer, build_stub, owned
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.checkpoint.plan import Slot, make_plan
-from tritonq.checkpoint.source import open_checkpoint
+from tritonq.checkpoint.source import Checkpoint, open_checkpoint
 from tritonq.checkpoint.stored_edges import apply_edges, check_grids
 from tritonq.checkpoint.writer import unwrapped
 from tritonq.nn.linear import QuantizedLinear
@@ -54,7 +54,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     check_root(inner)
     files.check_path(directory)
     path = files.check_directory(os.fspath(directory))
-    with open_checkpoint(path) as checkpoint, split_where(inner, _is_quantized_in(checkpoint.tensors)):
+    with open_checkpoint(path) as checkpoint, split_where(inner, _stored_in(checkpoint)):
         extras, tensors = checkpoint.extras, checkpoint.tensors
         try:
             plan = make_plan(inner, checkpoint.scheme, extras, tensors)
@@ -83,8 +83,15 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_quantized_in(tensors: TensorFiles) -> Callable[[str], bool]:
-    return lambda name: f"{name}.weight_scale" in tensors
+def _stored_in(checkpoint: Checkpoint) -> Callable[[str], str]:
+    """The name of a Linear → the stored scale of its weight, "" if there is none."""
+
+    def stored_as(name: str) -> str:
+        scale = f"{name}.weight_scale"
+        scale = checkpoint.extras.tied.get(scale, scale)
+        return scale if scale in checkpoint.tensors else ""
+
+    return stored_as
 
 
 def _read_slot(slot: Slot, tensors: TensorFiles) -> Tensor:

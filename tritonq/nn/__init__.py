@@ -2,6 +2,7 @@
 
 from tritonq.nn.attention import MultiheadAttention
 from tritonq.nn.blocks import QuantizedGatedMLP, QuantizedMLP, QuantizedProjections
+from tritonq.nn.embedding import Embedding, EmbeddingBag
 from tritonq.nn.fake_quantize import FakeQuantize
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.norm import QuantizedNorm
@@ -16,6 +17,8 @@ __all__ = [
     "RNN",
     "DeQuantStub",
     "DeQuantize",
+    "Embedding",
+    "EmbeddingBag",
     "FakeQuantize",
     "GRUCell",
     "LSTMCell",

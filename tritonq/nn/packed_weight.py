@@ -292,7 +292,19 @@ class PackedWeight(FixedDtypeModule):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as float [N, K], in `dtype` (None: the layer's)."""
-        weight, zero = self.kernel_weight(), None
+        return self._dequantized(self.kernel_weight(), dtype)
+
+    def dequantize_rows(self, indices: Tensor) -> Tensor:
+        """Some rows of the weight, by index [M], as float [M, K]; only they are unpacked."""
+        weight = self.kernel_weight()
+        if not len(indices):
+            return torch.empty(0, self.in_features, dtype=self.dtype, device=indices.device)
+        zero = None if weight.zero_points is None else weight.zero_points.index_select(1, indices)
+        packed, scales = weight.packed_weight.index_select(0, indices), weight.scales.index_select(1, indices)
+        return self._dequantized(weight._replace(packed_weight=packed, scales=scales, zero_points=zero), None)
+
+    def _dequantized(self, weight: KernelWeight, dtype: torch.dtype | None) -> Tensor:
+        zero = None
         if weight.zero_points is not None:
             zero = qparams.expand_groups(weight.zero_points.t(), self.in_features, self.group_size)
         scale = qparams.expand_groups(weight.scales.t(), self.in_features, self.group_size)

@@ -3,6 +3,7 @@
     nn.LSTM, nn.GRU, nn.RNN                 recurrent.py
     nn.LSTMCell, nn.GRUCell, nn.RNNCell     recurrent_cells.py
     nn.MultiheadAttention                   attention.py
+    nn.Embedding, nn.EmbeddingBag           embedding.py
 
 Each of these computes what torch's layer does, with Linears that hold its values.
 """
@@ -10,13 +11,12 @@ Each of these computes what torch's layer does, with Linears that hold its value
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
-from tritonq.nn import attention, recurrent, recurrent_cells
+from tritonq.nn import attention, embedding, recurrent, recurrent_cells
 
-_REPLACEMENTS: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
+_REPLACEMENTS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.LSTM: recurrent.LSTM,
     nn.GRU: recurrent.GRU,
     nn.RNN: recurrent.RNN,
@@ -24,9 +24,12 @@ _REPLACEMENTS: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
     nn.GRUCell: recurrent_cells.GRUCell,
     nn.RNNCell: recurrent_cells.RNNCell,
     nn.MultiheadAttention: attention.MultiheadAttention,
+    nn.Embedding: embedding.Embedding,
+    nn.EmbeddingBag: embedding.EmbeddingBag,
 }
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 #: What torch's quantize_dynamic passes over, and so do configs that do not name it.
-_ONLY_NAMED = (nn.RNN,)
+_ONLY_NAMED = (nn.RNN, *_TABLES)
 
 
 def is_splittable(module: nn.Module) -> bool:
@@ -36,6 +39,7 @@ def is_splittable(module: nn.Module) -> bool:
         kind is not None
         and type(module).forward is kind.forward
         and "forward" not in vars(module)
+        and getattr(module, "max_norm", None) is None  # an embedding's lookups would change the table
         and all(module._parameters.get(name) is not None for name in _weight_names(module))
     )
 
@@ -45,11 +49,21 @@ def only_named(module: nn.Module) -> bool:
     return isinstance(module, _ONLY_NAMED)
 
 
-def split(module: nn.Module, name: str) -> nn.Module:
-    """What takes the place of a splittable layer: Linears on its Parameters; `name` is for messages."""
+def is_table(module: nn.Module) -> bool:
+    """True for an embedding, whose weight may be that of a head too."""
+    return isinstance(module, _TABLES)
+
+
+def split(module: nn.Module, name: str, head: nn.Module | None = None) -> nn.Module:
+    """What takes the place of a splittable layer: Linears on its Parameters.
+
+    Args:
+        name: for messages.
+        head: of an embedding, the Linear that has the same weight, and is then shared.
+    """
     kind = _kind(module)
     assert kind is not None
-    return _REPLACEMENTS[kind](module, name)
+    return _REPLACEMENTS[kind](module, name) if head is None else _REPLACEMENTS[kind](module, name, head)
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
@@ -63,4 +77,4 @@ def _weight_names(module: nn.Module) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         one = module._qkv_same_embed_dim
         return ["in_proj_weight"] if one else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-    return ["weight_ih", "weight_hh"]
+    return ["weight_ih", "weight_hh"] if isinstance(module, nn.RNNCellBase) else ["weight"]

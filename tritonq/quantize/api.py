@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tritonq.numerics.config import W8A8, QuantConfig
+from tritonq.numerics.config import W8A8, W8A16, QuantConfig
 from tritonq.observers.qconfig import resolve_config
 from tritonq.quantize import hosts
 from tritonq.quantize.chain.grids import with_proven_edges
@@ -36,9 +36,9 @@ def quantize_(
     """Quantize a model's Linear, recurrent and attention layers in place.
 
     Args:
-        model: any module that holds nn.Linear layers, nn.LSTM, nn.GRU, their cells or nn.MultiheadAttention; nn.RNN is
-            taken where `config` names it. Static configs leave all but Linears in float. Layers quantized already are
-            passed over.
+        model: any module that holds nn.Linear layers, nn.LSTM, nn.GRU, their cells or nn.MultiheadAttention; nn.RNN,
+            nn.Embedding and nn.EmbeddingBag are taken where `config` names them, by name or class. Static configs leave
+            all but Linears in float. Layers quantized already are passed over.
         config: a preset's name, a QuantConfig or a QConfig; or a dictionary {pattern: config or None,
             "_default": config}, first match wins, None leaves a layer in float. Patterns:
             tritonq/select/patterns.py.
@@ -88,7 +88,8 @@ def quantize_dynamic(
             nn.MultiheadAttention, but for those that `ignore` names, by default `lm_head`; nn.RNN has to be named. Or
             as torch takes it: a set of classes and module names, or a dictionary from these to QConfigs (or any other
             config, or None), each going for the module and all that is in it. Then nothing is ignored by default.
-        dtype: torch.qint8.
+        dtype: torch.qint8; or as in torch torch.quint8 for embeddings, by default all: a scale and a zero point for
+            each row.
         inplace: change `model` instead of a copy.
         ignore, filter_fn: as for `quantize_`; ignore=() with no spec quantizes `lm_head` too, as torch does.
 
@@ -99,9 +100,15 @@ def quantize_dynamic(
         TypeError, ValueError: as `quantize_`; also for another dtype or a config that is not dynamic.
     """
     check_inplace(inplace)
-    if dtype is not torch.qint8:
-        raise ValueError(f"quantize_dynamic: dtype must be torch.qint8, found {dtype!r}")
-    spec = None if qconfig_spec is None else _dynamic_spec(qconfig_spec)
+    if dtype not in (torch.qint8, torch.quint8):
+        raise ValueError(f"quantize_dynamic: dtype must be torch.qint8 or torch.quint8, found {dtype!r}")
+    typed = qconfig_spec is not None
+    spec: dict[Any, QuantConfig | None] | None
+    if dtype is torch.quint8:
+        default = W8A16(symmetric=False)
+        spec = _dynamic_spec(qconfig_spec if typed else (nn.Embedding, nn.EmbeddingBag), default)
+    else:
+        spec = _dynamic_spec(qconfig_spec, W8A8()) if typed else None
     check_root(model)
     if not inplace:
         model = copy.deepcopy(model)
@@ -123,7 +130,7 @@ def quantize_dynamic(
         taken = spec[key] is None or any(
             f"{layer.place.name}.".startswith(tuple(found)) for layer in selected
         )
-        if not (found and taken):
+        if typed and not (found and taken):
             warnings.warn(
                 f"qconfig_spec: {key!r} matches no layer that can be quantized", UserWarning, stacklevel=2
             )
@@ -157,12 +164,12 @@ def _quantize(
     replace_all(model, pending)
 
 
-def _dynamic_spec(qconfig_spec: Any) -> dict[Any, QuantConfig | None]:
+def _dynamic_spec(qconfig_spec: Any, default: QuantConfig) -> dict[Any, QuantConfig | None]:
     """torch's qconfig_spec → {name or class: config or None}."""
     if isinstance(qconfig_spec, Mapping):
         entries = dict(qconfig_spec)
     elif isinstance(qconfig_spec, (set, frozenset, list, tuple)):
-        entries = {key: W8A8() for key in qconfig_spec}
+        entries = dict.fromkeys(qconfig_spec, default)
     else:
         raise TypeError(
             "qconfig_spec must be a set of classes and names, a dictionary from these to QConfigs, or None, "
@@ -174,7 +181,8 @@ def _dynamic_spec(qconfig_spec: Any) -> dict[Any, QuantConfig | None]:
         if value is None:
             continue
         config = resolve_config(value, f"qconfig_spec[{key!r}]: ")
-        if not config.dynamic:
-            raise ValueError(f"qconfig_spec[{key!r}] must be dynamic, found {config.scheme}")
+        if config.dynamic != default.dynamic:
+            wanted = "dynamic" if default.dynamic else "weight-only"
+            raise ValueError(f"qconfig_spec[{key!r}] must be {wanted}, found {config.scheme}")
         entries[key] = config
     return entries

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from tritonq.nn.linear import QuantizedLinear
-from tritonq.nn.split import is_splittable, only_named
+from tritonq.nn.split import is_splittable, is_table, only_named
 from tritonq.nn.stubs import is_quant_stub
 from tritonq.numerics.config import QuantConfig
 from tritonq.observers.qconfig import resolve_config
@@ -84,7 +84,8 @@ def select(
     def choose(place: Place) -> Choice:
         for pattern, chosen in table.items():
             if pattern != DEFAULT_KEY and matches(pattern, place):
-                return Choice(chosen, explicit=True, named=True)
+                by_pattern = isinstance(pattern, str) and pattern.startswith("re:")
+                return Choice(chosen, explicit=True, named=not by_pattern)
         return Choice(table.get(DEFAULT_KEY), explicit=False, named=False)
 
     patterns = [key for key in table if key != DEFAULT_KEY]
@@ -282,17 +283,38 @@ def _warn_of_unused(where: str, patterns: Iterable[Pattern], known: list[Place])
             warnings.warn(f"{where}: the pattern {pattern!r} matches {what}", UserWarning, stacklevel=5)
 
 
+def tied_head(layer: Selected, selected: list[Selected]) -> Selected | None:
+    """Of an embedding: the Linear with the same weight and config, with which it stays tied."""
+    if not is_table(layer.place.module):
+        return None
+    weight = layer.place.module._parameters["weight"]
+    return next(
+        (
+            other
+            for other in selected
+            if is_plain_linear(other.place.module)
+            and other.place.module._parameters["weight"] is weight
+            and other.config == layer.config
+        ),
+        None,
+    )
+
+
 def _warn_of_tied_weights(model: nn.Module, selected: list[Selected]) -> None:
     """Warn if quantizing a layer ends the sharing of its weight."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(name)
+    together = [(layer, head) for layer in selected if (head := tied_head(layer, selected)) is not None]
     for layer in selected:
         name = layer.place.name
+        kept = {own for pair in together if layer in pair for one in pair for own in one.place.names}
         parameters = layer.place.module._parameters.items()
         weights = [weight for key, weight in parameters if "weight" in key and weight is not None]
-        others = sorted({owner for weight in weights for owner in owners[id(weight)]} - {*layer.place.names})
+        others = sorted(
+            {owner for weight in weights for owner in owners[id(weight)]} - {*layer.place.names} - kept
+        )
         if others:
             warnings.warn(
                 f"the weight of {name} is tied to {' and '.join(others)}: quantizing gives {name} a separate weight "
