@@ -170,6 +170,7 @@ def test_saving_loading_copying(tmp_path, same):
     assert torch.equal(again(x, y, z)[0], expected)
 
 
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_training_and_what_is_left_alone():
     model = Host(nn.MultiheadAttention(12, 3, dropout=0.5))
     trained = tritonq.prepare_qat(model, "w8a8")
@@ -191,6 +192,7 @@ def test_training_and_what_is_left_alone():
     assert isinstance(both["own"], Own)
 
 
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_models_of_transformers_are_split_only_where_that_is_named():
     class Like(Host):
         def _init_weights(self, module: nn.Module) -> None:

@@ -212,6 +212,7 @@ def taken(model: nn.Module) -> set[str]:
     return {name.split(".")[0] for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
 
 
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_what_quantize_dynamic_takes_by_default_and_by_name():
     default = {"fc", "LSTM", "GRU", "projected", *CELLS}
     assert taken(tritonq.quantize_dynamic(every_kind())) == default
@@ -245,6 +246,7 @@ def test_layers_that_compute_something_else_stay():
     assert taken(tritonq.quantize_dynamic(model)) == {"fc"}
 
 
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_static_configs_leave_recurrent_layers_in_float_or_are_refused():
     with pytest.raises(ValueError, match=r"LSTM 'LSTM' must have float or dynamic .*found w8a8_static"):
         tritonq.quantize_(every_kind(), {"LSTM": "w8a8_static"}, calibration=[torch.randn(2, 8)])

@@ -107,6 +107,7 @@ def test_first_match_wins(config, expected):
     assert {name: found.get(name) for name in expected} == expected
 
 
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_only_plain_linears_are_taken():
     model: Any = nn.ModuleDict(
         {

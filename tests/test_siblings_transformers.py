@@ -20,6 +20,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("architecture", [name for name, groups in GROUPS.items() if groups])
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_logits_and_files_stay(architecture, tmp_path):
     model = build(architecture).eval()
     tritonq.quantize_(model, "w8a8", ignore=[head_name(model)])

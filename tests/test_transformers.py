@@ -129,6 +129,7 @@ def test_generate(directories: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", MOE)
+@pytest.mark.filterwarnings("ignore:.* of the weights stay in float:UserWarning")
 def test_experts_stay_in_float(architecture: str, directories: Any, tmp_path: Path) -> None:
     """They are stacked into one parameter here, and apart in files: the round goes through both."""
     with pytest.warns(

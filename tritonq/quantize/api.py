@@ -16,9 +16,10 @@ from tritonq.quantize import hosts
 from tritonq.quantize.chain.grids import with_proven_edges
 from tritonq.quantize.chain.watch import recorded, unwatch, watch
 from tritonq.quantize.conversions import Conversion, NormConversion, conversions
-from tritonq.quantize.convert import replace_all
+from tritonq.quantize.convert import check_unobserved, replace_all
 from tritonq.quantize.prepare import INPUT, attach, check_inplace, detach, observed_side
 from tritonq.select.calibrate import calibrate, check_calibration
+from tritonq.select.left_in_float import warn_of_float_weights
 from tritonq.select.patterns import Model, Pattern
 from tritonq.select.select import DEFAULT_IGNORE, PLAN, Filter, Selected, check_root, select, select_inherited
 from tritonq.select.split import split_selected
@@ -31,6 +32,7 @@ def quantize_(
     ignore: Iterable[Pattern] = DEFAULT_IGNORE,
     filter_fn: Filter | None = None,
     calibration: Iterable[Any] | None = None,
+    unobserved: str = "error",
     chain: bool = True,
 ) -> Model:
     """Quantize a model's Linear, recurrent and attention layers in place.
@@ -46,16 +48,21 @@ def quantize_(
         filter_fn: (module, name) → whether to quantize that layer.
         calibration: batches for static configs, others leave it untouched. A tensor is run as m(x), a tuple
             or list as m(*x), a dictionary as m(**x).
+        unobserved: as for `convert`: what to do with static layers that calibration never reaches.
         chain: as for `convert`: hand over int8 between static layers wherever that is proven.
 
     Returns:
         The model.
+
+    Warns:
+        UserWarning: more than 1 % of the weights stay in float although neither config, ignore nor filter_fn says so.
 
     Raises:
         TypeError, ValueError: a bad argument, a layer that cannot be quantized, static layers without
             calibration data. The model is unchanged then; so it is if the model raises on a calibration
             batch.
     """
+    check_unobserved(unobserved)
     selected = select(model, config, ignore, filter_fn, splittable=True)
     static = [layer.place.name for layer in selected if layer.config.static]
     if static and calibration is None:
@@ -66,7 +73,9 @@ def quantize_(
         check_calibration(calibration)
     if not isinstance(chain, bool):
         raise TypeError(f"chain must be True or False, found {chain!r}")
-    _quantize(model, selected, calibration if static else None, chain)
+    if filter_fn is None:
+        warn_of_float_weights(model, selected, config, ignore)
+    _quantize(model, selected, calibration if static else None, chain, unobserved)
     hosts.tell(model)
     return model
 
@@ -140,7 +149,11 @@ def quantize_dynamic(
 
 
 def _quantize(
-    model: nn.Module, selected: list[Selected], calibration: Iterable[Any] | None, chain: bool = False
+    model: nn.Module,
+    selected: list[Selected],
+    calibration: Iterable[Any] | None,
+    chain: bool = False,
+    unobserved: str = "error",
 ) -> None:
     """Prepare, calibrate, convert in place; after a failure before the first replacement all is as it was."""
     with split_selected(selected) as layers:
@@ -153,7 +166,9 @@ def _quantize(
         try:
             if calibration is not None:
                 calibrate(model, calibration)
-            pending: list[Conversion | NormConversion] = [*conversions(model, "error", check_weights=False)]
+            pending: list[Conversion | NormConversion] = [
+                *conversions(model, unobserved, check_weights=False)
+            ]
             if chain:
                 pending = with_proven_edges(model, pending, recorded(model))
         except BaseException:

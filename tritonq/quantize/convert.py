@@ -64,8 +64,7 @@ def convert(
         raise TypeError(f"convert: remove_qconfig must be True or False, found {remove_qconfig!r}")
     if not isinstance(chain, bool):
         raise TypeError(f"convert: chain must be True or False, found {chain!r}")
-    if unobserved not in ("error", "dynamic"):
-        raise ValueError(f"unobserved must be 'error' or 'dynamic', found {unobserved!r}")
+    check_unobserved(unobserved)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     if not inplace:
@@ -80,6 +79,12 @@ def convert(
         for module in model.modules():
             vars(module).pop("qconfig", None)
     return model
+
+
+def check_unobserved(unobserved: object) -> None:
+    """Raise unless it is a word that `convert` takes."""
+    if unobserved not in ("error", "dynamic"):
+        raise ValueError(f"unobserved must be 'error' or 'dynamic', found {unobserved!r}")
 
 
 def _warn_of_missing(model: nn.Module) -> None:

@@ -79,6 +79,12 @@ def select(
     Raises:
         TypeError, ValueError: bad patterns or configs, a root that is a Linear, nothing selected.
     """
+    patterns = [key for key in _config_table(config) if key != DEFAULT_KEY]
+    return _select(model, choice_of(config), patterns, ignore, filter_fn, splittable)
+
+
+def choice_of(config: Any) -> Callable[[Place], Choice]:
+    """What `config`, as for `select`, says of each module."""
     table = _config_table(config)
 
     def choose(place: Place) -> Choice:
@@ -88,8 +94,7 @@ def select(
                 return Choice(chosen, explicit=True, named=not by_pattern)
         return Choice(table.get(DEFAULT_KEY), explicit=False, named=False)
 
-    patterns = [key for key in table if key != DEFAULT_KEY]
-    return _select(model, choose, patterns, ignore, filter_fn, splittable)
+    return choose
 
 
 def select_inherited(
@@ -139,7 +144,7 @@ def _is_dispatched(module: nn.Module) -> bool:
     return "_hf_hook" in vars(module) and getattr(original, "__func__", None) is nn.Linear.forward
 
 
-def _adapters(everything: list[Place]) -> set[int]:
+def adapter_modules(everything: list[Place]) -> set[int]:
     """The modules of PEFT's adapters, which are trained: their layers name the children that hold them."""
     return {
         id(module)
@@ -186,7 +191,7 @@ def _select(
             raise ValueError(
                 f"the model is already prepared ({place.name}, …): convert it, or start from the float model"
             )
-    adapters = _adapters(everything)
+    adapters = adapter_modules(everything)
     layers = [
         place
         for place in everything
@@ -205,7 +210,7 @@ def _select(
         for place, config in chosen
         if config is not None and (filter_fn is None or filter_fn(place.module, place.name))
     ]
-    _check_selected(selected, layers, quantized)
+    _check_selected(selected, layers, quantized, everything)
     selected_stubs = _select_stubs(choose, kept_stubs, selected)
 
     if ignore is not DEFAULT_IGNORE:
@@ -260,9 +265,17 @@ def _select_stubs(
     return found
 
 
-def _check_selected(selected: list[Selected], layers: list[Place], quantized: list[Place]) -> None:
+def _check_selected(
+    selected: list[Selected], layers: list[Place], quantized: list[Place], everything: list[Place]
+) -> None:
     if selected:
         return
+    transposed = [place.name for place in everything if type(place.module).__name__ == "Conv1D"]
+    if transposed:
+        raise ValueError(
+            f"nothing to quantize: the model's weights are in {len(transposed)} Conv1D layers ({transposed[0]}, …), "
+            "which store them transposed and are not taken: put nn.Linear layers in their places"
+        )
     if layers:
         raise ValueError(
             f"nothing to quantize: config, ignore and filter_fn leave none of the {len(layers)} Linear layers "
