@@ -1,5 +1,5 @@
 # make demo    the demo, in an environment that is set up on the first call
-# make test    all tests; make test ARGS="tests/test_package.py -k wheel" some of them
+# make test    all tests, on all cores; make test ARGS="tests/test_package.py -k wheel" some of them
 # make test-ptx  all tests of kernels, as Triton 3.6.0 and the pinned one compile them, in the emulator of PTX: an hour
 # make check   ruff, mypy, and which folder may import which
 # make format  what `make check` asks of the layout, done
@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/tritonq demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # Another Triton compiles in a process of its own, and needs no more than itself.
 test-ptx: $(VENV)/.dev $(VENV)/triton-3.6.0

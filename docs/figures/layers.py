@@ -23,4 +23,4 @@ def draw(material: Material) -> tuple[Figure, dict[str, float]]:
         "layers below 30 dB": len(found.layers_below(30.0)),
         "lost bits with those dynamic": material.bits(spared) - material.float_bits,
     }
-    return draw_analysis(found), numbers
+    return draw_analysis(found.rows), numbers
