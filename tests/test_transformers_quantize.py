@@ -127,3 +127,16 @@ def test_a_dispatched_float_model_is_quantized(scheme: str) -> None:
     expected = tritonq.quantize_(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8)), scheme)
     expected.load_state_dict(model.state_dict())
     assert torch.equal(found, expected(x))
+
+
+@pytest.mark.parametrize("directory", ["llama-tied", "qwen2"])
+def test_embeddings_are_saved_by_tritonq_alone(directory: str, directories: Any, tmp_path: Path) -> None:
+    config = {nn.Embedding: "w8a16", "_default": "w8a16"}
+    model = tritonq.quantize_(load(directories(directory)), config, ignore=())
+    with pytest.raises(
+        ValueError, match=r"model\.embed_tokens is a tritonq\.nn\.Embedding, which .*tritonq\.save"
+    ):
+        model.save_pretrained(tmp_path / "theirs")
+    tritonq.save(model, tmp_path / "ours")
+    again = tritonq.load(tmp_path / "ours", load(directories(directory)))
+    assert torch.equal(logits(again), logits(model))

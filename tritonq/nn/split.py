@@ -27,6 +27,13 @@ _REPLACEMENTS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Embedding: embedding.Embedding,
     nn.EmbeddingBag: embedding.EmbeddingBag,
 }
+_SPLIT = (
+    recurrent.Recurrent,
+    recurrent_cells.RecurrentCell,
+    attention.MultiheadAttention,
+    embedding.Embedding,
+    embedding.EmbeddingBag,
+)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 #: What torch's quantize_dynamic passes over, and so do configs that do not name it.
 _ONLY_NAMED = (nn.RNN, *_TABLES)
@@ -42,6 +49,11 @@ def is_splittable(module: nn.Module) -> bool:
         and getattr(module, "max_norm", None) is None  # an embedding's lookups would change the table
         and all(module._parameters.get(name) is not None for name in _weight_names(module))
     )
+
+
+def is_split(module: nn.Module) -> bool:
+    """True for what took the place of a splittable layer, and has other names for its tensors."""
+    return isinstance(module, _SPLIT)
 
 
 def only_named(module: nn.Module) -> bool:

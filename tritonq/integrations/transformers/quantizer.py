@@ -38,6 +38,7 @@ from tritonq.integrations.transformers.survey import (
 )
 from tritonq.nn.handover import Edge
 from tritonq.nn.linear import QuantizedLinear
+from tritonq.nn.split import is_split
 from tritonq.observers import observed_weight_qparams
 from tritonq.quantize.dequantize import dequantize_layers
 from tritonq.select.encoder_layer import leave_fast_path
@@ -229,10 +230,15 @@ class Quantize(ConversionOps):
 
 
 def _check_savable(model: PreTrainedModel) -> None:
-    """Raise where adapters lie over quantized layers, whose names in a file would then be none of the model's."""
+    """Raise where quantized layers are held by adapters or split layers: their names in a file would be no model's."""
     if getattr(model, "_hf_peft_config_loaded", False):
         return  # save_pretrained writes the adapters alone
     for name, module in model.named_modules():
+        if is_split(module):
+            raise ValueError(
+                f"{name} is a tritonq.nn.{type(module).__name__}, which from_pretrained cannot load: use "
+                "tritonq.save(model, directory) and tritonq.load"
+            )
         base = getattr(module, "base_layer", None) or getattr(module, "base", None)
         if isinstance(base, QuantizedLinear):
             raise ValueError(
