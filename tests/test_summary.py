@@ -73,3 +73,19 @@ def test_no_linear_a_lone_linear_and_no_module():
 def test_shared_layers_are_listed_once():
     shared = nn.Linear(4, 4)
     assert len(tritonq.summary(nn.Sequential(shared, shared)).rows) == 1
+
+
+def test_every_parameter_is_counted():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.norm = nn.Embedding(7, 64), nn.LayerNorm(64)
+            self.fc, self.head = nn.Linear(64, 32), nn.Linear(64, 7, bias=False)
+            self.head.weight = self.embed.weight
+            self.experts = nn.Parameter(torch.zeros(2, 3, 4))
+
+    found = tritonq.summary(tritonq.quantize_(Model(), "w8a16", ignore=["head", "embed"]))
+    assert found.others == {"experts": 96, "norm.weight": 256, "norm.bias": 256, "fc.bias": 128}
+    assert found.model_bytes == 64 * 32 + 4 * 32 + 4 * 7 * 64 + 736
+    assert f"total of the model: {found.model_bytes:,} bytes" in str(found)
+    assert "  experts: 96 bytes" in str(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -53,12 +53,19 @@ class Summary:
         edges: the edges along which int8 goes from layer to layer.
         float_outputs: static layer → why its output stays float.
         siblings: the groups of layers that `fuse_siblings_` runs in one launch.
+        others: every other parameter → its bytes: biases, norms, embeddings, what no layer here covers.
     """
 
     rows: tuple[Row, ...]
     edges: tuple[Edge, ...] = ()
     float_outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     siblings: tuple[tuple[str, ...], ...] = ()
+    others: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model_bytes(self) -> int:
+        """Current bytes of all parameters."""
+        return self.weight_bytes + sum(self.others.values())
 
     @property
     def weight_bytes(self) -> int:
@@ -72,7 +79,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """{"layers": [fields of each row], "weight_bytes", "float_bytes", "edges": […], "float_outputs": {…},
-        "siblings": [names of each group]}."""
+        "siblings": [names of each group], "others": {…}, "model_bytes"}."""
         return {
             "layers": [dataclasses.asdict(row) for row in self.rows],
             "weight_bytes": self.weight_bytes,
@@ -80,6 +87,8 @@ class Summary:
             "edges": [dataclasses.asdict(edge) for edge in self.edges],
             "float_outputs": dict(self.float_outputs),
             "siblings": [list(names) for names in self.siblings],
+            "others": dict(self.others),
+            "model_bytes": self.model_bytes,
         }
 
     def __str__(self) -> str:
@@ -95,6 +104,11 @@ class Summary:
             lines += [f"  {name}: {reason}" for name, reason in self.float_outputs.items()]
         if self.siblings:
             lines += ["", "one launch each:", *(f"  {' + '.join(names)}" for names in self.siblings)]
+        if self.others:
+            lines += ["", "other parameters:"]
+            lines += [f"  {name}: {count:,} bytes" for name, count in self.others.items()]
+            total_bytes = f"total of the model: {self.model_bytes:,} bytes"
+            lines += ["", f"{total_bytes}, {self.weight_bytes:,} of them in the layers above"]
         return "\n".join(lines)
 
 
@@ -118,7 +132,21 @@ def summary(model: nn.Module) -> Summary:
         tuple(edges_of(everything)),
         {name: module.why_float for name, module in static.items() if module.why_float},
         tuple(siblings_of(everything)),
+        _others(model, [module for _, module in layers]),
     )
+
+
+def _others(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, int]:
+    """Every parameter that is no listed layer's weight → its bytes; a tied one under its first name."""
+    covered = {
+        id(parameter)
+        for layer in layers
+        for name, parameter in layer._parameters.items()
+        if name == "weight" or (isinstance(layer, QuantizedLinear) and name != "bias")
+    }
+    return {
+        name: parameter.nbytes for name, parameter in model.named_parameters() if id(parameter) not in covered
+    }
 
 
 def _row(name: str, module: nn.Linear | QuantizedLinear) -> Row:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.split import is_splittable, is_table, only_named
@@ -213,9 +214,13 @@ def _select(
     _check_selected(selected, layers, quantized, everything)
     selected_stubs = _select_stubs(choose, kept_stubs, selected)
 
+    others = [
+        place for place in everything if _holds_matrices(place.module)
+    ]  # named to say that they stay float
     if ignore is not DEFAULT_IGNORE:
-        _warn_of_unused("ignore", ignored, [*layers, *stubs, *quantized])
-    _warn_of_unused("config", patterns, [*kept, *kept_stubs, *quantized])
+        _warn_of_unused("ignore", ignored, [*layers, *stubs, *quantized, *others])
+    nowhere = [place for place in others if choose(place).config is None]
+    _warn_of_unused("config", patterns, [*kept, *kept_stubs, *quantized, *nowhere])
     _warn_of_tied_weights(model, selected)
     return selected + selected_stubs
 
@@ -287,6 +292,14 @@ def _check_selected(
             f"({quantized[0].name}, …)"
         )
     raise ValueError("nothing to quantize: the model has no plain nn.Linear layer")
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    """Whether a module that is no Linear has weights of matrix products of its own."""
+    held: dict[str, Any] = module._parameters  # None where there is none
+    return not isinstance(module, nn.Linear) and any(
+        tensor is not None and not is_lazy(tensor) and tensor.dim() in (2, 3) for tensor in held.values()
+    )
 
 
 def _warn_of_unused(where: str, patterns: Iterable[Pattern], known: list[Place]) -> None:
