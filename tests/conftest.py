@@ -30,7 +30,7 @@ elif not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     assert sys.modules.get("triton") is None, "triton was imported before TRITON_INTERPRET could be set"
     os.environ["TRITON_INTERPRET"] = "1"
 
-from tests.poison import Poison, poisoned_kernels
+from tests.support.poison import Poison, poisoned_kernels
 
 #: Compute capability times ten that launches are emulated as compiled for; None: they run.
 EMULATED = int(os.environ.get("TRITONQ_PTX") or 0) or None
@@ -130,7 +130,7 @@ def as_compiled() -> Iterator[None]:
     if EMULATED is None:
         yield
         return
-    from tests.emulated import emulated_gpu
+    from tests.support.emulated import emulated_gpu
 
     with emulated_gpu(EMULATED):
         yield

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.fused_cases import DYNAMIC_CASES, ROW_CASES
-from tests.gluon_ir import misread
-from tests.protocol import unguarded
+from tests.support.fused_cases import DYNAMIC_CASES, ROW_CASES
+from tests.support.gluon_ir import misread
+from tests.support.protocol import unguarded
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILE_ALL = os.environ.get("TRITONQ_COMPILE_ALL") == "1"
@@ -101,7 +101,7 @@ INSTRUCTIONS = {
 def compiled_for(target: str, names: list[str]) -> list[dict[str, Any]]:
     """One record per launch. Nothing compiles in a process that has TRITON_INTERPRET set, so another one does it."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.ahead_of_time", target, *names]
+    command = [sys.executable, "-m", "tests.support.ahead_of_time", target, *names]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{target}: {run.stderr[-3000:]}"
     return [json.loads(line) for line in run.stdout.splitlines()]

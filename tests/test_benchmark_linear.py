@@ -19,7 +19,7 @@ from benchmarks.linear.contender import FLOAT, INT8_TO_INT8, LINEAR, MATMUL, OUR
 from benchmarks.linear.peers import PEERS
 from benchmarks.linear.rows import FAILED, MEASURED, WRONG
 from benchmarks.linear.run import random_linear
-from tests.benchmark_runs import on_an_h100, run, synthetic
+from tests.support.benchmark_runs import on_an_h100, run, synthetic
 from tritonq.util import timing
 
 

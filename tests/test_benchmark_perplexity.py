@@ -12,8 +12,8 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 import tritonq
 from benchmarks import recipes
-from tests import hosts
-from tests.model_directories import TEXT, save_model
+from tests.support import hosts
+from tests.support.model_directories import TEXT, save_model
 from tritonq.analysis.perplexity import cut_windows, perplexity
 
 perplexity_benchmark = pytest.importorskip("benchmarks.perplexity")

@@ -15,7 +15,7 @@ from benchmarks.linear.markdown import markdown
 from benchmarks.linear.peers import PEERS
 from benchmarks.linear.results import Results
 from benchmarks.linear.rows import FAILED, MEASURED, RECORDED, WRONG, Row
-from tests.benchmark_runs import CEILINGS, GATE_UP, on_an_h100, run, synthetic
+from tests.support.benchmark_runs import CEILINGS, GATE_UP, on_an_h100, run, synthetic
 from tritonq.util import timing
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tritonq
-from tests.equalize_models import assert_unchanged, parameters_of, relative_error
+from tests.support.equalize_models import assert_unchanged, parameters_of, relative_error
 from tritonq.optimize.equalize import correct_bias_
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     Block,
     Stubbed,
     load,

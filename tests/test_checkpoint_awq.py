@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.checkpoints import load, refuse
-from tests.foreign_checkpoints import AWQ_COLUMNS, Weight, awq_tensors, random_weight, words, write
-from tests.kernel_inputs import assert_same
+from tests.support.checkpoints import load, refuse
+from tests.support.foreign_checkpoints import AWQ_COLUMNS, Weight, awq_tensors, random_weight, words, write
+from tests.support.kernel_inputs import assert_same
 from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear
 from tritonq.numerics import int32_words

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.checkpoints import Block, load, quantized, read_config
-from tests.foreign_checkpoints import random_weight, write
-from tests.kernel_inputs import assert_same
+from tests.support.checkpoints import Block, load, quantized, read_config
+from tests.support.foreign_checkpoints import random_weight, write
+from tests.support.kernel_inputs import assert_same
 from tests.test_checkpoint_awq import Pair
 from tests.test_checkpoint_awq import config as awq_config
 from tests.test_checkpoint_awq import tensors_of as awq_tensors_of

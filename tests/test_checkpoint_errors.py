@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tritonq
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     Block,
     Stubbed,
     quantized,

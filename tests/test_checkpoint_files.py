@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.checkpoints import Block, Stubbed, load, quantized, read_config
+from tests.support.checkpoints import Block, Stubbed, load, quantized, read_config
 from tritonq import checkpoint
 from tritonq.checkpoint import publish, writer
 from tritonq.numerics.config import W4A16

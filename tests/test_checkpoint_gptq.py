@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.checkpoints import Block, load, refuse
-from tests.foreign_checkpoints import Weight, gptq_tensors, random_weight, words, write
-from tests.kernel_inputs import assert_same
+from tests.support.checkpoints import Block, load, refuse
+from tests.support.foreign_checkpoints import Weight, gptq_tensors, random_weight, words, write
+from tests.support.kernel_inputs import assert_same
 from tritonq import checkpoint
 from tritonq.checkpoint.files import open_tensors
 from tritonq.checkpoint.foreign import ForeignTensors

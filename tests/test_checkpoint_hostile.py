@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import Block, quantized, read_config, refuse, write_config
+from tests.support.checkpoints import Block, quantized, read_config, refuse, write_config
 from tritonq import checkpoint
 from tritonq.numerics.config import W4A16
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.foreign_checkpoints import write
+from tests.support.foreign_checkpoints import write
 from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear, packed_weight
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.checkpoints import Block, Language, load, quantized, read_config, read_tensors, write_config
+from tests.support.checkpoints import (
+    Block,
+    Language,
+    load,
+    quantized,
+    read_config,
+    read_tensors,
+    write_config,
+)
 from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear
 from tritonq.numerics.config import W8A8Static

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.checkpoints import Block, load, quantized, read_config, read_tensors, refuse, write_tensors
-from tests.kernel_inputs import assert_same
+from tests.support.checkpoints import Block, load, quantized, read_config, read_tensors, refuse, write_tensors
+from tests.support.kernel_inputs import assert_same
 from tritonq import checkpoint
 from tritonq.nn import QuantizedLinear
 from tritonq.numerics import qparams

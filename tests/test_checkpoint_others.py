@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     Block,
     load,
     quantized,

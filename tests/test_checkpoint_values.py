@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import Block, quantized, read_tensors, refuse, write_tensors
-from tests.quantized_layers import SCHEMES, input_qparams
-from tests.quantized_layers import quantized as layer_of
+from tests.support.checkpoints import Block, quantized, read_tensors, refuse, write_tensors
+from tests.support.quantized_layers import SCHEMES, input_qparams
+from tests.support.quantized_layers import quantized as layer_of
 from tritonq import QuantizedLinear, checkpoint
 from tritonq.numerics.config import W4A16, W8A8
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tritonq
-from tests.checkpoints import Block, quantized
+from tests.support.checkpoints import Block, quantized
 from tritonq import checkpoint, cli
 
 needs_typer = pytest.mark.skipif(

@@ -111,7 +111,7 @@ def test_products_are_right(device: str) -> None:
 @needs_triton
 def test_products_of_an_h100_are_those_of_production() -> None:
     """Every tile of Hopper's kernels; rings that go round; programs that take several tiles, of one row and of many."""
-    from tests.tuned_files import H100
+    from tests.support.tuned_files import H100
     from tritonq.doctor.products import product_checks
     from tritonq.kernels.config.hopper_weight_only_shapes import rings_of
     from tritonq.kernels.launch.gluon_versions import AVAILABLE
@@ -197,7 +197,7 @@ class Direct:
 @pytest.fixture
 def as_if_on_an_h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """A GPU of which nothing but the checks of products is asked; those are for the test to set."""
-    from tests.tuned_files import H100
+    from tests.support.tuned_files import H100
     from tritonq.doctor import chains
     from tritonq.kernels.config import tuned_file
     from tritonq.kernels.launch import target
@@ -219,7 +219,7 @@ def as_if_on_an_h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 @pytest.mark.usefixtures("kernels_can_run")
 def test_on_a_gpu(as_if_on_an_h100: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The report, of an H100 whose kernels are interpreted and one of whose processes dies."""
-    from tests.tuned_files import H100
+    from tests.support.tuned_files import H100
     from tritonq.doctor import products
     from tritonq.kernels.config import tuned_file
     from tritonq.kernels.config.tile import TileConfig
@@ -250,7 +250,7 @@ def test_on_a_gpu(as_if_on_an_h100: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_a_check_that_hangs_is_named_and_ends_the_run(
     as_if_on_an_h100: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from tests.worker_questions import Hanging
+    from tests.support.worker_questions import Hanging
     from tritonq.doctor import products
 
     made = [Hanging("planted"), Hanging("another"), Hanging("a third")]
@@ -272,7 +272,7 @@ def test_a_check_that_hangs_is_named_and_ends_the_run(
 
 @needs_triton
 def test_missing_paths() -> None:
-    from tests.tuned_files import TARGETS
+    from tests.support.tuned_files import TARGETS
     from tritonq.kernels.config.limits import missing_paths
 
     for name, target in TARGETS.items():

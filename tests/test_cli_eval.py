@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 import tritonq
-from tests import hosts
-from tests.checkpoints import read_config
-from tests.model_directories import TEXT, run, save_model
+from tests.support import hosts
+from tests.support.checkpoints import read_config
+from tests.support.model_directories import TEXT, run, save_model
 
 Capture = pytest.CaptureFixture[str]
 TOKENS = 48

@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 import tritonq
-from tests import hosts
-from tests.model_directories import TEXT, run, save_model
+from tests.support import hosts
+from tests.support.model_directories import TEXT, run, save_model
 from tritonq.analysis.perplexity import cut_windows
 from tritonq.cli.model_directory import ModelDirectory
 from tritonq.streaming import workspace

@@ -15,8 +15,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 pytest.importorskip("typer", reason="the command line needs typer and rich")
 pytest.importorskip("rich", reason="the command line needs typer and rich")
 
+from tests.support.tuned_files import H100
 from tests.test_tuning import FakeGPU
-from tests.tuned_files import H100
 from tritonq import cli
 from tritonq.kernels.config import choose, tuned_file
 from tritonq.kernels.config.tile import TileConfig

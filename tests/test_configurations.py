@@ -14,8 +14,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests import tuned_files
-from tests.tuned_files import H100, INT8, RULE, TARGETS, TUNED
+from tests.support import tuned_files
+from tests.support.tuned_files import H100, INT8, RULE, TARGETS, TUNED
 from tritonq.kernels.config import choose, limits, shipped, tuned_file
 from tritonq.kernels.config.problem import BUCKETS, Int8, Problem, WeightOnly, bucket_of
 from tritonq.kernels.config.tile import TileConfig

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.cpu_engines import same_bits
+from tests.support.cpu_engines import same_bits
 from tritonq import ops
 from tritonq.cpu import choose, processor, threads
 

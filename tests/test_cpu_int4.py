@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.cpu_engines import NAMES, engine_of, poison_memory, same_bits
+from tests.support.cpu_engines import NAMES, engine_of, poison_memory, same_bits
 from tritonq import ops, reference
 from tritonq.numerics import slabs
 from tritonq.ops import backends

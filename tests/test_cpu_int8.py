@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tritonq
-from tests.cpu_engines import NAMES, engine_of, poison_memory, same_bits
+from tests.support.cpu_engines import NAMES, engine_of, poison_memory, same_bits
 from tritonq import ops, reference
 from tritonq.ops import backends
 

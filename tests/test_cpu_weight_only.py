@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tritonq
-from tests.cpu_engines import NAMES, engine_of, poison_memory
+from tests.support.cpu_engines import NAMES, engine_of, poison_memory
 from tritonq import ops
 from tritonq.cpu.engine import Engine
 from tritonq.numerics import qparams, slabs

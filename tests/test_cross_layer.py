@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tritonq
-from tests.equalize_models import WIDTH, Decoder, assert_unchanged, parameters_of, relative_error
+from tests.support.equalize_models import WIDTH, Decoder, assert_unchanged, parameters_of, relative_error
 from tritonq.numerics.config import QuantConfig, QuantSpec
 from tritonq.optimize.equalize import cross_layer_equalize_
 

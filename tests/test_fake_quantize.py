@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_inputs import FLOATS, STRIDES, assert_same, with_strides
-from tests.pairwise import pairwise
+from tests.support.kernel_inputs import FLOATS, STRIDES, assert_same, with_strides
+from tests.support.pairwise import pairwise
 from tritonq import ops, reference
 from tritonq.numerics import qparams
 from tritonq.numerics.config import QuantSpec

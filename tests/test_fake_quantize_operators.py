@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tests.kernel_inputs import assert_same
+from tests.support.kernel_inputs import assert_same
 from tritonq import ops
 from tritonq.reference import fake_quantize as straight_through
 

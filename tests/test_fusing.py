@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tritonq
-from tests.kernel_inputs import assert_codes_close
+from tests.support.kernel_inputs import assert_codes_close
 from tests.test_static_flow import relative_error
 from tritonq.nn import (
     QuantizedGatedMLP,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.hopper import hopper_launches
-from tests.kernel_inputs import (
+from tests.support.hopper import hopper_launches
+from tests.support.kernel_inputs import (
     FLOATS,
     addressable,
     assert_codes_close,
@@ -17,7 +17,7 @@ from tests.kernel_inputs import (
     random_grid,
     random_weight,
 )
-from tests.pairwise import pairwise
+from tests.support.pairwise import pairwise
 from tests.test_kernels_gated import expected_of, multiply
 from tritonq import reference
 from tritonq.numerics import config

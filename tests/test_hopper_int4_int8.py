@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.hopper import hopper_launches
-from tests.kernel_inputs import (
+from tests.support.hopper import hopper_launches
+from tests.support.kernel_inputs import (
     FLOATS,
     addressable,
     assert_same,
     random_codes,
     random_weight,
 )
-from tests.pairwise import pairwise
-from tests.poison import Poison
+from tests.support.pairwise import pairwise
+from tests.support.poison import Poison
 from tritonq import reference
 from tritonq.numerics import config
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.hopper import hopper_launches
+from tests.support.hopper import hopper_launches
 
 workload: Any = pytest.importorskip("tritonq.tuning.workload", reason="Triton is not installed")
 measure: Any = pytest.importorskip("tritonq.tuning.measure")

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.assembly import run_assembly
-from tests.hopper import hopper_launches
-from tests.kernel_inputs import (
+from tests.support.assembly import run_assembly
+from tests.support.hopper import hopper_launches
+from tests.support.kernel_inputs import (
     Weight,
     assert_close_to_float32,
     assert_same,
     random_weight,
     with_strides,
 )
-from tests.pairwise import pairwise
-from tests.poison import Poison
+from tests.support.pairwise import pairwise
+from tests.support.poison import Poison
 from tritonq import reference
 from tritonq.numerics import config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.two_processes import run_in_two_processes
+from tests.support.two_processes import run_in_two_processes
 
 PROGRAM = """
 import sys

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.kernel_inputs import (
+from tests.support.kernel_inputs import (
     FLOATS,
     Weight,
     addressable,
@@ -26,7 +26,7 @@ from tests.kernel_inputs import (
     readable,
     with_strides,
 )
-from tests.pairwise import pairwise
+from tests.support.pairwise import pairwise
 from tritonq import reference
 from tritonq.numerics import config
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_inputs import (
+from tests.support.kernel_inputs import (
     COLUMNS,
     FLOATS,
     ROWS,
@@ -20,7 +20,7 @@ from tests.kernel_inputs import (
     readable,
     with_strides,
 )
-from tests.pairwise import pairwise
+from tests.support.pairwise import pairwise
 from tritonq import reference
 from tritonq.reference import fake_quantize as straight_through
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_inputs import (
+from tests.support.kernel_inputs import (
     COLUMNS,
     FEATURES,
     FLOATS,
@@ -22,8 +22,8 @@ from tests.kernel_inputs import (
     random_weight,
     with_strides,
 )
-from tests.pairwise import pairwise
-from tests.poison import Poison
+from tests.support.pairwise import pairwise
+from tests.support.poison import Poison
 from tritonq import reference
 from tritonq.numerics import config
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernel_inputs import FLOATS, assert_same, readable
-from tests.pairwise import pairwise
+from tests.support.kernel_inputs import FLOATS, assert_same, readable
+from tests.support.pairwise import pairwise
 from tritonq.reference import histogram as reference
 
 kernels: Any = pytest.importorskip("tritonq.kernels.rows.observe", reason="Triton is not installed")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernel_inputs import COLUMNS, FLOATS, ROWS, STRIDES, assert_same, readable, with_strides
-from tests.pairwise import pairwise
+from tests.support.kernel_inputs import COLUMNS, FLOATS, ROWS, STRIDES, assert_same, readable, with_strides
+from tests.support.pairwise import pairwise
 from tritonq import reference
 
 kernels: Any = pytest.importorskip("tritonq.kernels.rows.quantize", reason="Triton is not installed")

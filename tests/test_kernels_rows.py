@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_inputs import (
+from tests.support.kernel_inputs import (
     COLUMNS,
     FLOATS,
     STRIDES,
@@ -23,7 +23,7 @@ from tests.kernel_inputs import (
     readable,
     with_strides,
 )
-from tests.pairwise import pairwise
+from tests.support.pairwise import pairwise
 from tritonq import reference
 
 kernels: Any = pytest.importorskip("tritonq.kernels.rows.norm_quantize", reason="Triton is not installed")

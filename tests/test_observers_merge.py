@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tritonq
-from tests.two_processes import run_in_two_processes
+from tests.support.two_processes import run_in_two_processes
 from tritonq.observers import (
     OBSERVERS,
     HistogramObserver,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kernel_inputs import FLOATS, assert_same, random_weight
-from tests.operator_samples import COLUMNS, FEATURES, ROWS, samples
+from tests.support.kernel_inputs import FLOATS, assert_same, random_weight
+from tests.support.operator_samples import COLUMNS, FEATURES, ROWS, samples
 from tritonq import ops, reference
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.numerics import config

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernel_inputs import random_codes
+from tests.support.kernel_inputs import random_codes
 from tritonq.numerics import config, int32_words
 from tritonq.numerics import slabs as layouts
 

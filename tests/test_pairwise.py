@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from tests.pairwise import pairwise
+from tests.support.pairwise import pairwise
 
 
 def test_every_pair_occurs_in_few_cases() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tritonq
-from tests.hosts import TOKENS, directories, load, logits
+from tests.support.hosts import TOKENS, directories, load, logits
 from tritonq import TritonQConfig
 from tritonq.nn import QuantizedLinear
 

@@ -17,7 +17,7 @@ import torch
 from hypothesis import strategies
 from torch import Tensor
 
-from tests.planned_calls import operands
+from tests.support.planned_calls import operands
 from tritonq.doctor.chains import LAYERS, SCHEMES
 from tritonq.kernels.launch import compiled, plans
 from tritonq.kernels.launch.operands import Operand, operands_of
@@ -30,7 +30,7 @@ def _calls() -> dict[str, Any]:
     if shutil.which("cc") is None:
         pytest.skip("the stand-in for the driver needs a C compiler")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.planned_calls"]
+    command = [sys.executable, "-m", "tests.support.planned_calls"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout.splitlines()[-1]))

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.poison import Poison, poisoned_kernels
+from tests.support.poison import Poison, poisoned_kernels
 
 CPU = torch.device("cpu")
 

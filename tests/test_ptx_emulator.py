@@ -14,8 +14,8 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tests import gluon_kernels as kernels
-from tests.assembly import run_assembly
+from tests.support import gluon_kernels as kernels
+from tests.support.assembly import run_assembly
 from tools.ptx_emulator import (
     BarrierError,
     DeadlockError,

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernel_inputs import FLOATS, assert_same
+from tests.support.kernel_inputs import FLOATS, assert_same
 from tritonq.numerics import qparams
 from tritonq.numerics.config import QuantSpec
 

@@ -10,8 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kernel_inputs import FLOATS, assert_same, with_strides
-from tests.quantized_layers import SCHEMES, STATIC, K, N, assert_unchanged, input_qparams, quantized, snapshot
+from tests.support.kernel_inputs import FLOATS, assert_same, with_strides
+from tests.support.quantized_layers import (
+    SCHEMES,
+    STATIC,
+    K,
+    N,
+    assert_unchanged,
+    input_qparams,
+    quantized,
+    snapshot,
+)
 from tritonq import reference
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.nn.quantized_tensor import QuantizedTensor

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kernel_inputs import FLOATS, assert_same
-from tests.quantized_layers import SCHEMES, STATIC, K, N, assert_unchanged, quantized, snapshot
+from tests.support.kernel_inputs import FLOATS, assert_same
+from tests.support.quantized_layers import SCHEMES, STATIC, K, N, assert_unchanged, quantized, snapshot
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.numerics import checkpoint_layout, config, int32_words
 

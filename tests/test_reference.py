@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_inputs import COLUMNS, FEATURES, FLOATS, ROWS, assert_same, random_codes
-from tests.pairwise import pairwise
+from tests.support.kernel_inputs import COLUMNS, FEATURES, FLOATS, ROWS, assert_same, random_codes
+from tests.support.pairwise import pairwise
 from tritonq import reference
 from tritonq.numerics import qparams
 from tritonq.numerics.config import QuantSpec

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.kernel_inputs import FLOATS, assert_same, random_codes
+from tests.support.kernel_inputs import FLOATS, assert_same, random_codes
 from tritonq import ops, reference
 
 ACTIVATIONS = {

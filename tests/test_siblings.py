@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonq
-from tests.kernel_inputs import assert_same
-from tests.quantized_layers import SCHEMES
+from tests.support.kernel_inputs import assert_same
+from tests.support.quantized_layers import SCHEMES
 from tritonq import ops
 from tritonq.nn import QuantizedLinear
 

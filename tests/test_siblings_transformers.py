@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.hosts import TOKENS, build, head_name, logits
+from tests.support.hosts import TOKENS, build, head_name, logits
 
 LAYERS = 2
 GROUPS = {

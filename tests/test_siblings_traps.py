@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tritonq
-from tests.kernel_inputs import assert_same
+from tests.support.kernel_inputs import assert_same
 from tests.test_siblings import attention, fused_names, inputs, products, shares_memory
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.equalize_models import HEADS, WIDTH, Decoder, GemmaRMSNorm, assert_unchanged, parameters_of
+from tests.support.equalize_models import HEADS, WIDTH, Decoder, GemmaRMSNorm, assert_unchanged, parameters_of
 from tritonq.optimize.equalize import Group, smoothing_groups
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tritonq
-from tests import hosts
-from tests.equalize_models import relative_error
+from tests.support import hosts
+from tests.support.equalize_models import relative_error
 
 #: Groups a layer: norms, value to output projection, up to down projection.
 FOUND = {

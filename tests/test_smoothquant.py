@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tritonq
-from tests.equalize_models import (
+from tests.support.equalize_models import (
     WIDTH,
     Block,
     Decoder,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tritonq
-from tests.checkpoints import Block, Language
+from tests.support.checkpoints import Block, Language
 from tritonq.checkpoint.files import TensorFiles
 from tritonq.numerics.config import W4A16, W8A8
 from tritonq.streaming import Streamed, UnfitModelError, quantize_files, workspace

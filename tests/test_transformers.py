@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import tritonq
-from tests import hosts
-from tests.checkpoints import read_config, read_tensors
-from tests.hosts import assert_same_state, directories, head_name, load, logits
+from tests.support import hosts
+from tests.support.checkpoints import read_config, read_tensors
+from tests.support.hosts import assert_same_state, directories, head_name, load, logits
 from tritonq import TritonQConfig
 from tritonq.integrations.transformers.quantizer import TritonQuantizer
 from tritonq.nn import QuantizedLinear

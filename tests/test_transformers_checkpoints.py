@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import tritonq
-from tests import hosts
-from tests.checkpoints import read_config, read_tensors, write_config, write_tensors
-from tests.hosts import assert_same_state, directories, load, logits
+from tests.support import hosts
+from tests.support.checkpoints import read_config, read_tensors, write_config, write_tensors
+from tests.support.hosts import assert_same_state, directories, load, logits
 from tritonq import TritonQConfig
 from tritonq.nn import QuantizedLinear
 from tritonq.numerics import int32_words

@@ -12,9 +12,9 @@ import pytest
 from torch import nn
 
 import tritonq
-from tests import hosts
-from tests.checkpoints import read_config, write_config
-from tests.hosts import assert_same_state, directories, load
+from tests.support import hosts
+from tests.support.checkpoints import read_config, write_config
+from tests.support.hosts import assert_same_state, directories, load
 from tritonq import TritonQConfig
 
 __all__ = ["directories"]

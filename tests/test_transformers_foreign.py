@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tritonq
-from tests.checkpoints import read_config, read_tensors, write_config, write_tensors
-from tests.foreign_checkpoints import Weight, awq_tensors, gptq_tensors, random_weight
-from tests.hosts import assert_same_state, directories, load, logits
+from tests.support.checkpoints import read_config, read_tensors, write_config, write_tensors
+from tests.support.foreign_checkpoints import Weight, awq_tensors, gptq_tensors, random_weight
+from tests.support.hosts import assert_same_state, directories, load, logits
 from tritonq import TritonQConfig
 
 __all__ = ["directories"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.hosts import transformers
+from tests.support.hosts import transformers
 from tritonq import TritonQConfig
 from tritonq.integrations.transformers.survey import default_ignore
 from tritonq.nn import QuantizedLinear

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import tritonq
-from tests.checkpoints import read_config
-from tests.hosts import TOKENS, assert_same_state, directories, load, logits
+from tests.support.checkpoints import read_config
+from tests.support.hosts import TOKENS, assert_same_state, directories, load, logits
 from tritonq import TritonQConfig
 from tritonq.nn import QuantizedLinear
 from tritonq.quantize.qat import add_lora_, merge_lora_

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests import worker_questions
+from tests.support import worker_questions
+from tests.support.tuned_files import H100, TARGETS
 from tests.test_ahead_of_time import compiled_for, problems_of
-from tests.tuned_files import H100, TARGETS
 from tritonq.kernels.config import choose, tuned_file
 from tritonq.kernels.config.candidates import first_round, next_round
 from tritonq.kernels.config.limits import why_not
@@ -93,7 +93,7 @@ class TestCandidates:
     @pytest.mark.skipif(shutil.which("cc") is None, reason="the stand-in for the driver needs a C compiler")
     def test_what_is_compiled_ahead_is_what_is_launched(self, tmp_path: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "tests.compiled_ahead", str(tmp_path)]
+        command = [sys.executable, "-m", "tests.support.compiled_ahead", str(tmp_path)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr[-2000:]
         counts = json.loads(run.stdout.splitlines()[-1])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.kernel_inputs import Weight, random_codes, random_weight
+from tests.support.kernel_inputs import Weight, random_codes, random_weight
 from tritonq import ops
 from tritonq.numerics import config
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.gluon_ir import misread
-from tests.protocol import unguarded
+from tests.support.gluon_ir import misread
+from tests.support.protocol import unguarded
 from tools.ptx_emulator.specialization import Launch, described, source_of
 
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")

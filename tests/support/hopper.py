@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.emulated import emulated_gpu
+from tests.support.emulated import emulated_gpu
 
 
 @contextlib.contextmanager

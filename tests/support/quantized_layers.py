@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.kernel_inputs import assert_same
+from tests.support.kernel_inputs import assert_same
 from tritonq.nn.linear import QuantizedLinear
 from tritonq.numerics import config
 from tritonq.numerics.config import QuantConfig, QuantSpec

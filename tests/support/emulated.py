@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tests.gluon_ir import misread
+from tests.support.gluon_ir import misread
 from tools.ptx_emulator.launches import emulated_launches
 
 #: Codes of weights, which a kernel may read while the kernel before it still runs; nothing else (hopper/producer.py).

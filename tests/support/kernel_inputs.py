@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.poison import poison_of
+from tests.support.poison import poison_of
 from tritonq.numerics import config, qparams, slabs
 
 ROWS = (33, 1, 3, 17, 0)

@@ -1,6 +1,6 @@
 """Whether what tuning compiles ahead, on operands without memory, is what a launch on real ones finds in the cache.
 
-Run as a program in a process of its own (`python -m tests.compiled_ahead FOLDER`): the interpreter's compiles nothing.
+Run in another process (`python -m tests.support.compiled_ahead FOLDER`): the interpreter's compiles nothing.
 Prints a JSON object: workload and path → how many kernels the cache holds before, after compiling, after launching.
 """
 

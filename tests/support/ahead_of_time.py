@@ -1,6 +1,6 @@
 """Compile the kernels for GPUs that are not here, exactly as their launchers would launch them.
 
-Run as a program in a process of its own (`python -m tests.ahead_of_time TARGET [CASE …]`): the interpreter's variable
+Run in another process (`python -m tests.support.ahead_of_time TARGET [CASE …]`): the interpreter's variable
 poisons a process for compiling. A launcher is called with real CPU tensors and a made-up `Target`; `launch` is
 replaced by a recorder, whose arguments are turned into the signature that Triton's own launch would specialise on, and
 compiled. Prints one JSON object per case: registers, stack, shared memory, instructions.
@@ -19,8 +19,8 @@ from unittest import mock
 
 import torch
 
-from tests import fused_cases
-from tests.compiled import compile_launch
+from tests.support import fused_cases
+from tests.support.compiled import compile_launch
 from tools.ptx_emulator.specialization import Launch, launch_of
 
 ROWS = {"decode": 1, "small": 16, "middle": 64, "large": 1024}

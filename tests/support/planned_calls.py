@@ -1,6 +1,6 @@
 """Operators called on a GPU that is not there: their plan run plainly, through Triton, and compiled.
 
-Run as a program in a process of its own (`python -m tests.planned_calls`), because the interpreter's variable poisons
+Run in another process (`python -m tests.support.planned_calls`), because the interpreter's variable poisons
 a process for launching. Prints a JSON object: operator → what reached the driver's launch function in a plain run and
 in a compiled one, addresses named by where they come from. The first call, for which the plan is made, and the two that
 are compared each have tensors of their own. Likewise, under "chains", six layers of each scheme: layers of one kind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import hosts
+from tests.support import hosts
 from tritonq import cli
 
 TEXT = (
@@ -15,7 +15,7 @@ TEXT = (
 
 
 def save_tokenizer(directory: Path) -> None:
-    """One token a character of ASCII: its ids are below every vocabulary in tests/hosts.py."""
+    """One token a character of ASCII: its ids are below every vocabulary in tests/support/hosts.py."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
