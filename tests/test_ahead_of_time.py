@@ -266,3 +266,20 @@ def test_what_the_compiler_reads_otherwise_is_seen(right: str, wrong: str, found
     assert misread(LOOPS) == []
     (problem,) = misread(LOOPS.replace(right, wrong))
     assert found in problem
+
+
+@pytest.mark.parametrize(
+    ("phase", "arrivals", "problems"),
+    [("%phase", 1, 0), ("%phase", 2, 2), ("%before", 1, 2)],
+    ids=["once-round", "more-arrivals-than-waits", "always-one-phase"],
+)
+def test_a_ring_that_a_round_goes_through_once(phase: str, arrivals: int, problems: int) -> None:
+    """Then the barriers are the same in every round, and the phase is not."""
+    arrive = "    ttng.arrive_barrier %empty{}, 1, %true : !ttg.memdesc<1xi64, #barriers>\n"
+    loop = (
+        "  %all:1 = scf.for %step = %c0 to %steps step %c1 iter_args(%phase = %c0) -> (i32)  : i32 {\n"
+        f"    ttng.wait_barrier %full0, {phase}, %true : !ttg.memdesc<1xi64, #barriers>\n"
+        + "".join(arrive.format(number) for number in range(arrivals))
+        + "  }\n"
+    )
+    assert len(misread(loop)) == problems

@@ -61,7 +61,15 @@ def stand_in(monkeypatch):
 def test_each_has_a_name_of_its_own_and_says_what_it_needs():
     names = [contender.by for contender in PEERS]
     assert len(set(names)) == len(names)
-    packages = {"torch", "torchao", "gemlite", "humming", "bitsandbytes"}
+    packages = {
+        "torch",
+        "torchao",
+        "gemlite",
+        "humming",
+        "bitsandbytes",
+        "onnxruntime",
+        "torch.ao.quantization",
+    }
     assert {contender.package for contender in PEERS} == packages
 
 

@@ -268,7 +268,7 @@ def test_unknown_keys_are_named(tmp_path: Path) -> None:
     ) as caught:
         load(tmp_path, Block())
     assert len(caught) == 1
-    assert caught[0].filename == __file__.replace("test_checkpoint_gptq", "checkpoints")
+    assert caught[0].filename == str(Path(__file__).parent / "support" / "checkpoints.py")
     write(tmp_path, config(), tensors_of(Block(), layers))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

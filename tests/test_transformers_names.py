@@ -75,6 +75,9 @@ def test_round(name: str, scheme: str, tmp_path: Path) -> None:
     model = build(name)
     model.save_pretrained(tmp_path / "float")
     ignore = default_ignore(model)
+    if name == "siglip":
+        # In a model of transformers it is quantized only if it is named, and said to stay in float.
+        ignore = ("MultiheadAttention",)
     tritonq.quantize_(model, scheme, ignore=ignore)
     with torch.no_grad():
         expected = model(**inputs(model))[0]

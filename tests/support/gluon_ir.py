@@ -8,6 +8,7 @@ a transposed view     of shared memory without swizzle: the compiler takes it fo
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 _BARRIERS = r"ttng\.(?:wait_barrier|arrive_barrier|barrier_expect)\b"
@@ -20,29 +21,59 @@ def misread(ttgir: str) -> list[str]:
     return _fixed_barriers(ttgir) + _transposed(ttgir)
 
 
+@dataclasses.dataclass
+class _Block:
+    """An open brace.
+
+    Attributes:
+        dependent: the values that depend on the loop's variables; None where it is no loop's.
+        rounds: barriers that each round waits for, though in another phase: a ring that a round goes through once.
+        fixed: the lines on any other barrier that is the same in every round.
+    """
+
+    dependent: set[str] | None
+    rounds: set[str] = dataclasses.field(default_factory=set)
+    fixed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def barrier(self, used: list[str], code: str) -> None:
+        assert self.dependent is not None
+        if used[0] in self.dependent:
+            return
+        if code.startswith("ttng.wait_barrier") and used[1] in self.dependent:
+            self.rounds.add(used[0])
+        else:
+            self.fixed[used[0]] = code
+
+    def faults(self) -> list[str]:
+        """A round that waits for n barriers of a ring may arrive at n others of one."""
+        if len(self.fixed) <= len(self.rounds):
+            return []
+        return [f"in a loop, always the same barrier: {code[:80]}" for code in self.fixed.values()]
+
+
 def _fixed_barriers(ttgir: str) -> list[str]:
     found = []
-    # For each open brace, outermost first: the values that depend on a loop's variables; None where it is no loop's.
-    open_braces: list[set[str] | None] = []
+    open_braces: list[_Block] = []  # outermost first
     for line in ttgir.splitlines():
         code = re.sub(_LOCATION, "", line).strip()
         if code.startswith("}"):
-            open_braces.pop()
-        loops = [dependent for dependent in open_braces if dependent is not None]
+            found += open_braces.pop().faults()
+        loops = [block for block in open_braces if block.dependent is not None]
         result, _, operation = code.partition(" = ") if code.startswith("%") else ("", "", code)
         used = re.findall(_VALUE, operation)
-        if re.match(_BARRIERS, operation) and loops and used[0] not in loops[-1]:
-            found.append(f"in a loop, always the same barrier: {code[:80]}")
-        for dependent in loops:
+        if re.match(_BARRIERS, operation) and loops:
+            loops[-1].barrier(used, operation)
+        for block in loops:
             names = re.findall(_VALUE, result)
-            if any(name in dependent for name in used):
-                dependent.update(names)
+            assert block.dependent is not None
+            if any(name in block.dependent for name in used):
+                block.dependent.update(names)
             else:
-                dependent.difference_update(names)
-        if code.startswith("^bb") and open_braces and open_braces[-1] is not None:
-            open_braces[-1].update(re.findall(_VALUE, code))
+                block.dependent.difference_update(names)
+        if code.startswith("^bb") and open_braces and open_braces[-1].dependent is not None:
+            open_braces[-1].dependent.update(re.findall(_VALUE, code))
         if code.endswith("{"):
-            open_braces.append(_variables_of(code))
+            open_braces.append(_Block(_variables_of(code)))
     return found
 
 

@@ -23,6 +23,8 @@ _SHARE = 0.01
 _NAMES_IN_MESSAGES = 5
 #: Rows of an embedding are gathered, not multiplied; a convolution is no Linear.
 _OTHERS = (nn.Embedding, nn.EmbeddingBag, _ConvNd)
+#: Matrices that no product reads, by the names that models give them: Mamba's decay, biases of attention by position.
+_OF_NO_PRODUCT = ("A_log", "relative_position_bias_table")
 
 
 def warn_of_float_weights(
@@ -79,6 +81,7 @@ def _weights(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     for name, tensor in held.items():
         if (
             tensor is not None
+            and name not in _OF_NO_PRODUCT
             and not is_lazy(tensor)
             and tensor.is_floating_point()
             and tensor.dim() in (2, 3)
