@@ -49,6 +49,13 @@ def warn_of_float_weights(
         if isinstance(place.module, _OTHERS)
         for tensor in place.module._parameters.values()
     }
+    # torch's attention reads the weight of its out_proj itself: who leaves the attention in float means both.
+    attentions = tuple(
+        f"{place.name}."
+        for place in everything
+        if isinstance(place.module, nn.MultiheadAttention)
+        and (matches_any(ignored, place) or choose(place).config is None)
+    )
     total, left = 0, dict[str, Tensor]()
     for place in everything:
         module = place.module
@@ -59,7 +66,11 @@ def warn_of_float_weights(
             if id(weight) in embeddings:
                 continue
             total += weight.numel()
-            asked = matches_any(ignored, place) or choose(place).config is None
+            asked = (
+                matches_any(ignored, place)
+                or choose(place).config is None
+                or place.name.startswith(attentions)
+            )
             if id(module) not in taken and not asked:
                 left[f"{place.name}.{name}"] = weight
     if sum(weight.numel() for weight in left.values()) > _SHARE * total:
