@@ -9,7 +9,7 @@
 One form of weight and one kernel serve every M. A step of the weight's ring is 128 bytes a row, 256 or 128 columns.
 Where many rows of x share it, x comes in smaller slots, for which there is more room; where few do, in the same steps.
 
-The product of a group's columns is a partial sum of its own, in float32, to which the group's scale is applied; so all
+The product of a group's columns is a separate partial sum in float32, to which the group's scale is applied; so all
 M give the same numbers but for the order of float32 sums. The two groups of consumer warps go their own ways: while
 one applies scales the other keeps the matrix unit busy.
 """

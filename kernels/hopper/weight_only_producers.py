@@ -1,4 +1,4 @@
-"""The two warps that have the copy engine bring the weight and x, each into a ring of its own.
+"""The two warps that have the copy engine bring the weight and x, each into its own ring.
 
 The weight's first slots are asked for while the kernel before this one still runs: their codes, and codes alone
 (producer.py says why). x, scales and zero points wait until it has ended.

@@ -182,7 +182,7 @@ def kind_of(planner: Any, arguments: tuple[Any, ...]) -> tuple[Any, list[int]]:
     for argument in arguments:
         cls = type(argument)
         if cls in _PLAIN_TENSORS:
-            if argument.is_neg():  # what lies there has the other sign: the imaginary part of a conjugate
+            if argument.is_neg():  # its memory has the other sign: the imaginary part of a conjugate
                 return None, addresses
             address = argument.data_ptr()
             addresses.append(address)
@@ -204,7 +204,7 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def set_aside() -> Iterator[None]:
-    """Meanwhile every call makes a plan of its own and runs it plainly, in the whole process."""
+    """Meanwhile every call in the process makes a new plan and runs it plainly."""
     global _set_aside
     _set_aside += 1
     try:

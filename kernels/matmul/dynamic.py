@@ -1,6 +1,6 @@
 """Products of float activations that are quantized per token: in a launch before, or in the product's own.
 
-    apart         quantize_per_token, then int8_matmul or int4_int8_matmul with a configuration of its own
+    apart         quantize_per_token, then int8_matmul or int4_int8_matmul with its own configuration
     quantizing    one launch (quantize_inside.py): each program reads its rows of x twice, none writes codes
 
 Bit for bit the same. Which is faster is a question of M, K and the GPU: `TileConfig.path` of the families

@@ -251,7 +251,7 @@ class Code:
         self.builder.store(value.raw, pointer, align=1)
 
     def load_first(self, kind: Any, address: Value, count: Value) -> Value:
-        """The first `count` elements of a vector, zeros behind them; what lies there is not touched."""
+        """The first `count` elements of a vector, zeros behind them; memory behind them is not read."""
         pointer = self.builder.inttoptr(address.raw, kind.as_pointer())
         zero = ir.Constant(kind, None)
         name = f"llvm.masked.load.{_suffix(kind)}.p0"

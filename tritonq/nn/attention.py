@@ -180,5 +180,5 @@ class MultiheadAttention(nn.Module):
 
 
 def _rows(parameter: nn.Parameter, rows: slice) -> nn.Parameter:
-    """Rows of a Parameter as one of their own, in the same memory."""
+    """Rows of a Parameter as another Parameter, in the same memory."""
     return nn.Parameter(parameter.detach()[rows], requires_grad=parameter.requires_grad)

@@ -40,7 +40,7 @@ _ONLY_NAMED = (nn.RNN, *_TABLES)
 
 
 def is_splittable(module: nn.Module) -> bool:
-    """True for a layer of torch that computes with Parameters of its own, in torch's own way."""
+    """True for a layer of torch that computes with its own Parameters, not through Linears."""
     kind = _kind(module)
     return (
         kind is not None

@@ -79,7 +79,7 @@ def directly(
         if torch.compiler.is_compiling() or not arguments:
             return operator(*arguments, **words)
         gpu = on_gpu(arguments[0])
-        if not (gpu or all_on_cpu((*arguments, *words.values()))) or somebody_listens(arguments):
+        if not (gpu or all_on_cpu((*arguments, *words.values()))) or needs_dispatcher(arguments):
             return operator(*arguments, **words)
         if words:
             for word in names[len(arguments) :]:
@@ -133,7 +133,7 @@ def on_gpu(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_cuda and uses_kernels(x)
 
 
-def somebody_listens(arguments: tuple[Any, ...]) -> bool:
+def needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
     """True where the dispatcher would do more than call the implementation."""
     return (
         dispatch_modes() > 0

@@ -1,7 +1,7 @@
-"""Weights of matrix products that nobody asked to keep in float, and that no layer here can take.
+"""Warns about weights of matrix products that stay in float although the user did not ask for it.
 
-Experts stacked into one parameter, transformers' Conv1D, subclasses of nn.Linear with a forward of their own: a model
-that consists of them would hardly shrink, and nobody would know.
+Examples: experts stacked into one parameter, transformers' Conv1D, subclasses of nn.Linear with another forward. A
+model of such layers would hardly shrink, without a word.
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ def _check_selected(
 
 
 def _holds_matrices(module: nn.Module) -> bool:
-    """Whether a module that is no Linear has weights of matrix products of its own."""
+    """Whether a module that is no Linear holds weights of matrix products itself."""
     held: dict[str, Any] = module._parameters  # None where there is none
     return not isinstance(module, nn.Linear) and any(
         tensor is not None and not is_lazy(tensor) and tensor.dim() in (2, 3) for tensor in held.values()
