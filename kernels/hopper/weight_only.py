@@ -253,7 +253,7 @@ def hopper_launch(
     config: TileConfig,
     target: Target,
 ) -> Launch:
-    """Compute ../weight_only_matmul.py's product into out [M, N]; all but bias and out addressable."""
+    """Compute the product of ../matmul/weight_only.py into out [M, N]; all but bias and out addressable."""
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
     x = _addressable_rows(x)
     slabs = 4 if w.element_size() == 2 else 1

@@ -4,8 +4,8 @@
     quantizing    one launch (quantize_inside.py): each program reads its rows of x twice, none writes codes
 
 Bit for bit the same. Which is faster is a question of M, K and the GPU: `TileConfig.path` of the families
-"int8_dynamic" and "int4_int8_dynamic" answers it, found as all configurations are (configurations.py). A single row is
-a problem of its own: a program quantizes it once, not once for each column of its tile.
+"int8_dynamic" and "int4_int8_dynamic" answers it, found as all configurations are (config/choose.py). A single row is
+a separate problem: a program quantizes it once, not once for each column of its tile.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def pointers_launch(
     config: TileConfig,
     target: Target,
 ) -> Launch:
-    """Compute weight_only_matmul.py's product."""
+    """Compute the product of weight_only.py."""
     (rows, columns), features, groups = x.shape, w.shape[0], scale.shape[0]
     slabs = 4 if w.dtype == torch.int16 else 1
     blocks = triton.cdiv(w.shape[1], slab_width)
