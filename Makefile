@@ -1,6 +1,6 @@
 # make demo    the demo, in an environment that is set up on the first call
 # make test    all tests, on all cores; make test ARGS="tests/test_package.py -k wheel" some of them
-# make test-ptx  all tests of kernels, as Triton 3.6.0 and the pinned one compile them, in the emulator of PTX: an hour
+# make test-ptx  all tests of kernels, as Triton 3.6.0 and the pinned one compile them, in the emulator of PTX; takes long
 # make check   ruff, mypy, and which folder may import which
 # make format  what `make check` asks of the layout, done
 # make bench   the benchmarks; ARGS as above
