@@ -55,6 +55,29 @@ def test_not_where_it_was_asked_for(words: dict[str, Any]) -> None:
         tritonq.quantize_(Model(), **words)
 
 
+@pytest.mark.parametrize("name", ["A_log", "relative_position_bias_table"])
+def test_matrices_that_no_product_reads_are_no_weights(name: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16))
+    model.add_module("other", nn.Module())
+    model.get_submodule("other").register_parameter(name, nn.Parameter(torch.randn(16, 16)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tritonq.quantize_(model, "w8a16")
+
+
+def test_attention_that_stays_in_float_on_purpose_is_not_named() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.linear = nn.MultiheadAttention(16, 2), nn.Linear(16, 16)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = tritonq.quantize_(Both(), "w8a16", ignore=["attention"])
+    assert type(model.attention) is nn.MultiheadAttention
+    assert isinstance(model.get_submodule("linear"), QuantizedLinear)
+
+
 def test_a_small_rest_is_not_worth_a_word() -> None:
     model = nn.Sequential(nn.Linear(128, 128), Own(10, 10))
     tritonq.quantize_(model, "w8a16")  # 100 of 16,484

@@ -49,7 +49,7 @@ def warn_of_float_weights(
         if isinstance(place.module, _OTHERS)
         for tensor in place.module._parameters.values()
     }
-    # torch's attention reads the weight of its out_proj itself: who leaves the attention in float means both.
+    # An attention that is meant to stay in float keeps its out_proj in float, too: torch reads that weight directly.
     attentions = tuple(
         f"{place.name}."
         for place in everything
